@@ -1,0 +1,72 @@
+//! What crosses the boundary of a vCPU: why it came out, and what it is given to go back in.
+//!
+//! Both are owned values. The answer to the last exit is the argument of the next [`run`](crate::Vcpu::run); nothing is
+//! borrowed and no device is called while a vCPU is inside `run`.
+
+use serde::{Deserialize, Serialize};
+
+/// How a vCPU is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmEntry {
+    /// Nothing is owed: go on.
+    Resume,
+    /// The answer to the [`IoRequest`] of the last exit.
+    Answer(Answer),
+}
+
+/// Why a vCPU came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VmExit {
+    /// A device access; the vCPU continues when [`VmEntry::Answer`] brings its answer.
+    Io(IoRequest),
+    /// The vCPU was kicked, or has something for its owner to look at. Enter again with [`VmEntry::Resume`].
+    Interrupted,
+    /// A triple fault: the processor has shut down and needs a reset.
+    Shutdown,
+}
+
+/// Names one device access; an answer must carry the name of the question. Unique within a vCPU.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RequestId(pub u64);
+
+/// The address space of a device access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Space {
+    /// I/O ports, 16-bit addresses.
+    Port,
+    /// Guest-physical memory.
+    Memory,
+}
+
+/// The direction of a device access.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Access {
+    /// The device is asked for `size` bytes.
+    Read,
+    /// The device is given `size` bytes, in the low bytes of the value, the rest zero.
+    Write(u64),
+}
+
+/// One access to one device register.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct IoRequest {
+    /// Names this access.
+    pub id: RequestId,
+    /// Which address space `address` is in.
+    pub space: Space,
+    /// The first byte accessed: a port number or a guest-physical address.
+    pub address: u64,
+    /// The width in bytes: 1, 2, 4 or 8 (ports: at most 4).
+    pub size: u8,
+    /// Read, or write with the data.
+    pub access: Access,
+}
+
+/// What a device said to an [`IoRequest`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The request that is answered.
+    pub id: RequestId,
+    /// The value read, in the low `size` bytes; ignored for a write.
+    pub value: u64,
+}

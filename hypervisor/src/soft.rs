@@ -1,0 +1,1 @@
+//! The backend whose CPU is software.

@@ -1,0 +1,75 @@
+//! A hypervisor makes virtual machines; a virtual machine makes vCPUs and carries interrupts to them.
+
+use std::sync::Arc;
+
+use crate::{GuestMemory, HypervisorError, Vcpu};
+
+/// Which backend this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum HypervisorKind {
+    /// The CPU in software.
+    Soft,
+}
+
+/// What a virtual machine is made of.
+#[derive(Debug, Clone)]
+pub struct VmSettings {
+    /// The number of vCPUs, 1 or more; their APIC ids are 0, 1, 2, …
+    pub vcpus: u32,
+    /// Guest-physical memory.
+    pub memory: GuestMemory,
+}
+
+/// Makes virtual machines.
+pub trait Hypervisor: Send + Sync {
+    /// Which backend this is.
+    fn kind(&self) -> HypervisorKind;
+
+    /// The largest number of vCPUs of one machine.
+    fn max_vcpus(&self) -> u32;
+
+    /// Makes a virtual machine with its interrupt controllers and timers: local APICs at 0xFEE0_0000, IO-APIC at
+    /// 0xFEC0_0000 (id 0, 24 pins, GSI 0 up), PICs at ports 0x20 and 0xA0, PIT at ports 0x40 to 0x43 and 0x61.
+    ///
+    /// # Errors
+    /// [`HypervisorError`] if the settings cannot be met.
+    fn create_vm(&self, settings: VmSettings) -> Result<Arc<dyn Vm>, HypervisorError>;
+}
+
+/// One virtual machine.
+pub trait Vm: Send + Sync {
+    /// Makes vCPU `index`, once each. vCPU 0 is the bootstrap processor; the others wait for INIT and SIPI.
+    ///
+    /// # Errors
+    /// [`HypervisorError`] if the index is out of range or already taken.
+    fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, HypervisorError>;
+
+    /// The interrupt line of global system interrupt `gsi`, 0..24: the IO-APIC's pin, and the PIC's for 0..16.
+    ///
+    /// # Errors
+    /// [`HypervisorError`] if there is no such line.
+    fn interrupt_line(&self, gsi: u32) -> Result<Arc<dyn InterruptLine>, HypervisorError>;
+
+    /// Delivers a message-signalled interrupt: what a device would write to `address` (SDM Vol. 3, Message Signalled
+    /// Interrupts).
+    fn signal_msi(&self, address: u64, data: u32);
+
+    /// Says that `length` bytes of guest memory from `address` on were written by somebody who is no vCPU (a loader, a
+    /// device), so that no vCPU goes on with instructions decoded from what was there before.
+    fn memory_written(&self, address: u64, length: u64);
+
+    /// Stops (true) or continues (false) the guest's clocks and timers; a paused machine's kvmclock stands still.
+    fn set_paused(&self, paused: bool);
+}
+
+/// One interrupt line, level-sensitive: raised until lowered. Callable from any thread; never blocks on a guest.
+pub trait InterruptLine: Send + Sync {
+    /// Asserts (true) or deasserts (false) the line.
+    fn set(&self, level: bool);
+
+    /// Asserts and deasserts at once, as an edge-triggered source does.
+    fn pulse(&self) {
+        self.set(true);
+        self.set(false);
+    }
+}
