@@ -1,0 +1,360 @@
+//! Guest memory as the CPUs see it: raw pointers to pages, and atomics on them.
+//!
+//! # Purpose
+//! Guest memory is shared: by vCPUs in other threads, by devices, by the host. References to it would be a lie, so this
+//! module hands out [`Slot`]s, each a pointer to one operand, which are read and written by single machine accesses. It
+//! also keeps, beside each page, what the CPUs must know about each other ([`CodePages`]).
+//!
+//! # Invariants
+//! * A [`HostPage`] points at 4096 bytes of a mapping that lives as long as the [`Ram`] it came from.
+//! * A [`Slot`] lies within one page.
+//!
+//! This is one of the two modules with unsafe code (the other is the TLB, which keeps `HostPage`s): pointers into memory
+//! that others change at any time cannot be had otherwise.
+#![allow(
+    unsafe_code,
+    reason = "guest memory is shared with other threads and cannot be borrowed"
+)]
+
+use core::marker::PhantomData;
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use vm_memory::{Address, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+
+use crate::code_pages::CodePages;
+use crate::word::Word;
+
+/// Bytes in a page.
+pub const PAGE_SIZE: u64 = 4096;
+
+/// The memory of one virtual machine.
+#[derive(Debug)]
+pub struct Ram {
+    regions: Box<[Region]>,
+    /// Which pages hold decoded code; see the module.
+    pub code: CodePages,
+    /// Keeps the mappings alive.
+    memory: GuestMemoryMmap<()>,
+}
+
+#[derive(Debug)]
+struct Region {
+    start: u64,
+    length: u64,
+    host: *mut u8,
+    /// Number of the region's first page among all pages of all regions.
+    first_page: usize,
+}
+
+// SAFETY: the pointers lead into mappings that `memory` keeps alive, and are only used for volatile and atomic accesses.
+unsafe impl Send for Ram {}
+// SAFETY: as above.
+unsafe impl Sync for Ram {}
+
+/// A page of guest memory in the host's address space.
+#[derive(Debug, Clone, Copy)]
+pub struct HostPage {
+    pub(crate) pointer: *mut u8,
+    /// The page's number in [`CodePages`].
+    pub(crate) number: usize,
+}
+
+impl Ram {
+    /// The memory that `memory` maps. Parts of regions that do not fill a page are left out.
+    ///
+    /// # Errors
+    /// [`RamError`] if a region cannot be addressed by the host.
+    pub fn new(memory: GuestMemoryMmap<()>) -> Result<Ram, RamError> {
+        let mut regions = Vec::new();
+        let mut pages = 0;
+        for region in memory.iter() {
+            let start = region.start_addr().raw_value();
+            let length = region.len() & !(PAGE_SIZE - 1);
+            let pointer = region.get_host_address(vm_memory::MemoryRegionAddress(0)).ok();
+            let aligned = start.is_multiple_of(PAGE_SIZE);
+            let Some(host) = pointer.filter(|host| aligned && (*host as u64).is_multiple_of(PAGE_SIZE)) else {
+                return Err(RamError::Region { start });
+            };
+            regions.push(Region {
+                start,
+                length,
+                host,
+                first_page: pages,
+            });
+            pages += (length / PAGE_SIZE) as usize;
+        }
+        Ok(Ram {
+            regions: regions.into_boxed_slice(),
+            code: CodePages::new(pages),
+            memory,
+        })
+    }
+
+    /// The mappings.
+    pub fn memory(&self) -> &GuestMemoryMmap<()> {
+        &self.memory
+    }
+
+    /// The page that holds guest-physical address `gpa`, if that is RAM.
+    #[inline]
+    pub fn page(&self, gpa: u64) -> Option<HostPage> {
+        for region in &self.regions {
+            let offset = gpa.wrapping_sub(region.start);
+            if offset < region.length {
+                let page = offset / PAGE_SIZE;
+                // SAFETY: the offset is below the region's length, which is within the mapping.
+                let pointer = unsafe { region.host.add((page * PAGE_SIZE) as usize) };
+                return Some(HostPage {
+                    pointer,
+                    number: region.first_page + page as usize,
+                });
+            }
+        }
+        None
+    }
+
+    /// The operand at `gpa`, if it is RAM and does not cross a page.
+    #[inline]
+    pub fn slot<T: Word>(&self, gpa: u64) -> Option<Slot<'_, T>> {
+        self.page(gpa)?.slot(gpa)
+    }
+
+    /// Reads 1 to 8 bytes that do not cross a page, zero-extended; `None` if that is not RAM.
+    #[inline]
+    pub fn read(&self, gpa: u64, width: u8) -> Option<u64> {
+        let page = self.page(gpa)?;
+        match width {
+            1 => Some(u64::from(page.slot::<u8>(gpa)?.load())),
+            2 => Some(u64::from(page.slot::<u16>(gpa)?.load())),
+            4 => Some(u64::from(page.slot::<u32>(gpa)?.load())),
+            8 => Some(page.slot::<u64>(gpa)?.load()),
+            _ => {
+                let mut value = 0;
+                for i in 0..u64::from(width.min(8)) {
+                    value |= u64::from(
+                        page.slot::<u8>(gpa & !(PAGE_SIZE - 1) | (gpa + i) & (PAGE_SIZE - 1))?
+                            .load(),
+                    ) << (8 * i);
+                }
+                Some(value)
+            }
+        }
+    }
+
+    /// Writes the low `width` bytes (1 to 8, not crossing a page) and drops instructions decoded from them; false if that
+    /// is not RAM.
+    pub fn write(&self, gpa: u64, width: u8, value: u64) -> bool {
+        let Some(page) = self.page(gpa) else { return false };
+        let in_page = |i: u64| gpa & !(PAGE_SIZE - 1) | (gpa + i) & (PAGE_SIZE - 1);
+        match (
+            width,
+            page.slot::<u64>(gpa),
+            page.slot::<u32>(gpa),
+            page.slot::<u16>(gpa),
+        ) {
+            (8, Some(slot), ..) => slot.store(value),
+            (4, _, Some(slot), _) => slot.store(value as u32),
+            (2, _, _, Some(slot)) => slot.store(value as u16),
+            _ => {
+                for i in 0..u64::from(width.min(8)) {
+                    if let Some(slot) = page.slot::<u8>(in_page(i)) {
+                        slot.store((value >> (8 * i)) as u8);
+                    }
+                }
+            }
+        }
+        self.code.written(page.number, gpa & (PAGE_SIZE - 1), u64::from(width));
+        true
+    }
+
+    /// Says that somebody else (a device, the loader) wrote `length` bytes at `gpa`: instructions decoded from there are
+    /// not executed any more.
+    pub fn written_by_host(&self, gpa: u64, length: u64) {
+        let mut at = gpa;
+        let end = gpa.saturating_add(length);
+        while at < end {
+            let page_end = (at | (PAGE_SIZE - 1)).saturating_add(1);
+            if let Some(page) = self.page(at) {
+                self.code
+                    .written(page.number, at & (PAGE_SIZE - 1), page_end.min(end) - at);
+            }
+            at = page_end;
+        }
+    }
+}
+
+/// Guest memory cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RamError {
+    /// A region that does not begin at a page boundary, in the guest or in the host.
+    #[error("the memory region at {start:#x} does not begin at a page boundary")]
+    Region {
+        /// Guest-physical start of the region.
+        start: u64,
+    },
+}
+
+impl HostPage {
+    /// The operand at this offset (bits above the page offset are ignored), if it does not cross the page's end.
+    #[inline(always)]
+    pub fn slot<'a, T: Word>(self, address: u64) -> Option<Slot<'a, T>> {
+        let offset = address & (PAGE_SIZE - 1);
+        // SAFETY: the operand lies within the page.
+        (offset + T::SIZE as u64 <= PAGE_SIZE).then(|| unsafe { self.slot_unchecked(offset) })
+    }
+
+    /// The operand at `offset`.
+    ///
+    /// # Safety
+    /// `offset + T::SIZE` is at most 4096.
+    #[inline(always)]
+    pub(crate) unsafe fn slot_unchecked<'a, T: Word>(self, offset: u64) -> Slot<'a, T> {
+        // SAFETY: the caller keeps the operand within the page.
+        Slot {
+            pointer: unsafe { self.pointer.add(offset as usize) },
+            life: PhantomData,
+        }
+    }
+}
+
+/// One operand in guest memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Slot<'a, T> {
+    pointer: *mut u8,
+    life: PhantomData<&'a T>,
+}
+
+#[repr(C, packed)]
+#[derive(Clone, Copy)]
+struct Unaligned<T>(T);
+
+impl<T: Word> Slot<'_, T> {
+    /// Reads with one machine access.
+    #[inline(always)]
+    pub fn load(self) -> T {
+        // SAFETY: the operand lies within a live mapping; `Unaligned` asks for no alignment.
+        unsafe { self.pointer.cast::<Unaligned<T>>().read_volatile() }.0
+    }
+
+    /// Writes with one machine access.
+    #[inline(always)]
+    pub fn store(self, value: T) {
+        // SAFETY: as in `load`.
+        unsafe { self.pointer.cast::<Unaligned<T>>().write_volatile(Unaligned(value)) }
+    }
+
+    /// Replaces the value atomically by what `f` makes of it, or leaves it where `f` says `None`.
+    #[inline(always)]
+    pub fn atomic<R>(self, mut f: impl FnMut(T) -> (Option<T>, R)) -> R {
+        let mut old = self.load();
+        loop {
+            let (new, result) = f(old);
+            // A failed comparison writes the old value back, as LOCK CMPXCHG does (SDM Vol. 2).
+            match self.compare_exchange(old, new.unwrap_or(old)) {
+                Ok(()) => return result,
+                Err(now) => old = now,
+            }
+        }
+    }
+
+    /// Replaces `old` by `new` atomically, or returns what is there instead.
+    #[inline]
+    fn compare_exchange(self, old: T, new: T) -> Result<(), T> {
+        let (old, new) = (old.zero_extend(), new.zero_extend());
+        let unaligned = self.pointer as usize & (T::SIZE - 1) != 0;
+        macro_rules! exchange {
+            ($atomic:ty, $t:ty) => {{
+                // SAFETY: the operand lies within a live mapping and is aligned; all accesses to it are atomic or
+                // volatile machine accesses.
+                let atomic = unsafe { <$atomic>::from_ptr(self.pointer.cast::<$t>()) };
+                atomic
+                    .compare_exchange(old as $t, new as $t, Ordering::SeqCst, Ordering::SeqCst)
+                    .map(|_| ())
+                    .map_err(|now| T::truncate(u64::from(now)))
+            }};
+        }
+        match T::SIZE {
+            1 => exchange!(AtomicU8, u8),
+            _ if unaligned => self.compare_exchange_split(old, new),
+            2 => exchange!(AtomicU16, u16),
+            4 => exchange!(AtomicU32, u32),
+            _ => exchange!(AtomicU64, u64),
+        }
+    }
+
+    /// The same on an operand that is not aligned: Rust's atomics do not know such, the processor does.
+    #[cold]
+    fn compare_exchange_split(self, old: u64, new: u64) -> Result<(), T> {
+        let mut now = old;
+        // SAFETY: the operand lies within a live mapping; LOCK CMPXCHG is atomic at any alignment. The narrow forms leave
+        // the upper bits of RAX, which are zero, as they are.
+        unsafe {
+            match T::SIZE {
+                2 => core::arch::asm!("lock cmpxchg word ptr [{p}], {n:x}", p = in(reg) self.pointer, n = in(reg) new,
+                    inout("rax") now, options(nostack)),
+                4 => core::arch::asm!("lock cmpxchg dword ptr [{p}], {n:e}", p = in(reg) self.pointer, n = in(reg) new,
+                    inout("rax") now, options(nostack)),
+                _ => core::arch::asm!("lock cmpxchg qword ptr [{p}], {n}", p = in(reg) self.pointer, n = in(reg) new,
+                    inout("rax") now, options(nostack)),
+            }
+        }
+        let now = now & T::MASK;
+        if now == old { Ok(()) } else { Err(T::truncate(now)) }
+    }
+}
+
+impl Slot<'_, u8> {
+    /// Reads the bytes that begin here; all of them lie in the page.
+    #[inline(always)]
+    pub(crate) fn load_bytes(self, bytes: &mut [u8]) {
+        let mut at = self.pointer.cast_const();
+        let mut chunks = bytes.chunks_exact_mut(8);
+        for chunk in &mut chunks {
+            // SAFETY: the TLB found the whole operand within one live page.
+            let word = unsafe { at.cast::<Unaligned<u64>>().read_volatile() }.0;
+            chunk.copy_from_slice(&word.to_ne_bytes());
+            // SAFETY: as above.
+            at = unsafe { at.add(8) };
+        }
+        for byte in chunks.into_remainder() {
+            // SAFETY: as above.
+            *byte = unsafe { at.read_volatile() };
+            // SAFETY: as above; at most one past the page's end.
+            at = unsafe { at.add(1) };
+        }
+    }
+
+    /// Writes the bytes that begin here; all of them lie in the page.
+    #[inline(always)]
+    pub(crate) fn store_bytes(self, bytes: &[u8]) {
+        let mut at = self.pointer;
+        let mut chunks = bytes.chunks_exact(8);
+        for chunk in &mut chunks {
+            let word = u64::from_ne_bytes(chunk.try_into().expect("chunks have eight bytes"));
+            // SAFETY: the TLB found the whole operand within one live page.
+            unsafe { at.cast::<Unaligned<u64>>().write_volatile(Unaligned(word)) };
+            // SAFETY: as above.
+            at = unsafe { at.add(8) };
+        }
+        for byte in chunks.remainder() {
+            // SAFETY: as above.
+            unsafe { at.write_volatile(*byte) };
+            // SAFETY: as above; at most one past the page's end.
+            at = unsafe { at.add(1) };
+        }
+    }
+}
+
+impl Slot<'_, u64> {
+    /// Compares the 16 bytes that begin here with `expected` and replaces them by `new` if equal; returns what was there.
+    /// `None` if they are not aligned or the host lacks CMPXCHG16B.
+    pub fn compare_exchange_16(self, expected: u128, new: u128) -> Option<u128> {
+        if !(self.pointer as usize).is_multiple_of(16) || !std::arch::is_x86_feature_detected!("cmpxchg16b") {
+            return None;
+        }
+        // SAFETY: 16 aligned bytes lie within the page, and the instruction is there.
+        Some(unsafe {
+            core::arch::x86_64::cmpxchg16b(self.pointer.cast(), expected, new, Ordering::SeqCst, Ordering::SeqCst)
+        })
+    }
+}

@@ -1,0 +1,64 @@
+//! What the CPU asks of the world outside, and the answers.
+
+use serde::{Deserialize, Serialize};
+
+/// Names a request. Unique within a CPU.
+pub type RequestId = u64;
+
+/// Where a request is directed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Space {
+    /// I/O ports; addresses have 16 bits.
+    Port,
+    /// Guest-physical memory that is not RAM.
+    Memory,
+    /// Model-specific registers that are not the processor's own; the address is the register's number. May be refused,
+    /// which is #GP(0) for the guest.
+    Msr,
+    /// The task priority: CR8, 0 to 15.
+    TaskPriority,
+    /// A hypercall (VMCALL or VMMCALL); the arguments are in the CPU's registers, the value read becomes RAX.
+    Hypercall,
+}
+
+/// The direction of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Direction {
+    /// `size` bytes are wanted.
+    Read,
+    /// `size` bytes are given, in the low bytes, the rest zero.
+    Write(u64),
+}
+
+/// One access outside the CPU and its RAM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Names this request.
+    pub id: RequestId,
+    /// Where it is directed.
+    pub space: Space,
+    /// First byte accessed, or register number.
+    pub address: u64,
+    /// Width in bytes: 1, 2, 4 or 8.
+    pub size: u8,
+    /// Read, or write with the data.
+    pub direction: Direction,
+}
+
+/// What the world said to a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// The request answered.
+    pub id: RequestId,
+    /// What became of it.
+    pub reply: Reply,
+}
+
+/// The content of an answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// Done; the value read, in the low bytes (0 for a write).
+    Value(u64),
+    /// There is no such register, or it does not take this value. Only MSRs can be refused.
+    Refused,
+}
