@@ -1,9 +1,12 @@
 //! The instructions, by family. Each is written once, generic over how it reaches memory ([`Access`]).
 
+mod arith;
+mod condition;
+
 use crate::access::Access;
 use crate::table::Table;
 
 /// Fills the table with every family.
 pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
-    let _ = table;
+    arith::fill(table);
 }

@@ -1,0 +1,544 @@
+//! Addition, subtraction and logic: ADD OR ADC SBB AND SUB XOR CMP TEST, INC DEC NEG NOT, XADD, CMPXCHG, CMPXCHG8B/16B.
+//!
+//! Each operation is a result and the carries out of every bit; logic is an addition without carries. A LOCK prefix turns
+//! the read and the write of the destination into one atomic operation.
+
+use iced_x86::Code;
+
+use crate::access::{Access, Outcome};
+use crate::cpu::{Cpu, flags, gpr};
+use crate::event::Exception;
+use crate::op::{Attr, Op};
+use crate::operand::{Addressing, Flat, General, Use};
+use crate::table::Table;
+use crate::word::Word;
+
+/// An operation on two operands and the carry flag.
+trait Binary: 'static {
+    /// The result, and for each bit whether it carried (borrowed) out; both right in as many bits as the operands are.
+    fn compute(a: u64, b: u64, carry: bool) -> (u64, u64);
+}
+
+/// ADD.
+struct Add;
+/// ADC.
+struct Adc;
+/// SUB and CMP.
+struct Sub;
+/// SBB.
+struct Sbb;
+/// AND and TEST.
+struct And;
+/// OR.
+struct Or;
+/// XOR.
+struct Xor;
+
+#[inline(always)]
+fn sum(a: u64, b: u64, carry: u64) -> (u64, u64) {
+    let result = a.wrapping_add(b).wrapping_add(carry);
+    (result, (a & b) | ((a | b) & !result))
+}
+
+#[inline(always)]
+fn difference(a: u64, b: u64, borrow: u64) -> (u64, u64) {
+    let result = a.wrapping_sub(b).wrapping_sub(borrow);
+    (result, (!a & b) | ((!a | b) & result))
+}
+
+impl Binary for Add {
+    #[inline(always)]
+    fn compute(a: u64, b: u64, _: bool) -> (u64, u64) {
+        sum(a, b, 0)
+    }
+}
+
+impl Binary for Adc {
+    #[inline(always)]
+    fn compute(a: u64, b: u64, carry: bool) -> (u64, u64) {
+        sum(a, b, u64::from(carry))
+    }
+}
+
+impl Binary for Sub {
+    #[inline(always)]
+    fn compute(a: u64, b: u64, _: bool) -> (u64, u64) {
+        difference(a, b, 0)
+    }
+}
+
+impl Binary for Sbb {
+    #[inline(always)]
+    fn compute(a: u64, b: u64, carry: bool) -> (u64, u64) {
+        difference(a, b, u64::from(carry))
+    }
+}
+
+impl Binary for And {
+    #[inline(always)]
+    fn compute(a: u64, b: u64, _: bool) -> (u64, u64) {
+        (a & b, 0)
+    }
+}
+
+impl Binary for Or {
+    #[inline(always)]
+    fn compute(a: u64, b: u64, _: bool) -> (u64, u64) {
+        (a | b, 0)
+    }
+}
+
+impl Binary for Xor {
+    #[inline(always)]
+    fn compute(a: u64, b: u64, _: bool) -> (u64, u64) {
+        (a ^ b, 0)
+    }
+}
+
+/// Computes and records the flags.
+#[inline(always)]
+fn apply<O: Binary, T: Word>(cpu: &mut Cpu, a: u64, b: u64) -> u64 {
+    let (result, carries) = O::compute(a, b, cpu.flags.carry());
+    cpu.flags.set_arithmetic::<T>(result, carries);
+    result
+}
+
+/// `op r1, r2`.
+fn registers<M: Access, O: Binary, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
+    let result = apply::<O, T>(cpu, cpu.gpr.read::<T>(op.r1), cpu.gpr.read::<T>(op.r2));
+    cpu.gpr.write::<T>(op.r1, result);
+    Ok(())
+}
+
+/// `op r1, imm`.
+fn register_immediate<M: Access, O: Binary, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
+    let result = apply::<O, T>(cpu, cpu.gpr.read::<T>(op.r1), op.imm);
+    cpu.gpr.write::<T>(op.r1, result);
+    Ok(())
+}
+
+/// `op r1, [m]`.
+fn register_memory<M: Access, O: Binary, T: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    let at = A::linear(cpu, op, T::SIZE as u64, Use::Read)?;
+    let b = m.load::<T>(cpu, at)?.zero_extend();
+    let result = apply::<O, T>(cpu, cpu.gpr.read::<T>(op.r1), b);
+    cpu.gpr.write::<T>(op.r1, result);
+    Ok(())
+}
+
+/// `op [m], r1`.
+fn memory_register<M: Access, O: Binary, T: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    let b = cpu.gpr.read::<T>(op.r1);
+    memory::<M, O, T, A>(cpu, m, op, b)
+}
+
+/// `op [m], imm`.
+fn memory_immediate<M: Access, O: Binary, T: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    memory::<M, O, T, A>(cpu, m, op, op.imm)
+}
+
+#[inline(always)]
+fn memory<M: Access, O: Binary, T: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>, b: u64) -> Outcome {
+    if op.attr.any(Attr::LOCK) {
+        return locked::<M, O, T, A>(cpu, m, op, b);
+    }
+    let at = A::linear(cpu, op, T::SIZE as u64, Use::Write)?;
+    let carry = cpu.flags.carry();
+    let (result, carries) = m.update::<T, _>(cpu, at, |old| {
+        let (result, carries) = O::compute(old.zero_extend(), b, carry);
+        (T::truncate(result), (result, carries))
+    })?;
+    cpu.flags.set_arithmetic::<T>(result, carries);
+    Ok(())
+}
+
+#[inline(never)]
+fn locked<M: Access, O: Binary, T: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>, b: u64) -> Outcome {
+    let at = A::linear(cpu, op, T::SIZE as u64, Use::Write)?;
+    let carry = cpu.flags.carry();
+    let (result, carries) = m.atomic::<T, _>(cpu, at, |old| {
+        let (result, carries) = O::compute(old.zero_extend(), b, carry);
+        (Some(T::truncate(result)), (result, carries))
+    })?;
+    cpu.flags.set_arithmetic::<T>(result, carries);
+    Ok(())
+}
+
+/// `cmp r1, r2` and the like: flags only.
+fn compare_registers<M: Access, O: Binary, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
+    apply::<O, T>(cpu, cpu.gpr.read::<T>(op.r1), cpu.gpr.read::<T>(op.r2));
+    Ok(())
+}
+
+/// `cmp r1, imm`.
+fn compare_register_immediate<M: Access, O: Binary, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
+    apply::<O, T>(cpu, cpu.gpr.read::<T>(op.r1), op.imm);
+    Ok(())
+}
+
+/// `cmp r1, [m]`.
+fn compare_register_memory<M: Access, O: Binary, T: Word, A: Addressing>(
+    cpu: &mut Cpu,
+    m: &mut M,
+    op: &Op<M>,
+) -> Outcome {
+    let at = A::linear(cpu, op, T::SIZE as u64, Use::Read)?;
+    let b = m.load::<T>(cpu, at)?.zero_extend();
+    apply::<O, T>(cpu, cpu.gpr.read::<T>(op.r1), b);
+    Ok(())
+}
+
+/// `cmp [m], r1`.
+fn compare_memory_register<M: Access, O: Binary, T: Word, A: Addressing>(
+    cpu: &mut Cpu,
+    m: &mut M,
+    op: &Op<M>,
+) -> Outcome {
+    let at = A::linear(cpu, op, T::SIZE as u64, Use::Read)?;
+    let a = m.load::<T>(cpu, at)?.zero_extend();
+    apply::<O, T>(cpu, a, cpu.gpr.read::<T>(op.r1));
+    Ok(())
+}
+
+/// `cmp [m], imm`.
+fn compare_memory_immediate<M: Access, O: Binary, T: Word, A: Addressing>(
+    cpu: &mut Cpu,
+    m: &mut M,
+    op: &Op<M>,
+) -> Outcome {
+    let at = A::linear(cpu, op, T::SIZE as u64, Use::Read)?;
+    let a = m.load::<T>(cpu, at)?.zero_extend();
+    apply::<O, T>(cpu, a, op.imm);
+    Ok(())
+}
+
+/// An operation on one operand.
+trait Unary: 'static {
+    /// The result.
+    fn compute(a: u64) -> u64;
+    /// Records the flags.
+    fn record<T: Word>(cpu: &mut Cpu, a: u64);
+}
+
+/// INC.
+struct Inc;
+/// DEC.
+struct Dec;
+/// NEG.
+struct Neg;
+/// NOT.
+struct Not;
+
+impl Unary for Inc {
+    #[inline(always)]
+    fn compute(a: u64) -> u64 {
+        a.wrapping_add(1)
+    }
+
+    #[inline(always)]
+    fn record<T: Word>(cpu: &mut Cpu, a: u64) {
+        let (result, carries) = sum(a, 1, 0);
+        cpu.flags.set_arithmetic_keep_carry::<T>(result, carries);
+    }
+}
+
+impl Unary for Dec {
+    #[inline(always)]
+    fn compute(a: u64) -> u64 {
+        a.wrapping_sub(1)
+    }
+
+    #[inline(always)]
+    fn record<T: Word>(cpu: &mut Cpu, a: u64) {
+        let (result, carries) = difference(a, 1, 0);
+        cpu.flags.set_arithmetic_keep_carry::<T>(result, carries);
+    }
+}
+
+impl Unary for Neg {
+    #[inline(always)]
+    fn compute(a: u64) -> u64 {
+        a.wrapping_neg()
+    }
+
+    #[inline(always)]
+    fn record<T: Word>(cpu: &mut Cpu, a: u64) {
+        let (result, carries) = difference(0, a, 0);
+        cpu.flags.set_arithmetic::<T>(result, carries);
+    }
+}
+
+impl Unary for Not {
+    #[inline(always)]
+    fn compute(a: u64) -> u64 {
+        !a
+    }
+
+    #[inline(always)]
+    fn record<T: Word>(_: &mut Cpu, _: u64) {}
+}
+
+fn unary_register<M: Access, O: Unary, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
+    let a = cpu.gpr.read::<T>(op.r1);
+    cpu.gpr.write::<T>(op.r1, O::compute(a));
+    O::record::<T>(cpu, a);
+    Ok(())
+}
+
+fn unary_memory<M: Access, O: Unary, T: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    let at = A::linear(cpu, op, T::SIZE as u64, Use::Write)?;
+    let a = if op.attr.any(Attr::LOCK) {
+        m.atomic::<T, _>(cpu, at, |old| {
+            (Some(T::truncate(O::compute(old.zero_extend()))), old.zero_extend())
+        })?
+    } else {
+        m.update::<T, _>(cpu, at, |old| {
+            (T::truncate(O::compute(old.zero_extend())), old.zero_extend())
+        })?
+    };
+    O::record::<T>(cpu, a);
+    Ok(())
+}
+
+fn xadd_registers<M: Access, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
+    let (a, b) = (cpu.gpr.read::<T>(op.r1), cpu.gpr.read::<T>(op.r2));
+    let result = apply::<Add, T>(cpu, a, b);
+    // The destination is written last: it wins where both are one register.
+    cpu.gpr.write::<T>(op.r2, a);
+    cpu.gpr.write::<T>(op.r1, result);
+    Ok(())
+}
+
+fn xadd_memory<M: Access, T: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    let at = A::linear(cpu, op, T::SIZE as u64, Use::Write)?;
+    let b = cpu.gpr.read::<T>(op.r1);
+    let add = |old: T| T::truncate(old.zero_extend().wrapping_add(b));
+    let old = if op.attr.any(Attr::LOCK) {
+        m.atomic::<T, _>(cpu, at, |old| (Some(add(old)), old))?
+    } else {
+        m.update::<T, _>(cpu, at, |old| (add(old), old))?
+    };
+    apply::<Add, T>(cpu, old.zero_extend(), b);
+    cpu.gpr.write::<T>(op.r1, old.zero_extend());
+    Ok(())
+}
+
+/// The register that a comparison leaves alone keeps its upper half, too, at 32 bits: so does the processor.
+fn cmpxchg_registers<M: Access, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
+    let (accumulator, old) = (cpu.gpr.read::<T>(gpr::RAX), cpu.gpr.read::<T>(op.r1));
+    apply::<Sub, T>(cpu, accumulator, old);
+    if accumulator == old {
+        let new = cpu.gpr.read::<T>(op.r2);
+        cpu.gpr.write::<T>(op.r1, new);
+    } else {
+        cpu.gpr.write::<T>(gpr::RAX, old);
+    }
+    Ok(())
+}
+
+fn cmpxchg_memory<M: Access, T: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    let at = A::linear(cpu, op, T::SIZE as u64, Use::Write)?;
+    let accumulator = T::truncate(cpu.gpr.read::<T>(gpr::RAX));
+    let new = T::truncate(cpu.gpr.read::<T>(op.r1));
+    let old = if op.attr.any(Attr::LOCK) {
+        m.atomic::<T, _>(cpu, at, |old| ((old == accumulator).then_some(new), old))?
+    } else {
+        m.update::<T, _>(cpu, at, |old| (if old == accumulator { new } else { old }, old))?
+    };
+    apply::<Sub, T>(cpu, accumulator.zero_extend(), old.zero_extend());
+    if old != accumulator {
+        cpu.gpr.write::<T>(gpr::RAX, old.zero_extend());
+    }
+    Ok(())
+}
+
+/// CMPXCHG8B. Locked or not, it is one atomic operation.
+fn cmpxchg8b<M: Access, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    let at = A::linear(cpu, op, 8, Use::Write)?;
+    let pair = |high: u8, low: u8| cpu.gpr.read::<u32>(high) << 32 | cpu.gpr.read::<u32>(low);
+    let (expected, new) = (pair(gpr::RDX, gpr::RAX), pair(gpr::RCX, gpr::RBX));
+    let old = m.atomic::<u64, _>(cpu, at, |old| ((old == expected).then_some(new), old))?;
+    if old != expected {
+        cpu.gpr.write::<u32>(gpr::RAX, old);
+        cpu.gpr.write::<u32>(gpr::RDX, old >> 32);
+    }
+    set_zero(cpu, old == expected);
+    Ok(())
+}
+
+/// CMPXCHG16B. Locked or not, it is one atomic operation.
+fn cmpxchg16b<M: Access, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    let at = A::linear(cpu, op, 16, Use::Write)?;
+    if !at.address.is_multiple_of(16) {
+        return Err(Exception::gp(0).into());
+    }
+    let pair = |high: u8, low: u8| u128::from(cpu.gpr.get(high)) << 64 | u128::from(cpu.gpr.get(low));
+    let (expected, new) = (pair(gpr::RDX, gpr::RAX), pair(gpr::RCX, gpr::RBX));
+    let old = m.compare_exchange_16(cpu, at, expected, new)?;
+    if old != expected {
+        cpu.gpr.set(gpr::RAX, old as u64);
+        cpu.gpr.set(gpr::RDX, (old >> 64) as u64);
+    }
+    set_zero(cpu, old == expected);
+    Ok(())
+}
+
+/// Sets ZF and keeps the other flags.
+fn set_zero(cpu: &mut Cpu, zero: bool) {
+    let status = cpu.flags.status() & !flags::ZF;
+    cpu.flags.set_status(if zero { status | flags::ZF } else { status });
+}
+
+/// Rows of one width: `op rm, r`, `op r, rm`, `op accumulator, imm`, and all forms of `op rm, imm`.
+fn binary<M: Access, O: Binary, T: Word>(
+    table: &mut Table<M>,
+    rm_r: Code,
+    r_rm: Code,
+    accumulator: Code,
+    rm_imm: &[Code],
+) {
+    table.rm_flat(
+        rm_r,
+        registers::<M, O, T>,
+        memory_register::<M, O, T, General>,
+        memory_register::<M, O, T, Flat>,
+    );
+    table.rm_flat(
+        r_rm,
+        registers::<M, O, T>,
+        register_memory::<M, O, T, General>,
+        register_memory::<M, O, T, Flat>,
+    );
+    table.plain(accumulator, register_immediate::<M, O, T>);
+    for code in rm_imm {
+        table.rm_flat(
+            *code,
+            register_immediate::<M, O, T>,
+            memory_immediate::<M, O, T, General>,
+            memory_immediate::<M, O, T, Flat>,
+        );
+    }
+}
+
+/// As [`binary`], for operations that only set flags; TEST has no `r, rm` form.
+fn compare<M: Access, O: Binary, T: Word>(
+    table: &mut Table<M>,
+    rm_r: Code,
+    r_rm: Option<Code>,
+    accumulator: Code,
+    rm_imm: &[Code],
+) {
+    table.rm_flat(
+        rm_r,
+        compare_registers::<M, O, T>,
+        compare_memory_register::<M, O, T, General>,
+        compare_memory_register::<M, O, T, Flat>,
+    );
+    if let Some(code) = r_rm {
+        table.rm_flat(
+            code,
+            compare_registers::<M, O, T>,
+            compare_register_memory::<M, O, T, General>,
+            compare_register_memory::<M, O, T, Flat>,
+        );
+    }
+    table.plain(accumulator, compare_register_immediate::<M, O, T>);
+    for code in rm_imm {
+        table.rm_flat(
+            *code,
+            compare_register_immediate::<M, O, T>,
+            compare_memory_immediate::<M, O, T, General>,
+            compare_memory_immediate::<M, O, T, Flat>,
+        );
+    }
+}
+
+fn unary<M: Access, O: Unary>(table: &mut Table<M>, codes: [Code; 4]) {
+    fn width<M: Access, O: Unary, T: Word>(table: &mut Table<M>, code: Code) {
+        table.rm_flat(
+            code,
+            unary_register::<M, O, T>,
+            unary_memory::<M, O, T, General>,
+            unary_memory::<M, O, T, Flat>,
+        );
+    }
+    let [byte, word, dword, qword] = codes;
+    width::<M, O, u8>(table, byte);
+    width::<M, O, u16>(table, word);
+    width::<M, O, u32>(table, dword);
+    width::<M, O, u64>(table, qword);
+}
+
+fn exchanges<M: Access, T: Word>(table: &mut Table<M>, xadd: Code, cmpxchg: Code) {
+    table.rm_flat(
+        xadd,
+        xadd_registers::<M, T>,
+        xadd_memory::<M, T, General>,
+        xadd_memory::<M, T, Flat>,
+    );
+    table.rm_flat(
+        cmpxchg,
+        cmpxchg_registers::<M, T>,
+        cmpxchg_memory::<M, T, General>,
+        cmpxchg_memory::<M, T, Flat>,
+    );
+}
+
+/// Adds the rows of this family.
+#[rustfmt::skip]
+pub(super) fn fill<M: Access>(table: &mut Table<M>) {
+    use Code::*;
+    binary::<M, Add, u8>(table, Add_rm8_r8, Add_r8_rm8, Add_AL_imm8, &[Add_rm8_imm8, Add_rm8_imm8_82]);
+    binary::<M, Add, u16>(table, Add_rm16_r16, Add_r16_rm16, Add_AX_imm16, &[Add_rm16_imm16, Add_rm16_imm8]);
+    binary::<M, Add, u32>(table, Add_rm32_r32, Add_r32_rm32, Add_EAX_imm32, &[Add_rm32_imm32, Add_rm32_imm8]);
+    binary::<M, Add, u64>(table, Add_rm64_r64, Add_r64_rm64, Add_RAX_imm32, &[Add_rm64_imm32, Add_rm64_imm8]);
+    binary::<M, Or, u8>(table, Or_rm8_r8, Or_r8_rm8, Or_AL_imm8, &[Or_rm8_imm8, Or_rm8_imm8_82]);
+    binary::<M, Or, u16>(table, Or_rm16_r16, Or_r16_rm16, Or_AX_imm16, &[Or_rm16_imm16, Or_rm16_imm8]);
+    binary::<M, Or, u32>(table, Or_rm32_r32, Or_r32_rm32, Or_EAX_imm32, &[Or_rm32_imm32, Or_rm32_imm8]);
+    binary::<M, Or, u64>(table, Or_rm64_r64, Or_r64_rm64, Or_RAX_imm32, &[Or_rm64_imm32, Or_rm64_imm8]);
+    binary::<M, Adc, u8>(table, Adc_rm8_r8, Adc_r8_rm8, Adc_AL_imm8, &[Adc_rm8_imm8, Adc_rm8_imm8_82]);
+    binary::<M, Adc, u16>(table, Adc_rm16_r16, Adc_r16_rm16, Adc_AX_imm16, &[Adc_rm16_imm16, Adc_rm16_imm8]);
+    binary::<M, Adc, u32>(table, Adc_rm32_r32, Adc_r32_rm32, Adc_EAX_imm32, &[Adc_rm32_imm32, Adc_rm32_imm8]);
+    binary::<M, Adc, u64>(table, Adc_rm64_r64, Adc_r64_rm64, Adc_RAX_imm32, &[Adc_rm64_imm32, Adc_rm64_imm8]);
+    binary::<M, Sbb, u8>(table, Sbb_rm8_r8, Sbb_r8_rm8, Sbb_AL_imm8, &[Sbb_rm8_imm8, Sbb_rm8_imm8_82]);
+    binary::<M, Sbb, u16>(table, Sbb_rm16_r16, Sbb_r16_rm16, Sbb_AX_imm16, &[Sbb_rm16_imm16, Sbb_rm16_imm8]);
+    binary::<M, Sbb, u32>(table, Sbb_rm32_r32, Sbb_r32_rm32, Sbb_EAX_imm32, &[Sbb_rm32_imm32, Sbb_rm32_imm8]);
+    binary::<M, Sbb, u64>(table, Sbb_rm64_r64, Sbb_r64_rm64, Sbb_RAX_imm32, &[Sbb_rm64_imm32, Sbb_rm64_imm8]);
+    binary::<M, And, u8>(table, And_rm8_r8, And_r8_rm8, And_AL_imm8, &[And_rm8_imm8, And_rm8_imm8_82]);
+    binary::<M, And, u16>(table, And_rm16_r16, And_r16_rm16, And_AX_imm16, &[And_rm16_imm16, And_rm16_imm8]);
+    binary::<M, And, u32>(table, And_rm32_r32, And_r32_rm32, And_EAX_imm32, &[And_rm32_imm32, And_rm32_imm8]);
+    binary::<M, And, u64>(table, And_rm64_r64, And_r64_rm64, And_RAX_imm32, &[And_rm64_imm32, And_rm64_imm8]);
+    binary::<M, Sub, u8>(table, Sub_rm8_r8, Sub_r8_rm8, Sub_AL_imm8, &[Sub_rm8_imm8, Sub_rm8_imm8_82]);
+    binary::<M, Sub, u16>(table, Sub_rm16_r16, Sub_r16_rm16, Sub_AX_imm16, &[Sub_rm16_imm16, Sub_rm16_imm8]);
+    binary::<M, Sub, u32>(table, Sub_rm32_r32, Sub_r32_rm32, Sub_EAX_imm32, &[Sub_rm32_imm32, Sub_rm32_imm8]);
+    binary::<M, Sub, u64>(table, Sub_rm64_r64, Sub_r64_rm64, Sub_RAX_imm32, &[Sub_rm64_imm32, Sub_rm64_imm8]);
+    binary::<M, Xor, u8>(table, Xor_rm8_r8, Xor_r8_rm8, Xor_AL_imm8, &[Xor_rm8_imm8, Xor_rm8_imm8_82]);
+    binary::<M, Xor, u16>(table, Xor_rm16_r16, Xor_r16_rm16, Xor_AX_imm16, &[Xor_rm16_imm16, Xor_rm16_imm8]);
+    binary::<M, Xor, u32>(table, Xor_rm32_r32, Xor_r32_rm32, Xor_EAX_imm32, &[Xor_rm32_imm32, Xor_rm32_imm8]);
+    binary::<M, Xor, u64>(table, Xor_rm64_r64, Xor_r64_rm64, Xor_RAX_imm32, &[Xor_rm64_imm32, Xor_rm64_imm8]);
+
+    compare::<M, Sub, u8>(table, Cmp_rm8_r8, Some(Cmp_r8_rm8), Cmp_AL_imm8, &[Cmp_rm8_imm8, Cmp_rm8_imm8_82]);
+    compare::<M, Sub, u16>(table, Cmp_rm16_r16, Some(Cmp_r16_rm16), Cmp_AX_imm16, &[Cmp_rm16_imm16, Cmp_rm16_imm8]);
+    compare::<M, Sub, u32>(table, Cmp_rm32_r32, Some(Cmp_r32_rm32), Cmp_EAX_imm32, &[Cmp_rm32_imm32, Cmp_rm32_imm8]);
+    compare::<M, Sub, u64>(table, Cmp_rm64_r64, Some(Cmp_r64_rm64), Cmp_RAX_imm32, &[Cmp_rm64_imm32, Cmp_rm64_imm8]);
+    compare::<M, And, u8>(table, Test_rm8_r8, None, Test_AL_imm8, &[Test_rm8_imm8, Test_rm8_imm8_F6r1]);
+    compare::<M, And, u16>(table, Test_rm16_r16, None, Test_AX_imm16, &[Test_rm16_imm16, Test_rm16_imm16_F7r1]);
+    compare::<M, And, u32>(table, Test_rm32_r32, None, Test_EAX_imm32, &[Test_rm32_imm32, Test_rm32_imm32_F7r1]);
+    compare::<M, And, u64>(table, Test_rm64_r64, None, Test_RAX_imm32, &[Test_rm64_imm32, Test_rm64_imm32_F7r1]);
+
+    unary::<M, Inc>(table, [Inc_rm8, Inc_rm16, Inc_rm32, Inc_rm64]);
+    unary::<M, Dec>(table, [Dec_rm8, Dec_rm16, Dec_rm32, Dec_rm64]);
+    unary::<M, Neg>(table, [Neg_rm8, Neg_rm16, Neg_rm32, Neg_rm64]);
+    unary::<M, Not>(table, [Not_rm8, Not_rm16, Not_rm32, Not_rm64]);
+    table.plain(Inc_r16, unary_register::<M, Inc, u16>);
+    table.plain(Inc_r32, unary_register::<M, Inc, u32>);
+    table.plain(Dec_r16, unary_register::<M, Dec, u16>);
+    table.plain(Dec_r32, unary_register::<M, Dec, u32>);
+
+    exchanges::<M, u8>(table, Xadd_rm8_r8, Cmpxchg_rm8_r8);
+    exchanges::<M, u16>(table, Xadd_rm16_r16, Cmpxchg_rm16_r16);
+    exchanges::<M, u32>(table, Xadd_rm32_r32, Cmpxchg_rm32_r32);
+    exchanges::<M, u64>(table, Xadd_rm64_r64, Cmpxchg_rm64_r64);
+    table.rm_flat(Cmpxchg8b_m64, cmpxchg8b::<M, General>, cmpxchg8b::<M, General>, cmpxchg8b::<M, Flat>);
+    table.rm_flat(Cmpxchg16b_m128, cmpxchg16b::<M, General>, cmpxchg16b::<M, General>, cmpxchg16b::<M, Flat>);
+}
