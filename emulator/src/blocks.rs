@@ -198,8 +198,8 @@ impl Blocks {
             let generation = ram.code.generation(page);
             let mut bytes = [0; BLOCK_BYTES + 15];
             let bytes = &mut bytes[..available];
-            if let Some(slot) = ram.slot::<u8>(gpa) {
-                slot.load_bytes(bytes);
+            if let Some(span) = ram.page(gpa).and_then(|page| page.span(gpa, available)) {
+                span.load(bytes);
             }
             let (advance, length) = self.decode_ops(table, code, bytes);
             if ram.code.still_published(page, lines) {
