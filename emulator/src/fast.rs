@@ -214,6 +214,11 @@ impl Access for Fast {
         Ok(())
     }
 
+    #[inline(always)]
+    fn check_move(&mut self, _: &Cpu, _: Linear, _: Linear, _: u64) -> Result<(), Stop> {
+        Ok(())
+    }
+
     fn tsc(&mut self) -> Result<u64, Stop> {
         Ok(self.host.tsc())
     }
