@@ -141,6 +141,13 @@ pub trait Access: Sized + 'static {
     /// As [`Access::load`].
     fn check_read(&mut self, cpu: &Cpu, at: Linear, length: u64) -> Result<(), Stop>;
 
+    /// Before `length` bytes are read at `from` that are to be written at `to`: checks both, so that a device at `from` is
+    /// not asked for what cannot be stored. The fast way never asks a device, and need not check.
+    ///
+    /// # Errors
+    /// As [`Access::load`] and [`Access::store`], in this order.
+    fn check_move(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64) -> Result<(), Stop>;
+
     /// The time-stamp counter.
     ///
     /// # Errors

@@ -714,6 +714,11 @@ impl Access for Careful {
             .map(|_| ())
     }
 
+    fn check_move(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64) -> Result<(), Stop> {
+        self.check_read(cpu, from, length)?;
+        self.check_write(cpu, to, length)
+    }
+
     fn tsc(&mut self) -> Result<u64, Stop> {
         let question = Question {
             kind: Kind::Clock,

@@ -148,16 +148,14 @@ pub(crate) fn non_canonical(at: Linear) -> Stop {
     Exception::with_code(vector, 0).into()
 }
 
-macro_rules! slot {
-    ($self:ident.$lookup:ident::<$t:ty>($cpu:ident, $at:ident, $size:expr, $intent:ident)) => {
-        match $self.tlb.$lookup::<$t>($cpu.view.context, $at.address, $size) {
-            Some(slot) => slot,
+/// A hit in the TLB, at once or after filling it.
+macro_rules! hit {
+    ($self:ident, $cpu:ident, $at:ident, $size:expr, $intent:ident, $lookup:ident $(::<$t:ty>)? $(, $length:expr)?) => {
+        match $self.tlb.$lookup$(::<$t>)?($cpu.view.context, $at.address $(, $length)?) {
+            Some(hit) => hit,
             None => {
-                $self.fill($cpu, $at, $size, Intent::$intent)?;
-                $self
-                    .tlb
-                    .$lookup::<$t>($cpu.view.context, $at.address, $size)
-                    .ok_or(Stop::Careful)?
+                $self.fill($cpu, $at, $size as u64, Intent::$intent)?;
+                $self.tlb.$lookup$(::<$t>)?($cpu.view.context, $at.address $(, $length)?).ok_or(Stop::Careful)?
             }
         }
     };
@@ -166,18 +164,18 @@ macro_rules! slot {
 impl Access for Fast {
     #[inline(always)]
     fn load<T: Word>(&mut self, cpu: &Cpu, at: Linear) -> Result<T, Stop> {
-        Ok(slot!(self.readable::<T>(cpu, at, T::SIZE as u64, Read)).load())
+        Ok(hit!(self, cpu, at, T::SIZE, Read, readable::<T>).load())
     }
 
     #[inline(always)]
     fn store<T: Word>(&mut self, cpu: &Cpu, at: Linear, value: T) -> Result<(), Stop> {
-        slot!(self.writable::<T>(cpu, at, T::SIZE as u64, Write)).store(value);
+        hit!(self, cpu, at, T::SIZE, Write, writable::<T>).store(value);
         Ok(())
     }
 
     #[inline(always)]
     fn update<T: Word, R>(&mut self, cpu: &Cpu, at: Linear, f: impl FnOnce(T) -> (T, R)) -> Result<R, Stop> {
-        let slot = slot!(self.writable::<T>(cpu, at, T::SIZE as u64, Write));
+        let slot = hit!(self, cpu, at, T::SIZE, Write, writable::<T>);
         let (value, result) = f(slot.load());
         slot.store(value);
         Ok(result)
@@ -185,42 +183,39 @@ impl Access for Fast {
 
     #[inline(always)]
     fn atomic<T: Word, R>(&mut self, cpu: &Cpu, at: Linear, f: impl FnMut(T) -> (Option<T>, R)) -> Result<R, Stop> {
-        Ok(slot!(self.writable::<T>(cpu, at, T::SIZE as u64, Write)).atomic(f))
+        Ok(hit!(self, cpu, at, T::SIZE, Write, writable::<T>).atomic(f))
     }
 
     fn compare_exchange_16(&mut self, cpu: &Cpu, at: Linear, expected: u128, new: u128) -> Result<u128, Stop> {
-        slot!(self.writable::<u64>(cpu, at, 16, Write))
+        hit!(self, cpu, at, 16, Write, writable::<u64>)
             .compare_exchange_16(expected, new)
             .ok_or(Stop::Careful)
     }
 
     #[inline(always)]
     fn load_bytes(&mut self, cpu: &Cpu, at: Linear, bytes: &mut [u8]) -> Result<(), Stop> {
-        let length = bytes.len() as u64;
-        if length == 0 || length > PAGE_SIZE {
-            return Err(Stop::Careful);
-        }
-        slot!(self.readable::<u8>(cpu, at, length, Read)).load_bytes(bytes);
+        hit!(self, cpu, at, bytes.len(), Read, readable_span, bytes.len()).load(bytes);
         Ok(())
     }
 
     #[inline(always)]
     fn store_bytes(&mut self, cpu: &Cpu, at: Linear, bytes: &[u8]) -> Result<(), Stop> {
-        let length = bytes.len() as u64;
-        if length == 0 || length > PAGE_SIZE {
-            return Err(Stop::Careful);
-        }
-        slot!(self.writable::<u8>(cpu, at, length, Write)).store_bytes(bytes);
+        hit!(self, cpu, at, bytes.len(), Write, writable_span, bytes.len()).store(bytes);
         Ok(())
     }
 
     fn check_write(&mut self, cpu: &Cpu, at: Linear, length: u64) -> Result<(), Stop> {
-        slot!(self.writable::<u8>(cpu, at, length.clamp(1, PAGE_SIZE), Write));
+        hit!(self, cpu, at, length, Write, writable_span, length as usize);
         Ok(())
     }
 
     fn check_read(&mut self, cpu: &Cpu, at: Linear, length: u64) -> Result<(), Stop> {
-        slot!(self.readable::<u8>(cpu, at, length.clamp(1, PAGE_SIZE), Read));
+        hit!(self, cpu, at, length, Read, readable_span, length as usize);
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn check_move(&mut self, _: &Cpu, _: Linear, _: Linear, _: u64) -> Result<(), Stop> {
         Ok(())
     }
 

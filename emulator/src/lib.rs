@@ -3,13 +3,18 @@
 
 pub mod access;
 pub mod attention;
+mod blocks;
 pub mod careful;
 pub mod code_pages;
 pub mod cpu;
+mod decode;
+mod deliver;
+mod emulator;
 pub mod event;
 pub mod fast;
 pub mod host;
 mod insn;
+pub mod model;
 pub mod op;
 pub mod operand;
 pub mod paging;
@@ -22,16 +27,10 @@ pub mod word;
 
 pub use attention::Attention;
 pub use cpu::Cpu;
+pub use emulator::{Counters, Emulator, Entry, Error, Exit};
 pub use event::{Event, Exception};
 pub use host::Host;
+pub use model::Model;
 pub use ram::{Ram, RamError};
 pub use replay::ReplayError;
 pub use request::{Answer, Direction, Reply, Request, RequestId, Space};
-
-/// The emulator cannot go on.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The record of an instruction failed.
-    #[error("the instruction cannot be re-executed")]
-    Replay(#[from] ReplayError),
-}

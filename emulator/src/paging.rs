@@ -141,7 +141,7 @@ impl Shape {
     fn reserved(&self, cpu: &Cpu, level: u32, entry: u64, large: bool) -> u64 {
         if self.entry_size == 4 {
             // A 4 MiB page: bit 21 is reserved, bits 20:13 are address bits 39:32 (PSE-36).
-            return if large { 1 << 21 } else { 0 };
+            return if large { entry & 1 << 21 } else { 0 };
         }
         let mut reserved = ABOVE_PHYSICAL;
         if !cpu.efer.any(Efer::NXE) {
@@ -291,3 +291,6 @@ pub fn is_canonical(cpu: &Cpu, linear: u64) -> bool {
     let unused = if cpu.cr4.any(Cr4::LA57) { 64 - 57 } else { 64 - 48 };
     ((linear << unused) as i64 >> unused) as u64 == linear
 }
+
+#[cfg(test)]
+mod tests;

@@ -203,6 +203,18 @@ impl HostPage {
         (offset + T::SIZE as u64 <= PAGE_SIZE).then(|| unsafe { self.slot_unchecked(offset) })
     }
 
+    /// The bytes at this offset (bits above the page offset are ignored), if they do not cross the page's end.
+    #[inline(always)]
+    pub fn span<'a>(self, address: u64, length: usize) -> Option<Span<'a>> {
+        let offset = (address & (PAGE_SIZE - 1)) as usize;
+        // SAFETY: the bytes lie within the page.
+        (length <= PAGE_SIZE as usize - offset).then(|| Span {
+            pointer: unsafe { self.pointer.add(offset) },
+            length,
+            life: PhantomData,
+        })
+    }
+
     /// The operand at `offset`.
     ///
     /// # Safety
@@ -222,6 +234,60 @@ impl HostPage {
 pub struct Slot<'a, T> {
     pointer: *mut u8,
     life: PhantomData<&'a T>,
+}
+
+/// Some bytes of one page.
+#[derive(Debug, Clone, Copy)]
+pub struct Span<'a> {
+    pointer: *mut u8,
+    length: usize,
+    life: PhantomData<&'a u8>,
+}
+
+impl Span<'_> {
+    /// Reads the first `bytes.len()` bytes.
+    ///
+    /// # Panics
+    /// If there are not as many.
+    #[inline(always)]
+    pub fn load(self, bytes: &mut [u8]) {
+        assert!(bytes.len() <= self.length);
+        let mut offset = 0;
+        let mut chunks = bytes.chunks_exact_mut(8);
+        for chunk in &mut chunks {
+            // SAFETY: eight bytes at the offset lie within the span, which lies within a live mapping.
+            let word = unsafe { self.pointer.add(offset).cast::<Unaligned<u64>>().read_volatile() }.0;
+            chunk.copy_from_slice(&word.to_ne_bytes());
+            offset += 8;
+        }
+        for byte in chunks.into_remainder() {
+            // SAFETY: as above, for one byte.
+            *byte = unsafe { self.pointer.add(offset).read_volatile() };
+            offset += 1;
+        }
+    }
+
+    /// Writes `bytes` over the first bytes.
+    ///
+    /// # Panics
+    /// If there are more than the span has.
+    #[inline(always)]
+    pub fn store(self, bytes: &[u8]) {
+        assert!(bytes.len() <= self.length);
+        let mut offset = 0;
+        let (words, rest) = bytes.as_chunks::<8>();
+        for word in words {
+            let word = Unaligned(u64::from_ne_bytes(*word));
+            // SAFETY: eight bytes at the offset lie within the span, which lies within a live mapping.
+            unsafe { self.pointer.add(offset).cast::<Unaligned<u64>>().write_volatile(word) };
+            offset += 8;
+        }
+        for byte in rest {
+            // SAFETY: as above, for one byte.
+            unsafe { self.pointer.add(offset).write_volatile(*byte) };
+            offset += 1;
+        }
+    }
 }
 
 #[repr(C, packed)]
@@ -303,52 +369,11 @@ impl<T: Word> Slot<'_, T> {
     }
 }
 
-impl Slot<'_, u8> {
-    /// Reads the bytes that begin here; all of them lie in the page.
-    #[inline(always)]
-    pub(crate) fn load_bytes(self, bytes: &mut [u8]) {
-        let mut at = self.pointer.cast_const();
-        let mut chunks = bytes.chunks_exact_mut(8);
-        for chunk in &mut chunks {
-            // SAFETY: the TLB found the whole operand within one live page.
-            let word = unsafe { at.cast::<Unaligned<u64>>().read_volatile() }.0;
-            chunk.copy_from_slice(&word.to_ne_bytes());
-            // SAFETY: as above.
-            at = unsafe { at.add(8) };
-        }
-        for byte in chunks.into_remainder() {
-            // SAFETY: as above.
-            *byte = unsafe { at.read_volatile() };
-            // SAFETY: as above; at most one past the page's end.
-            at = unsafe { at.add(1) };
-        }
-    }
-
-    /// Writes the bytes that begin here; all of them lie in the page.
-    #[inline(always)]
-    pub(crate) fn store_bytes(self, bytes: &[u8]) {
-        let mut at = self.pointer;
-        let mut chunks = bytes.chunks_exact(8);
-        for chunk in &mut chunks {
-            let word = u64::from_ne_bytes(chunk.try_into().expect("chunks have eight bytes"));
-            // SAFETY: the TLB found the whole operand within one live page.
-            unsafe { at.cast::<Unaligned<u64>>().write_volatile(Unaligned(word)) };
-            // SAFETY: as above.
-            at = unsafe { at.add(8) };
-        }
-        for byte in chunks.remainder() {
-            // SAFETY: as above.
-            unsafe { at.write_volatile(*byte) };
-            // SAFETY: as above; at most one past the page's end.
-            at = unsafe { at.add(1) };
-        }
-    }
-}
-
 impl Slot<'_, u64> {
     /// Compares the 16 bytes that begin here with `expected` and replaces them by `new` if equal; returns what was there.
     /// `None` if they are not aligned or the host lacks CMPXCHG16B.
     pub fn compare_exchange_16(self, expected: u128, new: u128) -> Option<u128> {
+        // Sixteen aligned bytes lie in one page.
         if !(self.pointer as usize).is_multiple_of(16) || !std::arch::is_x86_feature_detected!("cmpxchg16b") {
             return None;
         }

@@ -10,7 +10,7 @@
 
 use std::sync::Arc;
 
-use crate::ram::{HostPage, PAGE_SIZE, Ram, Slot};
+use crate::ram::{HostPage, PAGE_SIZE, Ram, Slot, Span};
 use crate::word::Word;
 
 /// Entries for each context and direction.
@@ -88,34 +88,44 @@ impl Tlb {
         &self.ram
     }
 
+    /// The page of an operand of `size` bytes, 1 to 4096, if it does not cross into another.
     #[inline(always)]
-    fn hit<T: Word>(entries: &[Entry; SIZE], linear: u64, size: u64) -> Option<Slot<'_, T>> {
+    fn hit(entries: &[Entry; SIZE], linear: u64, size: u64) -> Option<HostPage> {
         let entry = &entries[(linear / PAGE_SIZE) as usize % SIZE];
         // The last byte's page is compared with the first byte's entry: what crosses a page misses.
-        if entry.tag != linear.wrapping_add(size - 1) & PAGE {
-            return None;
-        }
-        let page = HostPage {
+        (entry.tag == linear.wrapping_add(size - 1) & PAGE).then_some(HostPage {
             pointer: entry.pointer,
             number: 0,
-        };
+        })
+    }
+
+    /// The operand at `linear`, if it may be read.
+    #[inline(always)]
+    pub(crate) fn readable<T: Word>(&self, context: u8, linear: u64) -> Option<Slot<'_, T>> {
+        let page = Tlb::hit(&self.read[usize::from(context & 3)], linear, T::SIZE as u64)?;
         // SAFETY: the entry is valid, so it points at a page of `ram`; the first and the last byte are in the page whose
         // index and tag were compared, hence the operand lies within it.
         Some(unsafe { page.slot_unchecked(linear & !PAGE) })
     }
 
-    /// The operand at `linear`, if it may be read; `length` bytes from there on lie in the same page.
+    /// The operand at `linear`, if it may be written.
     #[inline(always)]
-    pub(crate) fn readable<T: Word>(&self, context: u8, linear: u64, length: u64) -> Option<Slot<'_, T>> {
-        debug_assert!(length >= T::SIZE as u64 && length <= PAGE_SIZE);
-        Tlb::hit(&self.read[usize::from(context & 3)], linear, length)
+    pub(crate) fn writable<T: Word>(&self, context: u8, linear: u64) -> Option<Slot<'_, T>> {
+        let page = Tlb::hit(&self.write[usize::from(context & 3)], linear, T::SIZE as u64)?;
+        // SAFETY: as in `readable`.
+        Some(unsafe { page.slot_unchecked(linear & !PAGE) })
     }
 
-    /// The operand at `linear`, if it may be written; `length` bytes from there on lie in the same page.
+    /// `length` bytes at `linear`, if they may be read and lie in one page.
     #[inline(always)]
-    pub(crate) fn writable<T: Word>(&self, context: u8, linear: u64, length: u64) -> Option<Slot<'_, T>> {
-        debug_assert!(length >= T::SIZE as u64 && length <= PAGE_SIZE);
-        Tlb::hit(&self.write[usize::from(context & 3)], linear, length)
+    pub(crate) fn readable_span(&self, context: u8, linear: u64, length: usize) -> Option<Span<'_>> {
+        Tlb::hit(&self.read[usize::from(context & 3)], linear, length.max(1) as u64)?.span(linear, length)
+    }
+
+    /// `length` bytes at `linear`, if they may be written and lie in one page.
+    #[inline(always)]
+    pub(crate) fn writable_span(&self, context: u8, linear: u64, length: usize) -> Option<Span<'_>> {
+        Tlb::hit(&self.write[usize::from(context & 3)], linear, length.max(1) as u64)?.span(linear, length)
     }
 
     /// The page to fetch instructions from.

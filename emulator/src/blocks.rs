@@ -1,0 +1,250 @@
+//! Decoded blocks of one CPU, found by linear address.
+//!
+//! # Purpose
+//! A block is a run of instructions in one page, decoded once and executed many times. It is kept by guest-physical
+//! address and code size; a jump cache in front finds the block for a linear address with one comparison.
+//!
+//! # Invariants
+//! * A block does not cross a page, and ends behind the first instruction that branches or may change the mode.
+//! * A block is executed only while its page's generation is the one under which it was decoded.
+//! * A hit in the jump cache holds for one epoch: whatever forgets translations begins a new one.
+//!
+//! # Bounds
+//! Storage is limited; when it is full, all blocks are dropped and decoding begins anew.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+
+use crate::attention::Attention;
+use crate::code_pages::line_mask;
+use crate::cpu::CodeSize;
+use crate::decode::decode;
+use crate::fast::Fast;
+use crate::op::Op;
+use crate::ram::{PAGE_SIZE, Ram};
+use crate::table::{Flow, Table};
+use crate::tlb::FetchPage;
+
+/// Most instructions in a block.
+const BLOCK_OPS: usize = 32;
+/// Most bytes in a block, so that an [`Op::off`] holds it.
+const BLOCK_BYTES: usize = 224;
+/// Most decoded instructions of one CPU, 20 MiB of them; a Debian boot decodes 0.4 million.
+const OPS: usize = 1 << 19;
+/// Entries of the jump cache.
+const JUMPS: usize = 4096;
+
+/// A decoded block.
+#[derive(Debug, Clone, Copy)]
+pub struct Block {
+    /// Index of its first instruction.
+    first: u32,
+    /// Number of instructions; none if the first one must be executed carefully.
+    pub count: u8,
+    /// Bytes to the instruction after the block, or 0 if the last one sets RIP.
+    pub advance: u8,
+    /// Bytes.
+    pub length: u8,
+    /// Number of its page.
+    page: u32,
+    generation: u32,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Jump {
+    linear: u64,
+    /// Epoch and code context.
+    context: u64,
+    block: Block,
+}
+
+/// All decoded blocks of a CPU.
+pub struct Blocks {
+    ops: Vec<Op<Fast>>,
+    by_place: HashMap<u64, Block, BuildHasherDefault<PlaceHasher>>,
+    jumps: Box<[Jump]>,
+    epoch: u64,
+    /// Blocks decoded, ever.
+    pub(crate) decoded: u64,
+}
+
+/// Spreads guest-physical addresses; they are not under an attacker's control in a way that could exhaust more than the
+/// attacker's own CPU.
+#[derive(Default)]
+struct PlaceHasher(u64);
+
+impl Hasher for PlaceHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, value: u64) {
+        self.0 = (self.0 ^ value).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 ^= self.0 >> 29;
+    }
+}
+
+impl Blocks {
+    pub(crate) fn new() -> Blocks {
+        let block = Block {
+            first: 0,
+            count: 0,
+            advance: 0,
+            length: 0,
+            page: 0,
+            generation: 0,
+        };
+        let empty = Jump {
+            linear: 0,
+            context: u64::MAX,
+            block,
+        };
+        Blocks {
+            ops: Vec::new(),
+            by_place: HashMap::default(),
+            jumps: vec![empty; JUMPS].into_boxed_slice(),
+            epoch: 0,
+            decoded: 0,
+        }
+    }
+
+    /// The block's instructions.
+    #[inline(always)]
+    pub(crate) fn ops(&self, block: Block) -> &[Op<Fast>] {
+        &self.ops[block.first as usize..][..usize::from(block.count)]
+    }
+
+    #[inline(always)]
+    fn slot(linear: u64) -> usize {
+        (linear ^ linear >> 12) as usize % JUMPS
+    }
+
+    /// The block at a linear address, if it has been executed in this epoch and is still valid.
+    #[inline(always)]
+    pub(crate) fn jump(&self, linear: u64, code_context: u8, ram: &Ram) -> Option<Block> {
+        let jump = &self.jumps[Blocks::slot(linear)];
+        let hit = jump.linear == linear
+            && jump.context == self.epoch | u64::from(code_context)
+            && ram.code.generation(jump.block.page as usize) == jump.block.generation;
+        hit.then_some(jump.block)
+    }
+
+    /// Forgets which block is at which linear address.
+    pub(crate) fn forget_linear(&mut self) {
+        self.epoch += 0x100;
+    }
+
+    /// Finds or decodes the block at `linear`, in `page`.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn find(
+        &mut self,
+        table: &Table<Fast>,
+        page: FetchPage,
+        linear: u64,
+        code: CodeSize,
+        code_context: u8,
+        fast: &mut Fast,
+        attention: &Attention,
+    ) -> Block {
+        let gpa = page.gpa | linear & (PAGE_SIZE - 1);
+        let place = gpa << 2 | code as u64;
+        let ram = fast.tlb.ram().clone();
+        let known = self.by_place.get(&place).copied();
+        let block = match known {
+            Some(block) if block.generation == ram.code.generation(page.number) => block,
+            _ => {
+                let block = self.decode(table, page.number, gpa, code, &ram, fast, attention);
+                self.by_place.insert(place, block);
+                block
+            }
+        };
+        let context = self.epoch | u64::from(code_context);
+        self.jumps[Blocks::slot(linear)] = Jump { linear, context, block };
+        block
+    }
+
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "everything decoding depends on, none of which belongs together"
+    )]
+    fn decode(
+        &mut self,
+        table: &Table<Fast>,
+        page: usize,
+        gpa: u64,
+        code: CodeSize,
+        ram: &Ram,
+        fast: &mut Fast,
+        attention: &Attention,
+    ) -> Block {
+        if self.ops.len() + BLOCK_OPS > OPS {
+            self.clear();
+        }
+        self.decoded += 1;
+        let offset = gpa & (PAGE_SIZE - 1);
+        let available = ((PAGE_SIZE - offset) as usize).min(BLOCK_BYTES + 15);
+        let lines = line_mask(offset, available as u64);
+        let first = self.ops.len();
+        loop {
+            // The order is that of the module `code_pages`.
+            ram.code.publish(page, lines, attention, || fast.tlb.flush_writes());
+            let generation = ram.code.generation(page);
+            let mut bytes = [0; BLOCK_BYTES + 15];
+            let bytes = &mut bytes[..available];
+            if let Some(span) = ram.page(gpa).and_then(|page| page.span(gpa, available)) {
+                span.load(bytes);
+            }
+            let (advance, length) = self.decode_ops(table, code, bytes);
+            if ram.code.still_published(page, lines) {
+                let count = (self.ops.len() - first) as u8;
+                return Block {
+                    first: first as u32,
+                    count,
+                    advance,
+                    length,
+                    page: page as u32,
+                    generation,
+                };
+            }
+            self.ops.truncate(first);
+        }
+    }
+
+    /// Decodes instructions until one branches or the bytes end; returns the block's advance and length.
+    fn decode_ops(&mut self, table: &Table<Fast>, code: CodeSize, bytes: &[u8]) -> (u8, u8) {
+        let first = self.ops.len();
+        let mut off = 0;
+        while off < BLOCK_BYTES.min(bytes.len()) && self.ops.len() < first + BLOCK_OPS {
+            let Ok(decoded) = decode(table, code, &bytes[off..(off + 15).min(bytes.len())], off as u8) else {
+                break;
+            };
+            off += usize::from(decoded.op.len);
+            if off > bytes.len() {
+                // An undefined instruction whose length is not known; it runs carefully, in a block of its own.
+                off -= usize::from(decoded.op.len);
+                break;
+            }
+            self.ops.push(decoded.op);
+            match decoded.flow {
+                Flow::Next => {}
+                Flow::Branch => return (0, off as u8),
+                Flow::End => break,
+            }
+        }
+        (off as u8, off as u8)
+    }
+
+    /// Drops all blocks.
+    pub(crate) fn clear(&mut self) {
+        self.ops.clear();
+        self.by_place.clear();
+        self.forget_linear();
+    }
+}

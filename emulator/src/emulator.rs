@@ -1,0 +1,545 @@
+//! The main path: blocks of instructions the fast way, single instructions the careful way, events between them.
+
+use std::sync::Arc;
+
+use crate::access::Stop;
+use crate::attention::Attention;
+use crate::blocks::{Block, Blocks};
+use crate::careful::{Careful, Flush};
+use crate::cpu::{Activity, Cpu, Shadow, flags, gpr};
+use crate::decode::{Decoded, decode};
+use crate::deliver::{self, Combined};
+use crate::event::{self, Event, Exception, Source};
+use crate::fast::Fast;
+use crate::host::Host;
+use crate::model::Model;
+use crate::op::Op;
+use crate::ram::{PAGE_SIZE, Ram};
+use crate::replay::ReplayError;
+use crate::request::{Answer, Request, RequestId};
+use crate::table::Flow;
+
+/// How the CPU is entered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing is owed: go on.
+    Resume,
+    /// The answer to the last [`Exit::Request`].
+    Answer(Answer),
+}
+
+/// Why the CPU came out. It always stands between two instructions, or at the start of one that is in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exit {
+    /// Something outside is wanted; enter again with its answer.
+    Request(Request),
+    /// Somebody called for [`Attention`], or the window opened that [`Emulator::request_window`] asked for.
+    Attention,
+    /// Halted until an event is injected.
+    Halt,
+    /// A triple fault.
+    Shutdown,
+}
+
+/// The emulator cannot go on. The guest's own faults are never errors.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The record of an instruction failed.
+    #[error("the instruction cannot be executed again")]
+    Replay(#[from] ReplayError),
+    /// Entered without the answer that an instruction waits for.
+    #[error("resumed while request {0} waits for its answer")]
+    AnswerOwed(RequestId),
+}
+
+/// One CPU in software.
+pub struct Emulator {
+    cpu: Cpu,
+    fast: Fast,
+    careful: Careful,
+    blocks: Blocks,
+    model: Arc<Model>,
+    attention: Arc<Attention>,
+    /// Come out as soon as interrupts can be taken.
+    window: bool,
+    counters: Counters,
+}
+
+/// What the CPU has done so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Instructions retired (iterations of repeated ones count).
+    pub instructions: u64,
+    /// Passes of the careful way.
+    pub passes: u64,
+    /// Reads answered from the replay cache.
+    pub replays: u64,
+    /// Requests made to the outside.
+    pub requests: u64,
+    /// Answers that nobody waited for.
+    pub stale_answers: u64,
+    /// Instructions in flight that were cancelled.
+    pub cancellations: u64,
+    /// Exceptions and interrupts delivered.
+    pub events: u64,
+    /// Blocks decoded.
+    pub blocks: u64,
+    /// Data accesses that missed the software TLB.
+    pub tlb_misses: u64,
+}
+
+/// What a pass of the careful way led to.
+enum Pass {
+    /// The instruction, the event, or one iteration is complete.
+    Done,
+    /// A request is to be made.
+    Wants(Request),
+}
+
+impl Emulator {
+    /// A CPU in state `cpu` that executes from `ram`.
+    pub fn new(cpu: Cpu, ram: Arc<Ram>, host: Arc<dyn Host>, model: Arc<Model>) -> Emulator {
+        let attention = Arc::new(Attention::default());
+        ram.code.register(attention.clone());
+        let mut cpu = cpu;
+        cpu.refresh();
+        Emulator {
+            cpu,
+            fast: Fast::new(ram.clone(), host.clone()),
+            careful: Careful::new(ram, host),
+            blocks: Blocks::new(),
+            model,
+            attention,
+            window: false,
+            counters: Counters::default(),
+        }
+    }
+
+    /// The architectural state.
+    pub fn cpu(&self) -> &Cpu {
+        &self.cpu
+    }
+
+    /// Replaces the architectural state. An instruction in flight is cancelled.
+    pub fn set_cpu(&mut self, cpu: Cpu) {
+        self.cancel();
+        self.cpu = cpu;
+        self.cpu.refresh();
+        self.forget(Flush::All);
+    }
+
+    /// Changes the architectural state in place. An instruction in flight is cancelled.
+    pub fn change(&mut self, change: impl FnOnce(&mut Cpu)) {
+        self.cancel();
+        change(&mut self.cpu);
+        self.cpu.refresh();
+        self.forget(Flush::All);
+    }
+
+    /// Takes the CPU out of HLT.
+    pub fn wake(&mut self) {
+        if self.cpu.activity == Activity::Halted {
+            self.cpu.activity = Activity::Running;
+        }
+    }
+
+    /// Gets this CPU's attention from other threads.
+    pub fn attention(&self) -> &Arc<Attention> {
+        &self.attention
+    }
+
+    /// What the CPU has done so far.
+    pub fn counters(&self) -> Counters {
+        Counters {
+            replays: self.careful.replayed(),
+            blocks: self.blocks.decoded,
+            tlb_misses: self.fast.misses,
+            ..self.counters
+        }
+    }
+
+    /// An instruction has begun and neither retired nor faulted; no event can be injected.
+    pub fn is_in_flight(&self) -> bool {
+        self.careful.in_flight()
+    }
+
+    /// Injects an event, to be delivered before the next instruction. False, and nothing changes, if the CPU cannot take
+    /// one now: it has one already, or an instruction is in flight.
+    pub fn inject(&mut self, event: Event) -> bool {
+        if self.cpu.event.is_some() || self.careful.in_flight() {
+            return false;
+        }
+        self.cpu.event = Some(event);
+        true
+    }
+
+    /// Asks for [`Exit::Attention`] as soon as maskable interrupts can be taken.
+    pub fn request_window(&mut self) {
+        self.window = true;
+    }
+
+    /// Drops the instruction in flight, if there is one; what it waited for is answered in vain.
+    pub fn cancel(&mut self) {
+        if self.careful.in_flight() {
+            self.counters.cancellations += 1;
+            self.careful.abandon();
+        }
+    }
+
+    /// Runs until something outside the CPU is needed.
+    ///
+    /// # Errors
+    /// [`Error`]. The CPU's state is that before the instruction that failed.
+    pub fn run(&mut self, entry: Entry) -> Result<Exit, Error> {
+        if let Entry::Answer(answer) = entry
+            && !self.careful.answer(answer)?
+        {
+            self.counters.stale_answers += 1;
+        }
+        if let Some(id) = self.careful.waiting_for() {
+            return Err(Error::AnswerOwed(id));
+        }
+        self.attention.set_running(true);
+        let exit = self.run_until_exit();
+        self.attention.set_running(false);
+        exit
+    }
+
+    fn run_until_exit(&mut self) -> Result<Exit, Error> {
+        if self.careful.in_flight()
+            && let Pass::Wants(request) = self.pass()?
+        {
+            return Ok(self.wants(request));
+        }
+        loop {
+            if self.attention.any() {
+                if self.attention.wants_writes_dropped() {
+                    self.fast.tlb.flush_writes();
+                    self.attention.writes_dropped();
+                }
+                if self.attention.take_call() {
+                    return Ok(Exit::Attention);
+                }
+            }
+            if self.window && self.cpu.accepts_interrupts() {
+                self.window = false;
+                return Ok(Exit::Attention);
+            }
+            let pass = if self.cpu.event.is_some() {
+                self.pass()?
+            } else {
+                match self.cpu.activity {
+                    Activity::Running => self.advance()?,
+                    Activity::Halted | Activity::WaitForSipi => return Ok(Exit::Halt),
+                    Activity::Shutdown => return Ok(Exit::Shutdown),
+                }
+            };
+            if let Pass::Wants(request) = pass {
+                return Ok(self.wants(request));
+            }
+        }
+    }
+
+    fn wants(&mut self, request: Request) -> Exit {
+        self.counters.requests += 1;
+        Exit::Request(request)
+    }
+
+    /// Executes instructions until something is to be looked at.
+    fn advance(&mut self) -> Result<Pass, Error> {
+        // Single steps and breakpoints are the careful way's business.
+        if self.cpu.flags.any(flags::TF) {
+            return self.pass();
+        }
+        let shadow = self.cpu.shadow;
+        let left = self.run_blocks(if shadow == Shadow::None { usize::MAX } else { 1 });
+        match left {
+            Left::LookAround => {
+                self.end_shadow(shadow);
+                Ok(Pass::Done)
+            }
+            Left::Careful => self.pass(),
+        }
+    }
+
+    /// An instruction has retired that began under `shadow`: that shadow is over, unless the instruction cast its own.
+    fn end_shadow(&mut self, shadow: Shadow) {
+        if shadow != Shadow::None && self.cpu.shadow == shadow && self.cpu.event.is_none() {
+            self.cpu.shadow = Shadow::None;
+        }
+    }
+
+    /// Executes blocks the fast way, or only the first `limit` instructions of the first one.
+    fn run_blocks(&mut self, limit: usize) -> Left {
+        loop {
+            if self.attention.any() && limit != 1 {
+                return Left::LookAround;
+            }
+            let Some(block) = self.block() else {
+                return Left::Careful;
+            };
+            self.cpu.gpr.set(gpr::BLOCK_IP, self.cpu.rip);
+            let ops = self.blocks.ops(block);
+            let ops = &ops[..ops.len().min(limit)];
+            for (done, op) in ops.iter().enumerate() {
+                if let Err(stop) = (op.run)(&mut self.cpu, &mut self.fast, op) {
+                    let (len, off) = (op.len, op.off);
+                    self.counters.instructions += done as u64;
+                    return self.stopped(stop, len, off);
+                }
+            }
+            self.counters.instructions += ops.len() as u64;
+            if ops.is_empty() {
+                return Left::Careful;
+            }
+            if ops.len() < usize::from(block.count) {
+                self.cpu.rip = ops[ops.len() - 1].next_ip(&self.cpu);
+                return Left::LookAround;
+            }
+            self.cpu.rip = self
+                .cpu
+                .truncate_ip(self.cpu.rip.wrapping_add(u64::from(block.advance)));
+            if limit == 1 {
+                return Left::LookAround;
+            }
+        }
+    }
+
+    /// The block under RIP, if that can be executed the fast way.
+    #[inline(always)]
+    fn block(&mut self) -> Option<Block> {
+        let view = &self.cpu.view;
+        let linear = if view.is_long() {
+            self.cpu.rip
+        } else {
+            self.cpu.linear_code(self.cpu.rip).ok()?
+        };
+        let block = match self.blocks.jump(linear, view.code_context, self.fast.tlb.ram()) {
+            Some(block) => block,
+            None => self.find_block(linear)?,
+        };
+        if !self.cpu.view.is_long() {
+            // The whole block must lie within the code segment.
+            let last = self.cpu.rip + u64::from(block.length.max(1)) - 1;
+            if last > u64::from(self.cpu.segments[crate::cpu::Seg::Cs].limit) || last > self.cpu.view.ip_mask {
+                return None;
+            }
+        }
+        Some(block)
+    }
+
+    #[cold]
+    fn find_block(&mut self, linear: u64) -> Option<Block> {
+        let page = self.fast.fetch_page(&self.cpu, linear)?;
+        let view = self.cpu.view;
+        Some(self.blocks.find(
+            &self.model.fast,
+            page,
+            linear,
+            view.code,
+            view.code_context,
+            &mut self.fast,
+            &self.attention,
+        ))
+    }
+
+    /// An instruction of a block did not simply run on into the next.
+    #[cold]
+    fn stopped(&mut self, stop: Stop, len: u8, off: u8) -> Left {
+        let ip = self.cpu.truncate_ip(self.cpu.rip.wrapping_add(u64::from(off)));
+        match stop {
+            Stop::Careful | Stop::Await | Stop::Failed => {
+                self.cpu.rip = ip;
+                Left::Careful
+            }
+            Stop::Fault(exception) => {
+                self.cpu.rip = ip;
+                self.fault(exception, self.fast.fault_address);
+                Left::LookAround
+            }
+            Stop::Next | Stop::Jumped | Stop::Stay => {
+                match stop {
+                    Stop::Next => self.cpu.rip = self.cpu.truncate_ip(ip.wrapping_add(u64::from(len))),
+                    Stop::Stay => self.cpu.rip = ip,
+                    _ => {}
+                }
+                self.counters.instructions += 1;
+                Left::LookAround
+            }
+        }
+    }
+
+    /// Raises the exception that the instruction under RIP earned.
+    fn fault(&mut self, exception: Exception, address: u64) {
+        let cr2 = (exception.vector == event::PF).then_some(address);
+        let Exception { vector, error_code } = exception;
+        self.cpu.event = Some(Event {
+            vector,
+            source: Source::Fault,
+            error_code,
+            cr2,
+            length: 0,
+        });
+    }
+
+    /// One pass of the careful way, over the event that is to be delivered or the instruction under RIP; or the rest of
+    /// its stores.
+    fn pass(&mut self) -> Result<Pass, Error> {
+        if self.careful.is_draining() {
+            return Ok(self.drain());
+        }
+        self.counters.passes += 1;
+        self.careful.begin();
+        if self.cpu.event.is_some() {
+            return self.deliver();
+        }
+        let stepping = self.cpu.flags.any(flags::TF) && self.cpu.shadow != Shadow::MovSs;
+        let shadow = self.cpu.shadow;
+        match self.execute() {
+            Ok(()) | Err(Stop::Next | Stop::Jumped | Stop::Stay) => {
+                self.counters.instructions += 1;
+                self.end_shadow(shadow);
+                if stepping && self.cpu.event.is_none() {
+                    self.cpu.dr6 |= 1 << 14;
+                    let vector = event::DB;
+                    let source = Source::Trap;
+                    self.cpu.event = Some(Event {
+                        vector,
+                        source,
+                        error_code: None,
+                        cr2: None,
+                        length: 0,
+                    });
+                }
+                Ok(self.retire())
+            }
+            Err(Stop::Fault(exception)) => {
+                self.careful.abandon();
+                self.fault(exception, self.careful.fault_address);
+                Ok(Pass::Done)
+            }
+            Err(stop) => self.interrupted(stop),
+        }
+    }
+
+    /// Fetches, decodes and executes the instruction under RIP.
+    fn execute(&mut self) -> Result<(), Stop> {
+        let cpu = &mut self.cpu;
+        let linear = cpu.linear_code(cpu.rip)?;
+        let mut bytes = [0; 15];
+        let limit = if cpu.view.is_long() {
+            15
+        } else {
+            (u64::from(cpu.segments[crate::cpu::Seg::Cs].limit) - cpu.rip + 1).min(15)
+        };
+        let here = (PAGE_SIZE - linear % PAGE_SIZE).min(limit) as usize;
+        self.careful.fetch(cpu, linear, &mut bytes[..here])?;
+        let decoded = match decode(&self.model.careful, cpu.view.code, &bytes[..here], 0) {
+            Ok(decoded) => Ok(decoded),
+            Err(_) => {
+                // Only now is it known that the instruction goes on in the next page.
+                let more = limit as usize;
+                self.careful
+                    .fetch(cpu, linear.wrapping_add(here as u64), &mut bytes[here..more])?;
+                decode(&self.model.careful, cpu.view.code, &bytes[..more], 0)
+            }
+        };
+        // An instruction that runs over the end of the code segment.
+        let Ok(Decoded { op, flow }) = decoded else {
+            return Err(Exception::gp(0).into());
+        };
+        cpu.gpr.set(gpr::BLOCK_IP, cpu.rip);
+        self.run_op(&op, flow)
+    }
+
+    fn run_op(&mut self, op: &Op<Careful>, flow: Flow) -> Result<(), Stop> {
+        let next = op.next_ip(&self.cpu);
+        let outcome = (op.run)(&mut self.cpu, &mut self.careful, op);
+        let follows = match outcome {
+            Ok(()) => flow != Flow::Branch,
+            Err(stop) => stop == Stop::Next,
+        };
+        if follows {
+            self.cpu.rip = next;
+        }
+        outcome
+    }
+
+    /// Delivers the event, and whatever its delivery raises.
+    fn deliver(&mut self) -> Result<Pass, Error> {
+        let original = self.cpu.event;
+        let mut event = original;
+        loop {
+            let Some(current) = event else { return Ok(self.retire()) };
+            match deliver::deliver(&mut self.cpu, &mut self.careful, current) {
+                Ok(()) => {
+                    self.counters.events += 1;
+                    return Ok(self.retire());
+                }
+                Err(Stop::Fault(exception)) => {
+                    match deliver::combine(&current, exception, self.careful.fault_address) {
+                        Combined::Deliver(next) => event = Some(next),
+                        Combined::Shutdown => {
+                            self.careful.abandon();
+                            self.cpu.event = None;
+                            self.cpu.activity = Activity::Shutdown;
+                            return Ok(Pass::Done);
+                        }
+                    }
+                }
+                Err(stop) => return self.interrupted(stop),
+            }
+        }
+    }
+
+    /// A pass that ended without retiring or faulting.
+    fn interrupted(&mut self, stop: Stop) -> Result<Pass, Error> {
+        if let (Stop::Await, Some(request)) = (stop, self.careful.awaited()) {
+            return Ok(Pass::Wants(request));
+        }
+        let error = self.careful.take_error();
+        self.careful.abandon();
+        Err(Error::Replay(error.unwrap_or(ReplayError::Overflow {
+            capacity: crate::replay::CAPACITY,
+        })))
+    }
+
+    /// The instruction is complete: what it invalidates is forgotten, its stores are made.
+    fn retire(&mut self) -> Pass {
+        self.careful.retire();
+        let flush = self.careful.flush;
+        self.forget(flush);
+        self.drain()
+    }
+
+    fn drain(&mut self) -> Pass {
+        match self.careful.drain() {
+            Some(request) => Pass::Wants(request),
+            None => Pass::Done,
+        }
+    }
+
+    fn forget(&mut self, flush: Flush) {
+        match flush {
+            Flush::None => return,
+            Flush::Page(linear) => self.fast.tlb.flush_page(linear),
+            Flush::All => self.fast.tlb.flush(),
+        }
+        self.blocks.forget_linear();
+    }
+}
+
+/// Why the fast way came back.
+enum Left {
+    /// Between two instructions; something may have changed.
+    LookAround,
+    /// The instruction under RIP must be executed carefully.
+    Careful,
+}
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        let ram = self.fast.tlb.ram().clone();
+        ram.code.unregister(&self.attention);
+    }
+}

@@ -1,0 +1,84 @@
+//! The processor model that a guest sees: which instructions there are, and what CPUID says.
+
+use iced_x86::CpuidFeature;
+
+use crate::careful::Careful;
+use crate::fast::Fast;
+use crate::table::Table;
+
+/// A processor model, shared by the CPUs of a virtual machine.
+pub struct Model {
+    pub(crate) fast: Table<Fast>,
+    pub(crate) careful: Table<Careful>,
+}
+
+/// Whether the instructions of a CPUID feature are executed; the others are #UD, and must not be announced.
+pub fn executes(feature: CpuidFeature) -> bool {
+    use CpuidFeature::*;
+    matches!(
+        feature,
+        INTEL8086
+            | INTEL8086_ONLY
+            | INTEL186
+            | INTEL286
+            | INTEL286_ONLY
+            | INTEL386
+            | INTEL386_ONLY
+            | INTEL486
+            | X64
+            | FPU
+            | FPU287
+            | FPU287XL_ONLY
+            | FPU387
+            | CPUID
+            | MSR
+            | TSC
+            | CX8
+            | CMOV
+            | SEP
+            | SYSCALL
+            | MMX
+            | FXSR
+            | SSE
+            | SSE2
+            | CLFSH
+            | CMPXCHG16B
+            | XSAVE
+            | XSAVEOPT
+            | XSAVEC
+            | RDRAND
+            | RDSEED
+            | RDTSCP
+            | FSGSBASE
+            | INVPCID
+            | SMAP
+            | MONITOR
+            | POPCNT
+            | MULTIBYTENOP
+            | PAUSE
+            | PREFETCHW
+            | CLFLUSHOPT
+            | CLWB
+            | VMX
+            | SVM
+            | CET_IBT
+            | RDPMC
+            | MOVBE
+    )
+}
+
+impl Model {
+    /// The model with everything that the emulator executes.
+    pub fn new() -> Model {
+        Model {
+            fast: Table::new(executes),
+            careful: Table::new(executes),
+        }
+    }
+}
+
+impl Default for Model {
+    fn default() -> Model {
+        Model::new()
+    }
+}
