@@ -148,6 +148,16 @@ pub trait Access: Sized + 'static {
     /// As [`Access::load`] and [`Access::store`], in this order.
     fn check_move(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64) -> Result<(), Stop>;
 
+    /// Iterations of a repeated instruction that may be committed before events are looked at again.
+    const ITERATIONS: u32;
+
+    /// Copies at most `length` bytes, as many as can be copied at once with the effect of copying byte by byte upwards;
+    /// returns how many, perhaps none.
+    fn copy_run(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64) -> u64;
+
+    /// Writes at most `count` copies of `value` upwards, as many as can be written at once; returns how many, perhaps none.
+    fn fill_run<T: Word>(&mut self, cpu: &Cpu, to: Linear, value: T, count: u64) -> u64;
+
     /// The time-stamp counter.
     ///
     /// # Errors

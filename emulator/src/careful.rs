@@ -719,6 +719,17 @@ impl Access for Careful {
         self.check_write(cpu, to, length)
     }
 
+    /// Each iteration is a transaction of its own.
+    const ITERATIONS: u32 = 1;
+
+    fn copy_run(&mut self, _: &Cpu, _: Linear, _: Linear, _: u64) -> u64 {
+        0
+    }
+
+    fn fill_run<T: Word>(&mut self, _: &Cpu, _: Linear, _: T, _: u64) -> u64 {
+        0
+    }
+
     fn tsc(&mut self) -> Result<u64, Stop> {
         let question = Question {
             kind: Kind::Clock,

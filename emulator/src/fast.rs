@@ -137,6 +137,11 @@ impl Fast {
     }
 }
 
+/// Bytes from here to the end of the page.
+fn left_in_page(at: Linear) -> u64 {
+    PAGE_SIZE - at.address % PAGE_SIZE
+}
+
 /// The fault for an address that is not canonical.
 #[cold]
 pub(crate) fn non_canonical(at: Linear) -> Stop {
@@ -217,6 +222,28 @@ impl Access for Fast {
     #[inline(always)]
     fn check_move(&mut self, _: &Cpu, _: Linear, _: Linear, _: u64) -> Result<(), Stop> {
         Ok(())
+    }
+
+    const ITERATIONS: u32 = 1024;
+
+    fn copy_run(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64) -> u64 {
+        let context = cpu.view.context;
+        let length = length.min(left_in_page(from)).min(left_in_page(to));
+        let source = self.tlb.readable_span(context, from.address, length as usize);
+        let destination = self.tlb.writable_span(context, to.address, length as usize);
+        match (source, destination) {
+            (Some(source), Some(destination)) if source.copy_to(destination) => length,
+            _ => 0,
+        }
+    }
+
+    fn fill_run<T: Word>(&mut self, cpu: &Cpu, to: Linear, value: T, count: u64) -> u64 {
+        let count = count.min(left_in_page(to) / T::SIZE as u64);
+        match self.tlb.writable_span(cpu.view.context, to.address, count as usize * T::SIZE) {
+            Some(span) if count > 0 => span.fill(value),
+            _ => return 0,
+        }
+        count
     }
 
     fn tsc(&mut self) -> Result<u64, Stop> {

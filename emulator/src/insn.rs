@@ -2,6 +2,11 @@
 
 mod arith;
 mod condition;
+mod control;
+mod misc;
+mod mov;
+mod stack;
+mod string;
 
 use crate::access::Access;
 use crate::table::Table;
@@ -9,4 +14,9 @@ use crate::table::Table;
 /// Fills the table with every family.
 pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     arith::fill(table);
+    control::fill(table);
+    misc::fill(table);
+    mov::fill(table);
+    stack::fill(table);
+    string::fill(table);
 }

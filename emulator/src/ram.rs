@@ -288,6 +288,33 @@ impl Span<'_> {
             offset += 1;
         }
     }
+
+    /// Copies all bytes to `to`, which has as many, with the effect of copying byte by byte upwards. False, and nothing is
+    /// copied, if they overlap such that copying at once would have another effect.
+    pub fn copy_to(self, to: Span<'_>) -> bool {
+        let (from, into) = (self.pointer as usize, to.pointer as usize);
+        // A destination that begins within the source repeats its beginning.
+        if self.length != to.length || into.wrapping_sub(from) < self.length {
+            return false;
+        }
+        // SAFETY: both spans lie within live mappings. Others may access them meanwhile, as with any guest memory.
+        unsafe { core::ptr::copy(self.pointer, to.pointer, self.length) };
+        true
+    }
+
+    /// Fills the span with copies of `value`.
+    pub fn fill<T: Word>(self, value: T) {
+        let value = value.zero_extend();
+        if value == 0 || T::SIZE == 1 {
+            // SAFETY: the span lies within a live mapping.
+            unsafe { core::ptr::write_bytes(self.pointer, value as u8, self.length) };
+            return;
+        }
+        for i in 0..self.length / T::SIZE {
+            // SAFETY: as above; the element lies within the span.
+            unsafe { self.pointer.add(i * T::SIZE).cast::<Unaligned<T>>().write_volatile(Unaligned(T::truncate(value))) };
+        }
+    }
 }
 
 #[repr(C, packed)]

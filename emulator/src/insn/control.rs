@@ -25,7 +25,11 @@ fn target<W: Word>(cpu: &Cpu, target: u64) -> Result<u64, Stop> {
     } else {
         target <= u64::from(cpu.segments[Seg::Cs].limit)
     };
-    if inside { Ok(target) } else { Err(Exception::gp(0).into()) }
+    if inside {
+        Ok(target)
+    } else {
+        Err(Exception::gp(0).into())
+    }
 }
 
 /// The target of a relative transfer of operand size `W`.
@@ -42,7 +46,11 @@ fn jump<M: Access, W: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
 
 /// Jcc rel.
 fn jump_if<M: Access, W: Word, const C: u8>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
-    cpu.rip = if holds::<C>(&cpu.flags) { relative::<M, W>(cpu, op)? } else { op.next_ip(cpu) };
+    cpu.rip = if holds::<C>(&cpu.flags) {
+        relative::<M, W>(cpu, op)?
+    } else {
+        op.next_ip(cpu)
+    };
     Ok(())
 }
 
@@ -111,7 +119,11 @@ fn loop_<M: Access, W: Word, N: Word, const C: u8>(cpu: &mut Cpu, _: &mut M, op:
             1 => cpu.flags.zero(),
             _ => !cpu.flags.zero(),
         };
-    let to = if goes_on { relative::<M, W>(cpu, op)? } else { op.next_ip(cpu) };
+    let to = if goes_on {
+        relative::<M, W>(cpu, op)?
+    } else {
+        op.next_ip(cpu)
+    };
     cpu.gpr.write::<N>(gpr::RCX, count);
     cpu.rip = to;
     Ok(())
@@ -119,7 +131,11 @@ fn loop_<M: Access, W: Word, N: Word, const C: u8>(cpu: &mut Cpu, _: &mut M, op:
 
 /// JCXZ, JECXZ, JRCXZ.
 fn jump_if_zero<M: Access, W: Word, N: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
-    cpu.rip = if cpu.gpr.read::<N>(gpr::RCX) == 0 { relative::<M, W>(cpu, op)? } else { op.next_ip(cpu) };
+    cpu.rip = if cpu.gpr.read::<N>(gpr::RCX) == 0 {
+        relative::<M, W>(cpu, op)?
+    } else {
+        op.next_ip(cpu)
+    };
     Ok(())
 }
 

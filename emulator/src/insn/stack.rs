@@ -192,26 +192,37 @@ fn enter<W: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     // The byte at the new top must be writable, or ENTER faults (SDM Vol. 2, ENTER).
     let at = stack_slot::<W>(cpu, end, Use::Write)?;
     m.check_write(cpu, at, W::SIZE as u64)?;
-    cpu.gpr.write::<W>(gpr::RBP, if W::SIZE == 8 { frame_pointer } else { merge(cpu, frame_pointer) });
+    cpu.gpr.write::<W>(
+        gpr::RBP,
+        if W::SIZE == 8 {
+            frame_pointer
+        } else {
+            merge(cpu, frame_pointer)
+        },
+    );
     set_pointer::<W>(cpu, end);
     Err(Stop::Next)
 }
 
 pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     macro_rules! rows {
-        ($($handler:ident: $($code:ident $w:ty;)*)*) => {$($(
+        ($($handler:ident { $($code:ident $w:ty;)* })*) => {$($(
             table.plain(Code::$code, $handler::<M, $w>);
         )*)*};
     }
     rows! {
-        push_register: Push_r16 u16; Push_r32 u32; Push_r64 u64;
-        pop_register: Pop_r16 u16; Pop_r32 u32; Pop_r64 u64;
-        push_immediate: Push_imm16 u16; Pushd_imm32 u32; Pushq_imm32 u64; Pushw_imm8 u16; Pushd_imm8 u32; Pushq_imm8 u64;
-        push_segment: Pushw_ES u16; Pushw_CS u16; Pushw_SS u16; Pushw_DS u16; Pushw_FS u16; Pushw_GS u16;
+        push_register { Push_r16 u16; Push_r32 u32; Push_r64 u64; }
+        pop_register { Pop_r16 u16; Pop_r32 u32; Pop_r64 u64; }
+        push_immediate {
+            Push_imm16 u16; Pushd_imm32 u32; Pushq_imm32 u64; Pushw_imm8 u16; Pushd_imm8 u32; Pushq_imm8 u64;
+        }
+        push_segment {
+            Pushw_ES u16; Pushw_CS u16; Pushw_SS u16; Pushw_DS u16; Pushw_FS u16; Pushw_GS u16;
             Pushd_ES u32; Pushd_CS u32; Pushd_SS u32; Pushd_DS u32; Pushd_FS u32; Pushd_GS u32;
             Pushq_FS u64; Pushq_GS u64;
-        push_flags: Pushfw u16; Pushfd u32; Pushfq u64;
-        leave: Leavew u16; Leaved u32; Leaveq u64;
+        }
+        push_flags { Pushfw u16; Pushfd u32; Pushfq u64; }
+        leave { Leavew u16; Leaved u32; Leaveq u64; }
     }
     macro_rules! rm {
         ($($push:ident $pop:ident $w:ty;)*) => {$(

@@ -1,0 +1,226 @@
+//! String instructions: MOVS, CMPS, SCAS, LODS, STOS, and the REP prefixes.
+//!
+//! Each iteration of a repeated instruction commits by itself: registers are exact wherever a fault, an interrupt or a
+//! device stops it. The fast way commits many iterations before it looks for interrupts, and moves whole stretches of a
+//! page at once where nobody could tell.
+
+use iced_x86::Code;
+
+use super::arith::compare;
+use crate::access::{Access, Outcome, Stop};
+use crate::cpu::{Cpu, Seg, gpr};
+use crate::op::{Attr, Handler, Op};
+use crate::operand::Use;
+use crate::table::Table;
+use crate::word::Word;
+
+/// What an iteration of a string instruction does, and how it may end the repetition.
+trait Step<M: Access>: 'static {
+    /// One element. Registers other than the index registers and flags stay.
+    fn step<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome;
+
+    /// As many elements at once as possible, at most `count`, upwards; how many.
+    fn run<T: Word>(_: &mut Cpu, _: &mut M, _: &Op<M>, _count: u64) -> u64 {
+        0
+    }
+
+    /// REPE and REPNE stop on the comparison's result; without a comparison both are REP.
+    const COMPARES: bool = false;
+}
+
+/// Executes one instruction with its repetitions.
+fn string<M: Access, S: Step<M>, T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    if !op.attr.is_repeated() {
+        return S::step::<T>(cpu, m, op);
+    }
+    let mask = op.attr.address_mask();
+    for _ in 0..M::ITERATIONS {
+        let mut count = cpu.gpr.get(gpr::RCX) & mask;
+        if count == 0 {
+            return Ok(());
+        }
+        let run = if cpu.flags.direction() { 0 } else { S::run::<T>(cpu, m, op, count) };
+        if run > 0 {
+            count -= run;
+        } else {
+            S::step::<T>(cpu, m, op)?;
+            count -= 1;
+        }
+        set_masked(cpu, gpr::RCX, mask, count);
+        if S::COMPARES && cpu.flags.zero() != op.attr.any(Attr::REP) {
+            return Ok(());
+        }
+        if count == 0 {
+            return Ok(());
+        }
+    }
+    Err(Stop::Stay)
+}
+
+/// Sets as many bits of a count or index register as the address size has; 32-bit ones clear the upper half.
+#[inline(always)]
+fn set_masked(cpu: &mut Cpu, register: u8, mask: u64, value: u64) {
+    match mask {
+        0xffff => cpu.gpr.write::<u16>(register, value),
+        mask => cpu.gpr.set(register, value & mask),
+    }
+}
+
+/// Moves an index register on by `bytes`, in the direction of DF.
+#[inline(always)]
+pub(super) fn step_index<M>(cpu: &mut Cpu, op: &Op<M>, register: u8, bytes: u64) {
+    let old = cpu.gpr.get(register);
+    let new = if cpu.flags.direction() { old.wrapping_sub(bytes) } else { old.wrapping_add(bytes) };
+    set_masked(cpu, register, op.attr.address_mask(), new);
+}
+
+/// The source element, at SI in DS or the prefix's segment.
+#[inline(always)]
+pub(super) fn source<M>(cpu: &Cpu, op: &Op<M>, size: u64) -> Result<crate::access::Linear, Stop> {
+    let offset = cpu.gpr.get(gpr::RSI) & op.attr.address_mask();
+    cpu.linear(Seg::from_number(op.seg), offset, size, Use::Read)
+}
+
+/// The destination element, at DI in ES.
+#[inline(always)]
+pub(super) fn destination<M>(cpu: &Cpu, op: &Op<M>, size: u64, usage: Use) -> Result<crate::access::Linear, Stop> {
+    let offset = cpu.gpr.get(gpr::RDI) & op.attr.address_mask();
+    cpu.linear(Seg::Es, offset, size, usage)
+}
+
+/// Several elements can be moved at once: offsets do not wrap and segments have no limits.
+#[inline(always)]
+fn is_flat<M>(cpu: &Cpu, op: &Op<M>) -> bool {
+    cpu.view.is_long() && op.attr.address_mask() == u64::MAX
+}
+
+/// MOVS.
+struct Move;
+
+impl<M: Access> Step<M> for Move {
+    #[inline(always)]
+    fn step<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+        let size = T::SIZE as u64;
+        let from = source(cpu, op, size)?;
+        let to = destination(cpu, op, size, Use::Write)?;
+        m.check_move(cpu, from, to, size)?;
+        let value = m.load::<T>(cpu, from)?;
+        m.store::<T>(cpu, to, value)?;
+        step_index(cpu, op, gpr::RSI, size);
+        step_index(cpu, op, gpr::RDI, size);
+        Ok(())
+    }
+
+    fn run<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>, count: u64) -> u64 {
+        let size = T::SIZE as u64;
+        if !is_flat(cpu, op) {
+            return 0;
+        }
+        let (Ok(from), Ok(to)) = (source(cpu, op, size), destination(cpu, op, size, Use::Write)) else { return 0 };
+        let to_page_end = |at: crate::access::Linear| (4096 - at.address % 4096) / size;
+        let elements = count.min(to_page_end(from)).min(to_page_end(to));
+        if elements < 2 {
+            return 0;
+        }
+        let moved = m.copy_run(cpu, from, to, elements * size);
+        step_index(cpu, op, gpr::RSI, moved);
+        step_index(cpu, op, gpr::RDI, moved);
+        moved / size
+    }
+}
+
+/// STOS.
+struct Store;
+
+impl<M: Access> Step<M> for Store {
+    #[inline(always)]
+    fn step<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+        let to = destination(cpu, op, T::SIZE as u64, Use::Write)?;
+        m.store::<T>(cpu, to, T::truncate(cpu.gpr.get(gpr::RAX)))?;
+        step_index(cpu, op, gpr::RDI, T::SIZE as u64);
+        Ok(())
+    }
+
+    fn run<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>, count: u64) -> u64 {
+        if !is_flat(cpu, op) {
+            return 0;
+        }
+        let Ok(to) = destination(cpu, op, T::SIZE as u64, Use::Write) else { return 0 };
+        let stored = m.fill_run::<T>(cpu, to, T::truncate(cpu.gpr.get(gpr::RAX)), count);
+        step_index(cpu, op, gpr::RDI, stored * T::SIZE as u64);
+        stored
+    }
+}
+
+/// LODS.
+struct Load;
+
+impl<M: Access> Step<M> for Load {
+    #[inline(always)]
+    fn step<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+        let from = source(cpu, op, T::SIZE as u64)?;
+        let value = m.load::<T>(cpu, from)?.zero_extend();
+        cpu.gpr.write::<T>(gpr::RAX, value);
+        step_index(cpu, op, gpr::RSI, T::SIZE as u64);
+        Ok(())
+    }
+}
+
+/// SCAS.
+struct Scan;
+
+impl<M: Access> Step<M> for Scan {
+    #[inline(always)]
+    fn step<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+        let at = destination(cpu, op, T::SIZE as u64, Use::Read)?;
+        let value = m.load::<T>(cpu, at)?.zero_extend();
+        compare::<T>(cpu, cpu.gpr.read::<T>(gpr::RAX), value);
+        step_index(cpu, op, gpr::RDI, T::SIZE as u64);
+        Ok(())
+    }
+
+    const COMPARES: bool = true;
+}
+
+/// CMPS.
+struct Compare;
+
+impl<M: Access> Step<M> for Compare {
+    #[inline(always)]
+    fn step<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+        let size = T::SIZE as u64;
+        let first = source(cpu, op, size)?;
+        let second = destination(cpu, op, size, Use::Read)?;
+        let a = m.load::<T>(cpu, first)?.zero_extend();
+        let b = m.load::<T>(cpu, second)?.zero_extend();
+        compare::<T>(cpu, a, b);
+        step_index(cpu, op, gpr::RSI, size);
+        step_index(cpu, op, gpr::RDI, size);
+        Ok(())
+    }
+
+    const COMPARES: bool = true;
+}
+
+pub(super) fn fill<M: Access>(table: &mut Table<M>) {
+    macro_rules! rows {
+        ($($step:ident: $b:ident $w:ident $d:ident $q:ident;)*) => {
+            [$(
+                (Code::$b, string::<M, $step, u8> as Handler<M>),
+                (Code::$w, string::<M, $step, u16>),
+                (Code::$d, string::<M, $step, u32>),
+                (Code::$q, string::<M, $step, u64>),
+            )*]
+        };
+    }
+    let rows = rows! {
+        Move: Movsb_m8_m8 Movsw_m16_m16 Movsd_m32_m32 Movsq_m64_m64;
+        Store: Stosb_m8_AL Stosw_m16_AX Stosd_m32_EAX Stosq_m64_RAX;
+        Load: Lodsb_AL_m8 Lodsw_AX_m16 Lodsd_EAX_m32 Lodsq_RAX_m64;
+        Scan: Scasb_AL_m8 Scasw_AX_m16 Scasd_EAX_m32 Scasq_RAX_m64;
+        Compare: Cmpsb_m8_m8 Cmpsw_m16_m16 Cmpsd_m32_m32 Cmpsq_m64_m64;
+    };
+    for (code, handler) in rows {
+        table.plain(code, handler);
+    }
+}
