@@ -239,7 +239,10 @@ impl Access for Fast {
 
     fn fill_run<T: Word>(&mut self, cpu: &Cpu, to: Linear, value: T, count: u64) -> u64 {
         let count = count.min(left_in_page(to) / T::SIZE as u64);
-        match self.tlb.writable_span(cpu.view.context, to.address, count as usize * T::SIZE) {
+        match self
+            .tlb
+            .writable_span(cpu.view.context, to.address, count as usize * T::SIZE)
+        {
             Some(span) if count > 0 => span.fill(value),
             _ => return 0,
         }

@@ -312,7 +312,12 @@ impl Span<'_> {
         }
         for i in 0..self.length / T::SIZE {
             // SAFETY: as above; the element lies within the span.
-            unsafe { self.pointer.add(i * T::SIZE).cast::<Unaligned<T>>().write_volatile(Unaligned(T::truncate(value))) };
+            unsafe {
+                self.pointer
+                    .add(i * T::SIZE)
+                    .cast::<Unaligned<T>>()
+                    .write_volatile(Unaligned(T::truncate(value)))
+            };
         }
     }
 }

@@ -103,6 +103,12 @@ fn apply<O: Binary, T: Word>(cpu: &mut Cpu, a: u64, b: u64) -> u64 {
     result
 }
 
+/// Records the flags of `a - b`, as CMP does.
+#[inline(always)]
+pub(super) fn set_difference_flags<T: Word>(cpu: &mut Cpu, a: u64, b: u64) {
+    apply::<Sub, T>(cpu, a, b);
+}
+
 /// `op r1, r2`.
 fn registers<M: Access, O: Binary, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     let result = apply::<O, T>(cpu, cpu.gpr.read::<T>(op.r1), cpu.gpr.read::<T>(op.r2));

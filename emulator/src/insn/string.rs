@@ -6,7 +6,7 @@
 
 use iced_x86::Code;
 
-use super::arith::compare;
+use super::arith::set_difference_flags;
 use crate::access::{Access, Outcome, Stop};
 use crate::cpu::{Cpu, Seg, gpr};
 use crate::op::{Attr, Handler, Op};
@@ -39,7 +39,11 @@ fn string<M: Access, S: Step<M>, T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) 
         if count == 0 {
             return Ok(());
         }
-        let run = if cpu.flags.direction() { 0 } else { S::run::<T>(cpu, m, op, count) };
+        let run = if cpu.flags.direction() {
+            0
+        } else {
+            S::run::<T>(cpu, m, op, count)
+        };
         if run > 0 {
             count -= run;
         } else {
@@ -70,7 +74,11 @@ fn set_masked(cpu: &mut Cpu, register: u8, mask: u64, value: u64) {
 #[inline(always)]
 pub(super) fn step_index<M>(cpu: &mut Cpu, op: &Op<M>, register: u8, bytes: u64) {
     let old = cpu.gpr.get(register);
-    let new = if cpu.flags.direction() { old.wrapping_sub(bytes) } else { old.wrapping_add(bytes) };
+    let new = if cpu.flags.direction() {
+        old.wrapping_sub(bytes)
+    } else {
+        old.wrapping_add(bytes)
+    };
     set_masked(cpu, register, op.attr.address_mask(), new);
 }
 
@@ -116,7 +124,9 @@ impl<M: Access> Step<M> for Move {
         if !is_flat(cpu, op) {
             return 0;
         }
-        let (Ok(from), Ok(to)) = (source(cpu, op, size), destination(cpu, op, size, Use::Write)) else { return 0 };
+        let (Ok(from), Ok(to)) = (source(cpu, op, size), destination(cpu, op, size, Use::Write)) else {
+            return 0;
+        };
         let to_page_end = |at: crate::access::Linear| (4096 - at.address % 4096) / size;
         let elements = count.min(to_page_end(from)).min(to_page_end(to));
         if elements < 2 {
@@ -145,7 +155,9 @@ impl<M: Access> Step<M> for Store {
         if !is_flat(cpu, op) {
             return 0;
         }
-        let Ok(to) = destination(cpu, op, T::SIZE as u64, Use::Write) else { return 0 };
+        let Ok(to) = destination(cpu, op, T::SIZE as u64, Use::Write) else {
+            return 0;
+        };
         let stored = m.fill_run::<T>(cpu, to, T::truncate(cpu.gpr.get(gpr::RAX)), count);
         step_index(cpu, op, gpr::RDI, stored * T::SIZE as u64);
         stored
@@ -174,7 +186,7 @@ impl<M: Access> Step<M> for Scan {
     fn step<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
         let at = destination(cpu, op, T::SIZE as u64, Use::Read)?;
         let value = m.load::<T>(cpu, at)?.zero_extend();
-        compare::<T>(cpu, cpu.gpr.read::<T>(gpr::RAX), value);
+        set_difference_flags::<T>(cpu, cpu.gpr.read::<T>(gpr::RAX), value);
         step_index(cpu, op, gpr::RDI, T::SIZE as u64);
         Ok(())
     }
@@ -193,7 +205,7 @@ impl<M: Access> Step<M> for Compare {
         let second = destination(cpu, op, size, Use::Read)?;
         let a = m.load::<T>(cpu, first)?.zero_extend();
         let b = m.load::<T>(cpu, second)?.zero_extend();
-        compare::<T>(cpu, a, b);
+        set_difference_flags::<T>(cpu, a, b);
         step_index(cpu, op, gpr::RSI, size);
         step_index(cpu, op, gpr::RDI, size);
         Ok(())
