@@ -1,6 +1,7 @@
 //! The instructions, by family. Each is written once, generic over how it reaches memory ([`Access`]).
 
 mod arith;
+mod bcd;
 mod bits;
 mod condition;
 mod control;
@@ -17,6 +18,7 @@ use crate::table::Table;
 /// Fills the table with every family.
 pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     arith::fill(table);
+    bcd::fill(table);
     bits::fill(table);
     control::fill(table);
     misc::fill(table);
