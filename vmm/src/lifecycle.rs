@@ -26,8 +26,6 @@ mod guest;
 mod host;
 mod info;
 mod keeper;
-#[cfg(test)]
-mod tests;
 
 use std::io;
 use std::sync::mpsc::{Sender, channel};

@@ -1,5 +1,7 @@
 //! Claims about what a configuration may say.
 
+use proptest::prelude::*;
+
 use super::*;
 
 /// The smallest configuration, with `extra` members.
@@ -227,5 +229,38 @@ fn sizes_are_read_as_people_write_them() {
         "é",
     ] {
         assert_eq!(parse_size(text).unwrap_err().text, text);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_configuration_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+        if let Ok(config) = VmConfig::from_json(&bytes) {
+            let _ = config.validate();
+        }
+    }
+
+    /// Bytes that are nearly right get further into the reader.
+    #[test]
+    fn a_configuration_with_one_thing_changed_is_read_or_refused(at in 0..WHOLE.len(), with in ".{0,4}", cut in 0_usize..20) {
+        let mut text = WHOLE.as_bytes().to_vec();
+        let end = text.len().min(at + cut);
+        text.splice(at..end, with.into_bytes());
+        match VmConfig::from_json(&text) {
+            // What is read can be written, and is then read the same.
+            Ok(config) => {
+                let _ = config.validate();
+                let written = serde_json::to_vec(&config).unwrap();
+                prop_assert_eq!(VmConfig::from_json(&written).unwrap(), config);
+            }
+            Err(error) => prop_assert!(!told(&error).is_empty()),
+        }
+    }
+
+    #[test]
+    fn any_text_is_a_size_or_an_error(text in ".{0,24}") {
+        if let Ok(bytes) = parse_size(&text) {
+            prop_assert_eq!(parse_size(&bytes.to_string()), Ok(bytes));
+        }
     }
 }
