@@ -12,6 +12,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::RawFd;
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -91,7 +92,18 @@ impl Events {
     /// The operating system's, if it cannot be opened.
     pub fn open(target: &EventTarget) -> io::Result<Self> {
         match target {
-            EventTarget::Path(path) => Self::to(OpenOptions::new().write(true).create(true).truncate(true).open(path)?),
+            EventTarget::Path(path) => {
+                // A FIFO that is opened for writing alone waits for its reader, who may come later or never; fifo(7).
+                let fifo = path.metadata().is_ok_and(|found| found.file_type().is_fifo());
+                Self::to(
+                    OpenOptions::new()
+                        .read(fifo)
+                        .write(true)
+                        .create(true)
+                        .truncate(true)
+                        .open(path)?,
+                )
+            }
             EventTarget::Fd(fd) => Self::to(File::from(inherited(*fd)?)),
         }
     }
@@ -264,6 +276,23 @@ mod tests {
         events.emit("vm", "booted", &[]);
         events.close();
         events.emit("vm", "deleted", &[]);
+    }
+
+    #[test]
+    fn a_fifo_whose_reader_comes_late_tells_everything() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("fifo");
+        assert!(
+            std::process::Command::new("mkfifo")
+                .arg(&path)
+                .status()
+                .unwrap()
+                .success()
+        );
+        let events = Events::open(&EventTarget::Path(path.clone())).unwrap();
+        events.emit("vm", "booted", &[]);
+        let mut reader = lines(File::open(&path).unwrap());
+        assert_eq!(reader.next().unwrap()["event"], "booted");
     }
 
     #[test]

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::extract::FromRequestParts;
+use axum::extract::{FromRequestParts, OriginalUri};
 use axum::http::request::Parts;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{Method, StatusCode};
 use axum::{Json, Router};
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -243,12 +243,12 @@ not_yet! {
     vm_add_vdpa "/vm.add-vdpa" "Adds a vDPA device; not supported yet.";
 }
 
-async fn wrong_method(method: Method, uri: Uri) -> Refusal {
+async fn wrong_method(method: Method, OriginalUri(uri): OriginalUri) -> Refusal {
     let text = format!("{method} is no method of {}; expected the one in Allow", uri.path());
     Refusal::new(StatusCode::METHOD_NOT_ALLOWED, text)
 }
 
-async fn unknown_path(uri: Uri) -> Refusal {
+async fn unknown_path(OriginalUri(uri): OriginalUri) -> Refusal {
     let text = format!(
         "there is no {}; expected /api/v1/vmm.ping or another call of `reprise openapi`",
         uri.path()

@@ -34,7 +34,7 @@ impl Serve {
     }
 }
 
-/// The VMM that `run` and `serve` work with; SIGINT and SIGTERM ask it to end.
+/// The VMM that `run` and `serve` work with. The first SIGINT or SIGTERM asks it to end, the second ends the process.
 pub(super) fn vmm(host: &Host, options: MachineOptions, when_guest_ends: WhenGuestEnds) -> Result<Vmm, Failure> {
     let events = events(host.event_monitor.as_ref())?;
     let guests = HypervisorGuests::new(hypervisor::open(host.hypervisor)?, options);
@@ -42,8 +42,12 @@ pub(super) fn vmm(host: &Host, options: MachineOptions, when_guest_ends: WhenGue
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let asked = vmm.clone();
     thread::Builder::new().name("signals".to_owned()).spawn(move || {
-        for signal in signals.forever() {
+        for (count, signal) in signals.forever().enumerate() {
             tracing::info!(signal, "asked to end");
+            if count > 0 {
+                // Whoever asks twice does not want to wait for what hangs.
+                std::process::exit(1);
+            }
             asked.request_end();
         }
     })?;

@@ -92,7 +92,7 @@ impl Guest for Machine {
     }
 
     fn counters(&self) -> VmCounters {
-        Self::counters(self)
+        VmCounters(Self::counters(self))
     }
 
     fn stop(self: Box<Self>) {

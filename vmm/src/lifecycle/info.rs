@@ -67,4 +67,6 @@ pub struct VmInfo {
 }
 
 /// The answer of `vm.counters`: figures by device and name.
-pub type VmCounters = BTreeMap<String, BTreeMap<String, u64>>;
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(transparent)]
+pub struct VmCounters(pub BTreeMap<String, BTreeMap<String, u64>>);

@@ -163,7 +163,10 @@ impl Guest for Double {
     }
 
     fn counters(&self) -> VmCounters {
-        BTreeMap::from([("serial".to_owned(), BTreeMap::from([("bytes_out".to_owned(), 7)]))])
+        VmCounters(BTreeMap::from([(
+            "serial".to_owned(),
+            BTreeMap::from([("bytes_out".to_owned(), 7)]),
+        )]))
     }
 
     fn stop(self: Box<Self>) {
