@@ -267,7 +267,7 @@ impl Device for Acpi {
         let mut event = None;
         self.with(|registers| {
             bytes::write(offset, size, value, |at, byte| {
-                event = registers.write(at, byte).or(event)
+                event = registers.write(at, byte).or(event);
             });
         });
         if let Some(event) = event {

@@ -23,6 +23,13 @@ pub struct Ticket {
 }
 
 /// The giving end of a late answer, kept by the device. Dropped, it answers all ones.
+///
+/// Nobody can answer twice:
+/// ```compile_fail,E0382
+/// let (ticket, completion) = reprise_devices::Ticket::pair();
+/// completion.complete(1);
+/// completion.complete(2);
+/// ```
 #[must_use = "dropping a completion answers all ones"]
 pub struct Completion {
     shared: Arc<Shared>,
@@ -42,7 +49,6 @@ type Waker = Box<dyn FnOnce() + Send>;
 
 impl Ticket {
     /// The two ends of a new question.
-    #[must_use]
     pub fn pair() -> (Self, Completion) {
         let shared = Arc::new(Shared {
             state: Mutex::new(State::Owed(None)),

@@ -172,13 +172,13 @@ impl RtcState {
 
     /// A number as the registers show it, its last two digits in BCD or its last eight bits in binary.
     fn shown(&self, number: i64) -> u8 {
-        // Both fit: at most 0x99, and at most 0xff.
         let digits = number.rem_euclid(100);
         let shown = if self.mode(BINARY) {
             number.rem_euclid(256)
         } else {
-            digits / 10 << 4 | digits % 10
+            digits / 10 * 16 + digits % 10
         };
+        // Both fit: at most 0x99, and at most 0xff.
         u8::try_from(shown).unwrap_or(0)
     }
 
