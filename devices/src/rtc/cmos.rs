@@ -98,8 +98,9 @@ impl RtcState {
             place::MINUTES => self.shown(time.minute),
             place::HOURS if self.mode(HOURS_24) => self.shown(time.hour),
             place::HOURS => {
-                let pm = if time.hour.rem_euclid(24) >= 12 { PM } else { 0 };
-                self.shown((time.hour + 11).rem_euclid(12) + 1) | pm
+                let hour = time.hour.rem_euclid(24);
+                let pm = if hour >= 12 { PM } else { 0 };
+                self.shown((hour + 11) % 12 + 1) | pm
             }
             place::WEEKDAY => self.shown(weekday.into()),
             place::DAY => self.shown(time.day),
@@ -126,7 +127,10 @@ impl RtcState {
             place::WEEKDAY => weekday = u8::try_from(self.meant(byte)).unwrap_or(0),
             place::DAY => time.day = self.meant(byte),
             place::MONTH => time.month = self.meant(byte),
-            place::YEAR => time.year = time.year.div_euclid(100) * 100 + self.meant(byte),
+            place::YEAR => {
+                let century = time.year.div_euclid(100).saturating_mul(100);
+                time.year = century.saturating_add(self.meant(byte));
+            }
             CENTURY => time.year = self.meant(byte) * 100 + time.year.rem_euclid(100),
             place::B => {
                 *self.byte(place::B.into()) = byte;

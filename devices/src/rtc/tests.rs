@@ -262,6 +262,11 @@ fn every_day_of_400_years_follows_the_one_before() {
     }
 }
 
+/// Any number, and often one from the ends.
+fn extreme() -> impl Strategy<Value = i64> {
+    prop_oneof![any::<i64>(), Just(i64::MIN), Just(i64::MAX), Just(0)]
+}
+
 proptest! {
     #[test]
     fn dates_there_and_back(seconds in -100_000_000_000_i64..300_000_000_000) {
@@ -285,7 +290,14 @@ proptest! {
     }
 
     #[test]
-    fn no_state_panics(ahead: i64, fields: [i64; 6], weekday: u8, index: u8, b: u8, written: u8) {
+    fn no_state_panics(
+        ahead in extreme(),
+        fields in prop::array::uniform6(extreme()),
+        weekday: u8,
+        index: u8,
+        b: u8,
+        written: u8,
+    ) {
         let world = World::new();
         let [year, month, day, hour, minute, second] = fields;
         let time = CalendarTime { year, month, day, hour, minute, second };
