@@ -30,8 +30,12 @@ impl Recorder {
     /// A recorder whose sink blocks until [`open`](Self::open).
     pub(crate) fn shut() -> Self {
         let recorder = Self::default();
-        recorder.lock().shut = true;
+        recorder.shut_again();
         recorder
+    }
+
+    pub(crate) fn shut_again(&self) {
+        self.lock().shut = true;
     }
 
     pub(crate) fn open(&self) {

@@ -95,6 +95,11 @@ fn a_consumer_that_takes_nothing_holds_the_guest_for_its_patience_and_no_longer(
     assert!(output.drain(FOREVER));
     assert_eq!(recorder.bytes(), [&bytes[..], b"again"].concat());
     assert_eq!(output.lost(), 13);
+    // And it is given the same patience as before.
+    recorder.shut_again();
+    let (_, ticket) = fill(&output);
+    assert_eq!(ticket.wait(), 0);
+    recorder.open();
 }
 
 #[test]
