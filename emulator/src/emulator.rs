@@ -7,6 +7,7 @@ use crate::attention::Attention;
 use crate::blocks::{Block, Blocks};
 use crate::careful::{Careful, Flush};
 use crate::cpu::{Activity, Cpu, Shadow, flags, gpr};
+use crate::cpuid::CpuidTable;
 use crate::decode::{Decoded, decode};
 use crate::deliver::{self, Combined};
 use crate::event::{self, Event, Exception, Source};
@@ -99,8 +100,8 @@ enum Pass {
 }
 
 impl Emulator {
-    /// A CPU in state `cpu` that executes from `ram`.
-    pub fn new(cpu: Cpu, ram: Arc<Ram>, host: Arc<dyn Host>, model: Arc<Model>) -> Emulator {
+    /// A CPU in state `cpu` that executes from `ram` and announces itself as `cpuid` says.
+    pub fn new(cpu: Cpu, ram: Arc<Ram>, host: Arc<dyn Host>, model: Arc<Model>, cpuid: Arc<CpuidTable>) -> Emulator {
         let attention = Arc::new(Attention::default());
         ram.code.register(attention.clone());
         let mut cpu = cpu;
@@ -108,7 +109,7 @@ impl Emulator {
         Emulator {
             cpu,
             fast: Fast::new(ram.clone(), host.clone()),
-            careful: Careful::new(ram, host),
+            careful: Careful::new(ram, host, cpuid),
             blocks: Blocks::new(),
             model,
             attention,
@@ -489,6 +490,7 @@ impl Emulator {
                     return Ok(self.retire());
                 }
                 Err(Stop::Fault(exception)) => {
+                    self.careful.unstage();
                     match deliver::combine(&current, exception, self.careful.fault_address) {
                         Combined::Deliver(next) => event = Some(next),
                         Combined::Shutdown => {
