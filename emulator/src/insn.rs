@@ -1,16 +1,28 @@
 //! The instructions, by family. Each is written once, generic over how it reaches memory ([`Access`]).
 
 mod arith;
+mod available;
 mod bcd;
 mod bits;
 mod condition;
 mod control;
+mod cpuid;
+mod io;
 mod misc;
+mod mmx;
 mod mov;
+mod msr;
 mod muldiv;
+mod packed;
 mod shift;
+mod sse_int;
+mod sse_mov;
 mod stack;
 mod string;
+mod string_io;
+mod syscall;
+mod x87;
+mod xsave;
 
 use crate::access::Access;
 use crate::table::Table;
@@ -21,10 +33,20 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     bcd::fill(table);
     bits::fill(table);
     control::fill(table);
+    cpuid::fill(table);
+    io::fill(table);
     misc::fill(table);
+    mmx::fill(table);
     mov::fill(table);
+    msr::fill(table);
     muldiv::fill(table);
     shift::fill(table);
+    sse_int::fill(table);
+    sse_mov::fill(table);
     stack::fill(table);
     string::fill(table);
+    string_io::fill(table);
+    syscall::fill(table);
+    x87::fill(table);
+    xsave::fill(table);
 }

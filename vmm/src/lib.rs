@@ -1,1 +1,20 @@
-//! Reprise vmm.
+//! A virtual machine monitor: microVMs launched over a REST API, or embedded in another program.
+//!
+//! # Map
+//! - [`config`]: what a VM is made of, one definition for REST, OpenAPI and command line
+//! - [`machine`]: a VM built from it, with its vCPU threads and devices
+//! - [`lifecycle`]: created, running, paused, shut down; what the API calls
+//! - [`events`]: what happens, one JSON object a line
+#![cfg_attr(feature = "api", doc = "- [`api`]: the REST server")]
+#![cfg_attr(feature = "cli", doc = "- [`cli`]: the command line of the binary `reprise`")]
+#![forbid(unsafe_code)]
+
+#[cfg(feature = "api")]
+pub mod api;
+#[cfg(feature = "cli")]
+pub mod cli;
+pub mod config;
+pub mod events;
+pub mod inherited;
+pub mod lifecycle;
+pub mod machine;

@@ -1,0 +1,257 @@
+//! The calls: path, method, body and answers of each, for the router and for the OpenAPI document at once.
+
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, OriginalUri};
+use axum::http::request::Parts;
+use axum::http::{Method, StatusCode};
+use axum::{Json, Router};
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+
+use super::body::JsonBody;
+use super::connections::Connection;
+use super::error::Refusal;
+use crate::config::VmConfig;
+use crate::lifecycle::{VmCounters, VmInfo, Vmm, VmmError, VmmPingResponse};
+
+/// Everything that is served.
+pub(super) fn router(vmm: Vmm) -> Router {
+    let (calls, _document) = calls().split_for_parts();
+    Router::new()
+        .nest("/api/v1", calls.method_not_allowed_fallback(wrong_method))
+        .fallback(unknown_path)
+        .with_state(vmm)
+}
+
+/// The head of the document; the calls bring the rest.
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Reprise", description = "One microVM, from its creation to its end."),
+    servers((url = "http://localhost/api/v1"))
+)]
+struct Head;
+
+/// The calls and their description.
+pub(super) fn calls() -> OpenApiRouter<Vmm> {
+    let router = OpenApiRouter::with_openapi(Head::openapi())
+        .routes(routes!(vmm_ping))
+        .routes(routes!(vmm_shutdown))
+        .routes(routes!(vm_info))
+        .routes(routes!(vm_counters))
+        .routes(routes!(vm_create))
+        .routes(routes!(vm_delete))
+        .routes(routes!(vm_boot))
+        .routes(routes!(vm_shutdown))
+        .routes(routes!(vm_reboot))
+        .routes(routes!(vm_pause))
+        .routes(routes!(vm_resume))
+        .routes(routes!(vm_power_button));
+    not_yet(router)
+}
+
+/// Who calls, and what is called.
+struct Caller {
+    vmm: Vmm,
+    connection: Arc<Connection>,
+}
+
+impl FromRequestParts<Vmm> for Caller {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, vmm: &Vmm) -> Result<Self, Refusal> {
+        let connection = parts
+            .extensions
+            .get::<Arc<Connection>>()
+            .cloned()
+            .unwrap_or_else(Connection::new);
+        connection.touch();
+        Ok(Self {
+            vmm: vmm.clone(),
+            connection,
+        })
+    }
+}
+
+impl Caller {
+    /// Makes a call that may take time, on a thread of its own. It goes on to its end even if the client leaves.
+    async fn call<T: Send + 'static>(
+        self,
+        call: impl FnOnce(&Vmm) -> Result<T, VmmError> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let Self { vmm, connection } = self;
+        let _busy = connection.busy();
+        match tokio::task::spawn_blocking(move || call(&vmm)).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(Refusal::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the call panicked; the log says where",
+            )),
+        }
+    }
+
+    async fn change(self, call: fn(&Vmm) -> Result<(), VmmError>) -> Result<StatusCode, Refusal> {
+        self.call(call).await?;
+        Ok(StatusCode::NO_CONTENT)
+    }
+}
+
+/// Says that the VMM is alive, and what it is. Never waits for the VM.
+#[utoipa::path(get, path = "/vmm.ping", responses((status = 200, description = "The VMM", body = VmmPingResponse)))]
+async fn vmm_ping(caller: Caller) -> Json<VmmPingResponse> {
+    Json(caller.vmm.ping())
+}
+
+/// Ends the VMM, and its VM with it.
+#[utoipa::path(put, path = "/vmm.shutdown", responses((status = 204, description = "The VMM is about to end")))]
+async fn vmm_shutdown(caller: Caller) -> StatusCode {
+    caller.vmm.request_end();
+    StatusCode::NO_CONTENT
+}
+
+/// The VM's configuration and state. Never waits for the VM.
+#[utoipa::path(get, path = "/vm.info", responses(
+    (status = 200, description = "The VM", body = VmInfo),
+    (status = 404, description = "There is no VM", body = Vec<String>)))]
+async fn vm_info(caller: Caller) -> Result<Json<VmInfo>, Refusal> {
+    Ok(Json(caller.vmm.info()?))
+}
+
+/// Figures by device and name.
+#[utoipa::path(get, path = "/vm.counters", responses(
+    (status = 200, description = "The figures", body = VmCounters),
+    (status = 404, description = "There is no VM", body = Vec<String>),
+    (status = 409, description = "The VM is neither Running nor Paused", body = Vec<String>)))]
+async fn vm_counters(caller: Caller) -> Result<Json<VmCounters>, Refusal> {
+    caller.call(Vmm::counters).await.map(Json)
+}
+
+/// Makes a VM; it does not run yet.
+#[utoipa::path(put, path = "/vm.create", request_body = VmConfig, responses(
+    (status = 204, description = "The VM is Created"),
+    (status = 400, description = "The configuration is refused; the field and what was expected", body = Vec<String>),
+    (status = 409, description = "There is a VM already", body = Vec<String>),
+    (status = 413, description = "The body is too large", body = Vec<String>)))]
+async fn vm_create(caller: Caller, JsonBody(config): JsonBody<VmConfig>) -> Result<StatusCode, Refusal> {
+    caller.call(|vmm| vmm.create(config)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Forgets the VM, switching it off first if need be.
+#[utoipa::path(put, path = "/vm.delete", responses(
+    (status = 204, description = "There is no VM any more"),
+    (status = 404, description = "There is no VM", body = Vec<String>)))]
+async fn vm_delete(caller: Caller) -> Result<StatusCode, Refusal> {
+    caller.change(Vmm::delete).await
+}
+
+/// Builds the machine and starts it.
+#[utoipa::path(put, path = "/vm.boot", responses(
+    (status = 204, description = "The VM is Running"),
+    (status = 400, description = "The machine cannot be built from its configuration", body = Vec<String>),
+    (status = 404, description = "There is no VM", body = Vec<String>),
+    (status = 409, description = "The VM is neither Created nor Shutdown", body = Vec<String>)))]
+async fn vm_boot(caller: Caller) -> Result<StatusCode, Refusal> {
+    caller.change(Vmm::boot).await
+}
+
+/// Switches the machine off, as pulling the plug does.
+#[utoipa::path(put, path = "/vm.shutdown", responses(
+    (status = 204, description = "The VM is Shutdown"),
+    (status = 404, description = "There is no VM", body = Vec<String>),
+    (status = 409, description = "The VM is neither Running nor Paused", body = Vec<String>)))]
+async fn vm_shutdown(caller: Caller) -> Result<StatusCode, Refusal> {
+    caller.change(Vmm::shutdown).await
+}
+
+/// Switches the machine off and on.
+#[utoipa::path(put, path = "/vm.reboot", responses(
+    (status = 204, description = "The VM is Running"),
+    (status = 400, description = "The machine cannot be built again", body = Vec<String>),
+    (status = 404, description = "There is no VM", body = Vec<String>),
+    (status = 409, description = "The VM is neither Running nor Paused", body = Vec<String>)))]
+async fn vm_reboot(caller: Caller) -> Result<StatusCode, Refusal> {
+    caller.change(Vmm::reboot).await
+}
+
+/// Stops the vCPUs and clocks where they are.
+#[utoipa::path(put, path = "/vm.pause", responses(
+    (status = 204, description = "The VM is Paused"),
+    (status = 404, description = "There is no VM", body = Vec<String>),
+    (status = 409, description = "The VM is not Running", body = Vec<String>),
+    (status = 500, description = "A vCPU does not stop", body = Vec<String>)))]
+async fn vm_pause(caller: Caller) -> Result<StatusCode, Refusal> {
+    caller.change(Vmm::pause).await
+}
+
+/// Continues a paused VM.
+#[utoipa::path(put, path = "/vm.resume", responses(
+    (status = 204, description = "The VM is Running"),
+    (status = 404, description = "There is no VM", body = Vec<String>),
+    (status = 409, description = "The VM is not Paused", body = Vec<String>)))]
+async fn vm_resume(caller: Caller) -> Result<StatusCode, Refusal> {
+    caller.change(Vmm::resume).await
+}
+
+/// Presses the ACPI power button; the guest decides what comes of it.
+#[utoipa::path(put, path = "/vm.power-button", responses(
+    (status = 204, description = "The button was pressed"),
+    (status = 404, description = "There is no VM", body = Vec<String>),
+    (status = 409, description = "The VM is not Running", body = Vec<String>)))]
+async fn vm_power_button(caller: Caller) -> Result<StatusCode, Refusal> {
+    caller.change(Vmm::power_button).await
+}
+
+/// Calls that are known and not there yet.
+macro_rules! not_yet {
+    ($($call:ident $path:tt $summary:tt;)*) => {
+        $(
+            #[doc = $summary]
+            #[utoipa::path(put, path = $path, responses(
+                (status = 501, description = "Not supported yet", body = Vec<String>)))]
+            async fn $call() -> Refusal {
+                VmmError::NotSupported { call: $path.trim_start_matches('/') }.into()
+            }
+        )*
+
+        fn not_yet(router: OpenApiRouter<Vmm>) -> OpenApiRouter<Vmm> {
+            router$(.routes(routes!($call)))*
+        }
+    };
+}
+
+not_yet! {
+    vm_nmi "/vm.nmi" "Sends a non-maskable interrupt; not supported yet.";
+    vm_resize "/vm.resize" "Changes vCPUs, memory or balloon; not supported yet.";
+    vm_resize_disk "/vm.resize-disk" "Changes the size of a disk; not supported yet.";
+    vm_resize_zone "/vm.resize-zone" "Changes the size of a memory zone; not supported yet.";
+    vm_remove_device "/vm.remove-device" "Removes a device; not supported yet.";
+    vm_snapshot "/vm.snapshot" "Saves the VM; not supported yet.";
+    vm_restore "/vm.restore" "Restores a saved VM; not supported yet.";
+    vm_coredump "/vm.coredump" "Writes the guest's memory to a file; not supported yet.";
+    vm_receive_migration "/vm.receive-migration" "Takes a VM over from another host; not supported yet.";
+    vm_send_migration "/vm.send-migration" "Hands the VM to another host; not supported yet.";
+    vm_add_device "/vm.add-device" "Adds a host device; not supported yet.";
+    vm_add_user_device "/vm.add-user-device" "Adds a device in another process; not supported yet.";
+    vm_add_disk "/vm.add-disk" "Adds a disk; not supported yet.";
+    vm_add_fs "/vm.add-fs" "Adds a share; not supported yet.";
+    vm_add_generic_vhost_user "/vm.add-generic-vhost-user" "Adds a vhost-user device; not supported yet.";
+    vm_add_pmem "/vm.add-pmem" "Adds persistent memory; not supported yet.";
+    vm_add_net "/vm.add-net" "Adds a network interface; not supported yet.";
+    vm_add_vsock "/vm.add-vsock" "Adds a socket device; not supported yet.";
+    vm_add_vdpa "/vm.add-vdpa" "Adds a vDPA device; not supported yet.";
+}
+
+async fn wrong_method(method: Method, OriginalUri(uri): OriginalUri) -> Refusal {
+    let text = format!("{method} is no method of {}; expected the one in Allow", uri.path());
+    Refusal::new(StatusCode::METHOD_NOT_ALLOWED, text)
+}
+
+async fn unknown_path(OriginalUri(uri): OriginalUri) -> Refusal {
+    let text = format!(
+        "there is no {}; expected /api/v1/vmm.ping or another call of `reprise openapi`",
+        uri.path()
+    );
+    Refusal::new(StatusCode::NOT_FOUND, text)
+}

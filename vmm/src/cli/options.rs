@@ -1,0 +1,136 @@
+//! Options such as `boot=2,max=2` and `512M`, read as the JSON types they stand for: what a VM is made of is defined once,
+//! in [`config`](crate::config), and the command line only spells it differently.
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use crate::config::{ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, MemoryConfig, from_json, parse_size};
+use crate::lifecycle::chain;
+
+/// Reads `N`, `boot=N` or `boot=N,max=M,…` with the names of [`CpusConfig`].
+pub(super) fn cpus(text: &str) -> Result<CpusConfig, String> {
+    let mut object = members(text, "boot_vcpus", &[("boot", "boot_vcpus"), ("max", "max_vcpus")])?;
+    if let (Some(boot), None) = (object.get("boot_vcpus").cloned(), object.get("max_vcpus")) {
+        object.insert("max_vcpus".to_owned(), boot);
+    }
+    read(object)
+}
+
+/// Reads `512M`, `size=512M` or `size=512M,…` with the names of [`MemoryConfig`].
+pub(super) fn memory(text: &str) -> Result<MemoryConfig, String> {
+    read(members(text, "size", &[])?)
+}
+
+/// Reads `tty`, `null`, `off`, `file=PATH` or `socket=PATH`.
+pub(super) fn serial(text: &str) -> Result<ConsoleConfig, String> {
+    match text.split_once('=') {
+        Some(("file", path)) if !path.is_empty() => Ok(ConsoleConfig::file(path)),
+        Some(("socket", path)) if !path.is_empty() => Ok(ConsoleConfig::socket(path)),
+        None if text == "tty" => Ok(ConsoleConfig::tty()),
+        None if text == "null" => Ok(ConsoleConfig::null()),
+        None if text == "off" => Ok(ConsoleConfig::of(ConsoleMode::Off)),
+        _ => Err("expected tty, null, off, file=PATH or socket=PATH".to_owned()),
+    }
+}
+
+/// The members of `text`; a first part without `=` is the member `bare`.
+fn members(text: &str, bare: &str, aliases: &[(&str, &str)]) -> Result<Map<String, Value>, String> {
+    let mut object = Map::new();
+    for (i, part) in text.split(',').enumerate() {
+        let (name, value) = match part.split_once('=') {
+            Some(pair) => pair,
+            None if i == 0 => (bare, part),
+            None => return Err(format!("{part:?} is no option; expected name=value")),
+        };
+        let name = aliases
+            .iter()
+            .find(|(alias, _)| *alias == name)
+            .map_or(name, |(_, name)| name);
+        if object.insert(name.to_owned(), scalar(value)).is_some() {
+            return Err(format!("{name} is given twice; expected once"));
+        }
+    }
+    Ok(object)
+}
+
+/// `on`, `off`, a size, or a word.
+fn scalar(text: &str) -> Value {
+    match text {
+        "on" | "true" => Value::Bool(true),
+        "off" | "false" => Value::Bool(false),
+        _ => parse_size(text).map_or_else(|_| Value::from(text), Value::from),
+    }
+}
+
+fn read<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T, String> {
+    let text = Value::Object(object).to_string();
+    from_json(text.as_bytes()).map_err(|error| match &error {
+        // The line and column of JSON that nobody wrote would only confuse.
+        ConfigError::Json { path, source } => {
+            let told = source.to_string();
+            let told = told.rfind(" at line ").map_or(told.as_str(), |end| &told[..end]);
+            format!("{path}: {told}")
+        }
+        other => chain(other).join(": "),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cpus_are_a_number_or_the_names_of_the_config() {
+        for text in ["2", "boot=2", "boot_vcpus=2", "boot=2,max=2", "boot=2,nested=on"] {
+            assert_eq!(cpus(text).unwrap(), CpusConfig::of(2), "{text}");
+        }
+        assert_eq!(cpus("boot=1,max=4").unwrap().max_vcpus, 4);
+        for text in [
+            "",
+            "many",
+            "-1",
+            "max=2",
+            "boot=1,boot=2",
+            "boot=1,sockets=2",
+            "2,2",
+            "boot=4294967296",
+        ] {
+            assert!(cpus(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn memory_is_a_size_or_the_names_of_the_config() {
+        for text in [
+            "512M",
+            "size=512M",
+            "536870912",
+            "size=512M,shared=off,hotplug_method=Acpi",
+        ] {
+            assert_eq!(memory(text).unwrap(), MemoryConfig::of(512 << 20), "{text}");
+        }
+        for text in ["", "much", "512MB", "shared=off", "size=1G,colour=2", "size=on"] {
+            assert!(memory(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_option() {
+        assert!(
+            memory("size=512MB")
+                .unwrap_err()
+                .starts_with("size: invalid type: string \"512MB\"")
+        );
+        assert!(cpus("1,sockets=2").unwrap_err().starts_with("sockets: unknown field"));
+    }
+
+    #[test]
+    fn serial_is_a_word_or_a_path() {
+        assert_eq!(serial("tty").unwrap(), ConsoleConfig::tty());
+        assert_eq!(serial("file=/f=1").unwrap(), ConsoleConfig::file("/f=1"));
+        assert_eq!(serial("socket=/s").unwrap(), ConsoleConfig::socket("/s"));
+        for text in ["", "Tty", "file", "file=", "socket=", "pty", "tty=1"] {
+            assert!(serial(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! `reprise run`: one microVM, from the command line to its end.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{Failure, Host, USAGE, options, serve, usage_of};
+use crate::api::{ApiServer, ApiSocket};
+use crate::config::{ConsoleConfig, CpusConfig, MemoryConfig, PayloadConfig, VmConfig};
+use crate::lifecycle::{End, VmmError, WhenGuestEnds};
+use crate::machine::MachineOptions;
+
+/// The kernel's command line unless another is given: its console is the serial port.
+const CMDLINE: &str = "console=ttyS0";
+
+/// Boots one microVM and ends with it.
+#[derive(Debug, Args)]
+pub(super) struct Run {
+    /// The kernel: a vmlinux (ELF), a bzImage or a distribution's vmlinuz.
+    #[arg(long, value_name = "FILE")]
+    kernel: Option<PathBuf>,
+    /// The initial RAM file system.
+    #[arg(long, value_name = "FILE")]
+    initramfs: Option<PathBuf>,
+    /// The kernel's command line.
+    #[arg(long, value_name = "TEXT", default_value = CMDLINE)]
+    cmdline: String,
+    /// The processors: N or boot=N.
+    #[arg(long, value_name = "CPUS", value_parser = options::cpus, default_value = "1")]
+    cpus: CpusConfig,
+    /// The memory: 512M or size=512M.
+    #[arg(long, value_name = "SIZE", value_parser = options::memory, default_value = "512M")]
+    memory: MemoryConfig,
+    /// The serial port: tty, null, off, file=PATH or socket=PATH. Ctrl-A x ends a tty's machine.
+    #[arg(long, value_name = "WHERE", value_parser = options::serial, default_value = "tty")]
+    serial: ConsoleConfig,
+    /// Serve the REST API too: a path, path=FILE, or fd=N for an inherited listening socket.
+    #[arg(long, value_name = "SOCKET")]
+    api_socket: Option<ApiSocket>,
+    /// Let a byte v that the guest writes to port 0xF4 end the program with status (v << 1) | 1.
+    #[arg(long)]
+    debug_exit: bool,
+    #[command(flatten)]
+    host: Host,
+}
+
+impl Run {
+    pub(super) fn run(self) -> Result<ExitCode, Failure> {
+        let Some(kernel) = self.kernel else {
+            return Err(no_kernel());
+        };
+        let config = VmConfig {
+            cpus: self.cpus,
+            memory: self.memory,
+            payload: PayloadConfig {
+                firmware: None,
+                kernel: Some(kernel),
+                cmdline: Some(self.cmdline),
+                initramfs: self.initramfs,
+            },
+            serial: self.serial,
+            ..VmConfig::default()
+        };
+        let vmm = serve::vmm(
+            &self.host,
+            MachineOptions {
+                debug_exit: self.debug_exit,
+            },
+            WhenGuestEnds::End,
+        )?;
+        let server = self
+            .api_socket
+            .map(|socket| ApiServer::start(&socket, vmm.clone()))
+            .transpose()?;
+        let end = vmm.create(config).and_then(|()| vmm.boot()).map(|()| vmm.wait());
+        drop(server);
+        vmm.close();
+        match end {
+            Ok(End::PowerOff | End::Asked) => Ok(ExitCode::SUCCESS),
+            Ok(End::DebugExit(value)) => Ok(ExitCode::from((value << 1) | 1)),
+            Ok(End::Failed(reason)) => Err(Failure::new(reason)),
+            Err(error) => {
+                let usage = matches!(error, VmmError::BadConfig { .. });
+                let failure = Failure::from(error);
+                Err(if usage {
+                    Failure { code: USAGE, ..failure }
+                } else {
+                    failure
+                })
+            }
+        }
+    }
+}
+
+fn no_kernel() -> Failure {
+    Failure::usage(format!(
+        "there is no kernel to boot: --kernel FILE is missing\n\n\
+         FILE is a vmlinux (ELF), a bzImage or a distribution's vmlinuz. This makes a guest of Debian's kernel:\n\n    \
+         scripts/guest.sh\n    \
+         reprise run --kernel target/guest/vmlinux --initramfs target/guest/initramfs.cpio.gz\n\n{}",
+        usage_of("run")
+    ))
+}

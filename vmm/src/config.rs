@@ -1,0 +1,162 @@
+//! What a virtual machine is made of: the JSON of `vm.create`, the schema of the OpenAPI document, and the target of
+//! the command line, all from the types here.
+//!
+//! # Invariants
+//! - Names and shapes are those of cloud-hypervisor's public API description; its clients send whole configurations with
+//!   every default spelled out, so a known field at its default is always accepted.
+//! - A field nobody knows is refused when the JSON is read, with its path; a known field that asks for what is not there
+//!   is refused by [`VmConfig::validate`], by name. Nothing is silently ignored.
+//!
+//! # Life
+//! text -[`VmConfig::from_json`]-> `VmConfig` -[`VmConfig::validate`]-> a config the machine can be built from. The machine
+//! checks again what only the host can tell (files, free memory).
+
+mod console;
+mod cpus;
+mod devices;
+mod error;
+mod memory;
+mod net;
+mod payload;
+mod platform;
+mod size;
+mod storage;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+use serde::{Deserialize, Deserializer, Serialize};
+use utoipa::ToSchema;
+
+pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
+pub use cpus::{CpuAffinity, CpuFeatures, CpuTopology, CpusConfig};
+pub use devices::{BalloonConfig, DeviceConfig, RngConfig, UserDeviceConfig, VdpaConfig, VsockConfig};
+pub use error::ConfigError;
+pub use memory::{HotplugMethod, MemoryConfig, MemoryZoneConfig};
+pub use net::{NetConfig, VhostMode};
+pub use payload::PayloadConfig;
+pub use platform::{LandlockConfig, NumaConfig, NumaDistance, PciSegmentConfig, PlatformConfig, TpmConfig};
+pub use size::{SizeError, parse_size};
+pub use storage::{
+    DiskConfig, FsConfig, PmemConfig, QueueAffinity, RateLimitGroupConfig, RateLimiterConfig, TokenBucket,
+};
+
+/// A virtual machine as `vm.create` takes it. Only `payload` is required.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct VmConfig {
+    /// The processors. Default: one.
+    #[serde(default)]
+    pub cpus: CpusConfig,
+    /// The memory. Default: 512 MiB.
+    #[serde(default)]
+    pub memory: MemoryConfig,
+    /// What the machine boots.
+    pub payload: PayloadConfig,
+    /// virtio-blk disks; not there yet.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub disks: Vec<DiskConfig>,
+    /// virtio-net interfaces; not there yet.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub net: Vec<NetConfig>,
+    /// The source of entropy; only the default is accepted, and no virtio-rng stands behind it yet.
+    #[serde(default)]
+    pub rng: RngConfig,
+    /// The balloon; not there yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonConfig>,
+    /// virtio-fs shares; not there yet.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub fs: Vec<FsConfig>,
+    /// Persistent memory; not there yet.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub pmem: Vec<PmemConfig>,
+    /// The 16550 serial port at 0x3F8. Default: `Null`, the guest sees a port and its output is dropped.
+    #[serde(default = "ConsoleConfig::null")]
+    pub serial: ConsoleConfig,
+    /// The virtio console; not there yet. Default: `Off`.
+    #[serde(default)]
+    pub console: ConsoleConfig,
+    /// The firmware's debug port. Default: `Off`.
+    #[serde(default)]
+    pub debug_console: DebugConsoleConfig,
+    /// Devices passed through with VFIO; not there yet.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub devices: Vec<DeviceConfig>,
+    /// Devices in other processes, vfio-user; not there yet.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub user_devices: Vec<UserDeviceConfig>,
+    /// vDPA devices; not there yet.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub vdpa: Vec<VdpaConfig>,
+    /// virtio-vsock; not there yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
+    /// NUMA nodes; not there yet.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub numa: Vec<NumaConfig>,
+    /// A virtual IOMMU; not there yet.
+    #[serde(default)]
+    pub iommu: bool,
+    /// A watchdog; not there yet.
+    #[serde(default)]
+    pub watchdog: bool,
+    /// The pvpanic device; not there yet.
+    #[serde(default)]
+    pub pvpanic: bool,
+    /// PCI segments beyond the first; not there yet.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub pci_segments: Vec<PciSegmentConfig>,
+    /// Firmware tables; not there yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<PlatformConfig>,
+    /// A TPM in another process; not there yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tpm: Option<TpmConfig>,
+    /// Whether the VMM is confined with Landlock; not there yet.
+    #[serde(default)]
+    pub landlock_enable: bool,
+    /// What Landlock lets through; not there yet.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub landlock_rules: Vec<LandlockConfig>,
+    /// Rate limits shared by several disks; not there yet.
+    #[serde(default, deserialize_with = "null_is_empty")]
+    pub rate_limit_groups: Vec<RateLimitGroupConfig>,
+}
+
+impl VmConfig {
+    /// Reads the JSON of `vm.create`.
+    ///
+    /// # Errors
+    /// [`ConfigError::Json`] naming the JSON path, line and column of the first thing that is not as expected.
+    pub fn from_json(text: &[u8]) -> Result<Self, ConfigError> {
+        from_json(text)
+    }
+}
+
+/// Reads `text` as a `T` and nothing after it.
+///
+/// # Errors
+/// [`ConfigError::Json`] naming the JSON path, line and column of the first thing that is not as expected.
+pub fn from_json<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, ConfigError> {
+    let mut json = serde_json::Deserializer::from_slice(text);
+    let value = serde_path_to_error::deserialize(&mut json).map_err(|e| ConfigError::Json {
+        path: e.path().to_string(),
+        source: e.into_inner(),
+    })?;
+    json.end().map_err(|source| ConfigError::Json {
+        path: ".".to_owned(),
+        source,
+    })?;
+    Ok(value)
+}
+
+/// A list that may also be spelled `null`, as clients do that print every absent field.
+fn null_is_empty<'de, D: Deserializer<'de>, T: Deserialize<'de>>(de: D) -> Result<Vec<T>, D::Error> {
+    Ok(Option::<Vec<T>>::deserialize(de)?.unwrap_or_default())
+}
+
+/// For `#[serde(default = …)]` on what is on unless said otherwise.
+const fn yes() -> bool {
+    true
+}

@@ -1,0 +1,266 @@
+//! Claims about what a configuration may say.
+
+use proptest::prelude::*;
+
+use super::*;
+
+/// The smallest configuration, with `extra` members.
+fn config(extra: &str) -> Result<VmConfig, ConfigError> {
+    let comma = if extra.is_empty() { "" } else { "," };
+    let config = VmConfig::from_json(format!(r#"{{"payload":{{"kernel":"/k"}}{comma}{extra}}}"#).as_bytes())?;
+    config.validate()?;
+    Ok(config)
+}
+
+/// The whole chain of an error in one line.
+fn told(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text = format!("{text}: {cause}");
+        next = cause.source();
+    }
+    text
+}
+
+/// Everything at its default, as clients send it that spell out the whole configuration.
+const WHOLE: &str = r#"{
+    "cpus": {"boot_vcpus": 2, "max_vcpus": 2, "topology": null, "kvm_hyperv": false, "max_phys_bits": 46,
+             "nested": true, "affinity": null, "features": {"amx": false}},
+    "memory": {"size": 536870912, "hotplug_size": 0, "hotplugged_size": null, "mergeable": false,
+               "hotplug_method": "Acpi", "shared": false, "hugepages": false, "hugepage_size": null,
+               "prefault": false, "thp": true, "zones": []},
+    "payload": {"firmware": null, "kernel": "/k", "cmdline": "console=ttyS0", "initramfs": "/i"},
+    "disks": null, "net": [], "rng": {"src": "/dev/urandom"}, "balloon": null, "fs": [], "pmem": [],
+    "serial": {"mode": "Tty", "file": null, "socket": null}, "console": {"mode": "Off"},
+    "debug_console": {"mode": "Off", "iobase": 233}, "devices": [], "user_devices": [], "vdpa": [],
+    "vsock": null, "numa": [], "iommu": false, "watchdog": false, "pvpanic": false, "pci_segments": null,
+    "platform": {"num_pci_segments": 1, "tdx": false}, "tpm": null, "landlock_enable": false,
+    "landlock_rules": null, "rate_limit_groups": null}"#;
+
+#[test]
+fn a_kernel_is_all_that_is_needed() {
+    let config = config("").unwrap();
+    assert_eq!((config.cpus.boot_vcpus, config.memory.size), (1, 512 << 20));
+    assert_eq!(config.serial, ConsoleConfig::null());
+}
+
+#[test]
+fn every_default_spelled_out_is_accepted() {
+    let config = VmConfig::from_json(WHOLE.as_bytes()).unwrap();
+    config.validate().unwrap();
+    assert_eq!(config.cpus, CpusConfig::of(2));
+    assert_eq!(
+        config.memory,
+        MemoryConfig {
+            hotplug_size: Some(0),
+            ..MemoryConfig::default()
+        }
+    );
+}
+
+#[test]
+fn what_is_written_is_read_back_the_same() {
+    let config = VmConfig::from_json(WHOLE.as_bytes()).unwrap();
+    assert_eq!(
+        VmConfig::from_json(&serde_json::to_vec(&config).unwrap()).unwrap(),
+        config
+    );
+}
+
+#[test]
+fn an_unknown_field_is_refused_with_its_path() {
+    for (extra, path) in [
+        (r#""colour": 1"#, "colour"),
+        (
+            r#""cpus": {"boot_vcpus": 1, "max_vcpus": 1, "sockets": 2}"#,
+            "cpus.sockets",
+        ),
+        (
+            r#""disks": [{"path": "/a"}, {"path": "/b", "cache": "none"}]"#,
+            "disks[1].cache",
+        ),
+    ] {
+        let error = config(extra).unwrap_err();
+        let ConfigError::Json { path: found, source } = &error else {
+            panic!("{error:?}")
+        };
+        assert_eq!(found, path);
+        assert!(source.to_string().contains("unknown field"), "{}", told(&error));
+    }
+}
+
+#[test]
+fn a_wrong_type_and_a_missing_field_are_refused_with_their_path() {
+    for (extra, path) in [
+        (r#""memory": {"size": "512M"}"#, "memory.size"),
+        (r#""cpus": {"boot_vcpus": -1, "max_vcpus": 1}"#, "cpus.boot_vcpus"),
+        (r#""cpus": {"boot_vcpus": 1}"#, "cpus"),
+        (r#""serial": {"mode": "tty"}"#, "serial.mode"),
+    ] {
+        let error = config(extra).unwrap_err();
+        assert!(
+            matches!(&error, ConfigError::Json { path: found, .. } if found == path),
+            "{extra}: {error:?}"
+        );
+    }
+    assert!(
+        matches!(VmConfig::from_json(b"{}"), Err(ConfigError::Json { .. })),
+        "payload is required"
+    );
+    assert!(
+        VmConfig::from_json(b"{\"payload\":{\"kernel\":\"/k\"}} {").is_err(),
+        "one value and no more"
+    );
+}
+
+#[test]
+fn what_is_not_there_yet_is_refused_by_name() {
+    for (extra, field) in [
+        (r#""disks": [{"path": "/a"}]"#, "disks"),
+        (r#""net": [{"tap": "t"}, {}]"#, "net"),
+        (r#""rng": {"src": "/dev/random"}"#, "rng"),
+        (r#""balloon": {"size": 0}"#, "balloon"),
+        (r#""fs": [{"tag": "t", "socket": "s"}]"#, "fs"),
+        (r#""pmem": [{"file": "f"}]"#, "pmem"),
+        (r#""console": {"mode": "Tty"}"#, "console.mode"),
+        (
+            r#""debug_console": {"mode": "File", "file": "f"}"#,
+            "debug_console.mode",
+        ),
+        (r#""serial": {"mode": "Pty"}"#, "serial.mode"),
+        (r#""serial": {"mode": "Tty", "iommu": true}"#, "serial.iommu"),
+        (r#""devices": [{"path": "p"}]"#, "devices"),
+        (r#""user_devices": [{"socket": "s"}]"#, "user_devices"),
+        (r#""vdpa": [{"path": "p"}]"#, "vdpa"),
+        (r#""vsock": {"cid": 3, "socket": "s"}"#, "vsock"),
+        (r#""numa": [{"guest_numa_id": 0}]"#, "numa"),
+        (r#""iommu": true"#, "iommu"),
+        (r#""watchdog": true"#, "watchdog"),
+        (r#""pvpanic": true"#, "pvpanic"),
+        (r#""pci_segments": [{"pci_segment": 1}]"#, "pci_segments"),
+        (r#""platform": {"uuid": "u"}"#, "platform.uuid"),
+        (r#""tpm": {"socket": "s"}"#, "tpm"),
+        (r#""landlock_enable": true"#, "landlock_enable"),
+        (r#""landlock_rules": [{"path": "p", "access": "r"}]"#, "landlock_rules"),
+        (
+            r#""rate_limit_groups": [{"id": "g", "rate_limiter_config": {}}]"#,
+            "rate_limit_groups",
+        ),
+        (r#""memory": {"size": 4096, "hugepages": true}"#, "memory.hugepages"),
+        (r#""memory": {"size": 4096, "shared": true}"#, "memory.shared"),
+        (r#""memory": {"size": 4096, "hotplug_size": 1}"#, "memory.hotplug_size"),
+        (
+            r#""memory": {"size": 4096, "hotplug_method": "VirtioMem"}"#,
+            "memory.hotplug_method",
+        ),
+        (
+            r#""memory": {"size": 0, "zones": [{"id": "z", "size": 4096}]}"#,
+            "memory.zones",
+        ),
+        (r#""memory": {"size": 4096, "thp": false}"#, "memory.thp"),
+        (r#""cpus": {"boot_vcpus": 1, "max_vcpus": 2}"#, "cpus.max_vcpus"),
+        (
+            r#""cpus": {"boot_vcpus": 1, "max_vcpus": 1, "kvm_hyperv": true}"#,
+            "cpus.kvm_hyperv",
+        ),
+        (
+            r#""cpus": {"boot_vcpus": 1, "max_vcpus": 1, "topology": {"packages": 1}}"#,
+            "cpus.topology",
+        ),
+        (
+            r#""cpus": {"boot_vcpus": 1, "max_vcpus": 1, "features": {"amx": true}}"#,
+            "cpus.features.amx",
+        ),
+    ] {
+        let error = config(extra).unwrap_err();
+        assert!(
+            matches!(&error, ConfigError::NotSupported { field: found, .. } if found == field),
+            "{extra}: {error:?}"
+        );
+    }
+}
+
+#[test]
+fn a_value_that_makes_no_machine_is_refused_by_name() {
+    for (extra, field) in [
+        (r#""cpus": {"boot_vcpus": 0, "max_vcpus": 0}"#, "cpus.boot_vcpus"),
+        (r#""cpus": {"boot_vcpus": 2, "max_vcpus": 1}"#, "cpus.max_vcpus"),
+        (r#""memory": {"size": 0}"#, "memory.size"),
+        (r#""memory": {"size": 4097}"#, "memory.size"),
+        (r#""serial": {"mode": "File"}"#, "serial.file"),
+        (r#""serial": {"mode": "Socket"}"#, "serial.socket"),
+    ] {
+        let error = config(extra).unwrap_err();
+        assert!(
+            matches!(&error, ConfigError::Value { field: found, .. } if found == field),
+            "{extra}: {error:?}"
+        );
+    }
+    let no_kernel = VmConfig::default().validate().unwrap_err();
+    assert!(
+        matches!(&no_kernel, ConfigError::Value { field, .. } if field == "payload.kernel"),
+        "{no_kernel:?}"
+    );
+}
+
+#[test]
+fn sizes_are_read_as_people_write_them() {
+    for (text, bytes) in [
+        ("4096", 4096),
+        ("1k", 1024),
+        ("512M", 512 << 20),
+        ("2G", 2 << 30),
+        ("1T", 1 << 40),
+        ("0", 0),
+    ] {
+        assert_eq!(parse_size(text).unwrap(), bytes, "{text}");
+    }
+    for text in [
+        "",
+        "M",
+        "512MB",
+        "-1",
+        "+1",
+        "1.5G",
+        "16777216T",
+        "99999999999999999999",
+        "5é",
+        "é",
+    ] {
+        assert_eq!(parse_size(text).unwrap_err().text, text);
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_a_configuration_or_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..512)) {
+        if let Ok(config) = VmConfig::from_json(&bytes) {
+            let _ = config.validate();
+        }
+    }
+
+    /// Bytes that are nearly right get further into the reader.
+    #[test]
+    fn a_configuration_with_one_thing_changed_is_read_or_refused(at in 0..WHOLE.len(), with in ".{0,4}", cut in 0_usize..20) {
+        let mut text = WHOLE.as_bytes().to_vec();
+        let end = text.len().min(at + cut);
+        text.splice(at..end, with.into_bytes());
+        match VmConfig::from_json(&text) {
+            // What is read can be written, and is then read the same.
+            Ok(config) => {
+                let _ = config.validate();
+                let written = serde_json::to_vec(&config).unwrap();
+                prop_assert_eq!(VmConfig::from_json(&written).unwrap(), config);
+            }
+            Err(error) => prop_assert!(!told(&error).is_empty()),
+        }
+    }
+
+    #[test]
+    fn any_text_is_a_size_or_an_error(text in ".{0,24}") {
+        if let Ok(bytes) = parse_size(&text) {
+            prop_assert_eq!(parse_size(&bytes.to_string()), Ok(bytes));
+        }
+    }
+}

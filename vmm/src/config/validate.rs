@@ -1,0 +1,218 @@
+//! Which configurations this version can meet.
+
+use std::fmt::Display;
+
+use super::{ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, HotplugMethod, MemoryConfig, RngConfig, VmConfig};
+
+/// The unit in which memory is given to a guest, in bytes.
+const PAGE: u64 = 4096;
+
+impl VmConfig {
+    /// Checks everything that can be told without the host: values that make no machine, and requests for what is not
+    /// there yet. The number of vCPUs is checked against the hypervisor, and memory and files against the host, where
+    /// the machine is built.
+    ///
+    /// # Errors
+    /// [`ConfigError::Value`] or [`ConfigError::NotSupported`], naming the first field found.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_payload()?;
+        self.cpus.validate()?;
+        self.memory.validate()?;
+        validate_serial(&self.serial)?;
+        self.validate_other_consoles()?;
+
+        absent("disks", self.disks.len())?;
+        absent("net", self.net.len())?;
+        if self.rng != RngConfig::default() {
+            return Err(lacking(
+                "rng",
+                &self.rng.src,
+                "its default, src /dev/urandom without iommu",
+            ));
+        }
+        absent("balloon", usize::from(self.balloon.is_some()))?;
+        absent("fs", self.fs.len())?;
+        absent("pmem", self.pmem.len())?;
+        absent("devices", self.devices.len())?;
+        absent("user_devices", self.user_devices.len())?;
+        absent("vdpa", self.vdpa.len())?;
+        absent("vsock", usize::from(self.vsock.is_some()))?;
+        absent("numa", self.numa.len())?;
+        off("iommu", self.iommu)?;
+        off("watchdog", self.watchdog)?;
+        off("pvpanic", self.pvpanic)?;
+        absent("pci_segments", self.pci_segments.len())?;
+        self.validate_platform()?;
+        absent("tpm", usize::from(self.tpm.is_some()))?;
+        off("landlock_enable", self.landlock_enable)?;
+        absent("landlock_rules", self.landlock_rules.len())?;
+        absent("rate_limit_groups", self.rate_limit_groups.len())
+    }
+
+    fn validate_payload(&self) -> Result<(), ConfigError> {
+        if let Some(firmware) = &self.payload.firmware {
+            return Err(lacking(
+                "payload.firmware",
+                firmware.display(),
+                "a kernel in payload.kernel",
+            ));
+        }
+        match &self.payload.kernel {
+            None => Err(value(
+                "payload.kernel",
+                "missing",
+                "the path of a vmlinux, bzImage or vmlinuz",
+            )),
+            Some(path) if path.as_os_str().is_empty() => Err(value(
+                "payload.kernel",
+                "empty",
+                "the path of a vmlinux, bzImage or vmlinuz",
+            )),
+            Some(_) => Ok(()),
+        }
+    }
+
+    fn validate_other_consoles(&self) -> Result<(), ConfigError> {
+        if !matches!(self.console.mode, ConsoleMode::Off | ConsoleMode::Null) {
+            let asked = format!("a virtio console of mode {:?}", self.console.mode);
+            return Err(lacking("console.mode", asked, "Off; the guest's console is `serial`"));
+        }
+        off("console.iommu", self.console.iommu)?;
+        if !matches!(self.debug_console.mode, ConsoleMode::Off | ConsoleMode::Null) {
+            return Err(lacking(
+                "debug_console.mode",
+                format!("mode {:?}", self.debug_console.mode),
+                "Off",
+            ));
+        }
+        Ok(())
+    }
+
+    /// A platform that says nothing but the defaults is the one there is.
+    fn validate_platform(&self) -> Result<(), ConfigError> {
+        let Some(platform) = &self.platform else { return Ok(()) };
+        if platform.num_pci_segments.is_some_and(|n| n != 1) {
+            return Err(lacking("platform.num_pci_segments", "several PCI segments", "1"));
+        }
+        absent("platform.iommu_segments", platform.iommu_segments.len())?;
+        absent(
+            "platform.iommu_address_width",
+            usize::from(platform.iommu_address_width.is_some()),
+        )?;
+        absent("platform.serial_number", usize::from(platform.serial_number.is_some()))?;
+        absent("platform.uuid", usize::from(platform.uuid.is_some()))?;
+        absent("platform.oem_strings", platform.oem_strings.len())?;
+        off("platform.tdx", platform.tdx)?;
+        off("platform.sev_snp", platform.sev_snp)
+    }
+}
+
+impl CpusConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        if self.boot_vcpus == 0 {
+            return Err(value("cpus.boot_vcpus", 0, "1 or more"));
+        }
+        if self.max_vcpus < self.boot_vcpus {
+            let expected = format!("at least cpus.boot_vcpus, {}", self.boot_vcpus);
+            return Err(value("cpus.max_vcpus", self.max_vcpus, expected));
+        }
+        if self.max_vcpus > self.boot_vcpus {
+            let expected = format!("cpus.boot_vcpus, {}", self.boot_vcpus);
+            return Err(lacking("cpus.max_vcpus", "vCPUs that are added later", expected));
+        }
+        absent("cpus.topology", usize::from(self.topology.is_some()))?;
+        off("cpus.kvm_hyperv", self.kvm_hyperv)?;
+        if self.max_phys_bits != Self::default_max_phys_bits() {
+            return Err(lacking(
+                "cpus.max_phys_bits",
+                format!("{} bits", self.max_phys_bits),
+                "46",
+            ));
+        }
+        absent("cpus.affinity", self.affinity.len())?;
+        off("cpus.features.amx", self.features.amx)
+    }
+}
+
+impl MemoryConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        absent("memory.zones", self.zones.len())?;
+        if self.size == 0 || !self.size.is_multiple_of(PAGE) {
+            return Err(value("memory.size", self.size, "bytes, a multiple of 4096 above 0"));
+        }
+        for (field, size) in [
+            ("memory.hotplug_size", self.hotplug_size),
+            ("memory.hotplugged_size", self.hotplugged_size),
+        ] {
+            if let Some(size @ 1..) = size {
+                return Err(lacking(
+                    field,
+                    format!("{size} bytes added later"),
+                    "0 or no such field",
+                ));
+            }
+        }
+        off("memory.mergeable", self.mergeable)?;
+        if self.hotplug_method != HotplugMethod::Acpi {
+            return Err(lacking("memory.hotplug_method", "VirtioMem", "Acpi"));
+        }
+        off("memory.shared", self.shared)?;
+        off("memory.hugepages", self.hugepages)?;
+        absent("memory.hugepage_size", usize::from(self.hugepage_size.is_some()))?;
+        off("memory.prefault", self.prefault)?;
+        if !self.thp {
+            return Err(lacking("memory.thp", "false", "true"));
+        }
+        Ok(())
+    }
+}
+
+fn validate_serial(serial: &ConsoleConfig) -> Result<(), ConfigError> {
+    off("serial.iommu", serial.iommu)?;
+    match serial.mode {
+        ConsoleMode::Pty => Err(lacking("serial.mode", "Pty", "Off, Null, Tty, File or Socket")),
+        ConsoleMode::File if serial.file.is_none() => Err(value(
+            "serial.file",
+            "missing",
+            "the path of the file, for serial.mode is File",
+        )),
+        ConsoleMode::Socket if serial.socket.is_none() => Err(value(
+            "serial.socket",
+            "missing",
+            "the path of the socket, for serial.mode is Socket",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn off(field: &str, on: bool) -> Result<(), ConfigError> {
+    if on {
+        Err(lacking(field, "true", "false"))
+    } else {
+        Ok(())
+    }
+}
+
+fn absent(field: &str, count: usize) -> Result<(), ConfigError> {
+    match count {
+        0 => Ok(()),
+        1 => Err(lacking(field, "one", "none")),
+        n => Err(lacking(field, n, "none")),
+    }
+}
+
+fn lacking(field: &str, asked: impl Display, expected: impl Display) -> ConfigError {
+    ConfigError::NotSupported {
+        field: field.to_owned(),
+        asked: asked.to_string(),
+        expected: expected.to_string(),
+    }
+}
+
+fn value(field: &str, value: impl Display, expected: impl Display) -> ConfigError {
+    ConfigError::Value {
+        field: field.to_owned(),
+        value: value.to_string(),
+        expected: expected.to_string(),
+    }
+}

@@ -1,0 +1,408 @@
+//! The VMM: one VM from its creation to its end, for callers from any thread.
+//!
+//! # States
+//! | call | from | to |
+//! |---|---|---|
+//! | `create` | no VM | Created |
+//! | `boot` | Created, Shutdown | Running |
+//! | `pause` | Running | Paused |
+//! | `resume` | Paused | Running |
+//! | `shutdown` | Running, Paused | Shutdown |
+//! | `reboot` | Running, Paused | Running |
+//! | `power_button`, `counters` | Running (`counters`: and Paused) | the same |
+//! | `delete` | any | no VM |
+//! | *the guest powers off, or a vCPU fails* | Running | Shutdown |
+//! | *the guest resets, or triple-faults* | Running | Running |
+//!
+//! # Invariants
+//! - Calls that touch the machine hold `control` and so come one after the other. [`Vmm::ping`] and [`Vmm::info`] do not:
+//!   they look at `view`, which is held only to copy it, and answer however long another call takes.
+//! - `view` is changed by the holder of `control` only. Lock order: `control`, then `view`.
+//! - A machine says that it ended from one of its own threads, which must not wait for itself: the `lifecycle` thread
+//!   takes the message and does what follows. A message from a machine that is gone is recognised by its generation.
+
+mod error;
+mod guest;
+mod host;
+mod info;
+mod keeper;
+
+use std::io;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::config::{ConfigError, VmConfig};
+use crate::events::Events;
+use crate::machine::MachineEnd;
+
+pub use error::{VmmError, chain};
+pub use guest::{Guest, GuestError, Guests, HypervisorGuests, OnEnd};
+pub use info::{VmCounters, VmInfo, VmState, VmmPingResponse};
+
+/// What the VMM does when its guest ends on its own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WhenGuestEnds {
+    /// Keeps the VM, in state Shutdown, for further calls.
+    Stay,
+    /// Ends too.
+    End,
+}
+
+/// Why the VMM ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// Somebody asked it to, with [`Vmm::request_end`].
+    Asked,
+    /// The guest powered off.
+    PowerOff,
+    /// The guest wrote this byte to the debug-exit port.
+    DebugExit(u8),
+    /// A vCPU cannot go on, or the machine could not be built again.
+    Failed(String),
+}
+
+/// The VMM; copies are handles to the same one.
+#[derive(Clone)]
+pub struct Vmm {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    guests: Box<dyn Guests>,
+    when_guest_ends: WhenGuestEnds,
+    events: Events,
+    view: Mutex<Option<View>>,
+    control: Mutex<Control>,
+    ends: Sender<(u64, MachineEnd)>,
+    end: Mutex<Option<End>>,
+    end_known: Condvar,
+}
+
+/// What `vm.info` shows.
+#[derive(Clone)]
+struct View {
+    config: Arc<VmConfig>,
+    state: VmState,
+}
+
+/// What only one call at a time may touch.
+struct Control {
+    machine: Option<Box<dyn Guest>>,
+    /// Counts machines; what an earlier one says no longer matters.
+    generation: u64,
+    started: Instant,
+    /// Triple faults in a row, each soon after the start.
+    triple_faults: u32,
+    /// Set once: no further calls.
+    closed: bool,
+}
+
+impl Vmm {
+    /// A VMM without a VM, whose machines `guests` builds.
+    ///
+    /// # Errors
+    /// The operating system's, if there can be no thread for it.
+    pub fn new(guests: impl Guests + 'static, when_guest_ends: WhenGuestEnds, events: Events) -> io::Result<Self> {
+        let (ends, ended) = channel();
+        let inner = Arc::new(Inner {
+            guests: Box::new(guests),
+            when_guest_ends,
+            events,
+            view: Mutex::new(None),
+            control: Mutex::new(Control {
+                machine: None,
+                generation: 0,
+                started: Instant::now(),
+                triple_faults: 0,
+                closed: false,
+            }),
+            ends,
+            end: Mutex::new(None),
+            end_known: Condvar::new(),
+        });
+        keeper::spawn(Arc::downgrade(&inner), ended)?;
+        inner.events.emit("vmm", "started", &[]);
+        Ok(Self { inner })
+    }
+
+    /// What this process is. Never waits.
+    pub fn ping(&self) -> VmmPingResponse {
+        VmmPingResponse::of_this_process()
+    }
+
+    /// The VM's configuration and state. Never waits for the VM.
+    ///
+    /// # Errors
+    /// [`VmmError::NoVm`].
+    pub fn info(&self) -> Result<VmInfo, VmmError> {
+        let View { config, state } = self.inner.view()?;
+        let config = VmConfig::clone(&config);
+        Ok(VmInfo {
+            memory_actual_size: config.memory.size,
+            config,
+            state,
+        })
+    }
+
+    /// Makes a VM of `config`; it does not run yet.
+    ///
+    /// # Errors
+    /// [`VmmError::Exists`] if there is one, [`VmmError::BadConfig`] if `config` makes no machine.
+    pub fn create(&self, config: VmConfig) -> Result<(), VmmError> {
+        let _control = self.inner.control()?;
+        if let Ok(View { state: is, .. }) = self.inner.view() {
+            return Err(VmmError::Exists { is });
+        }
+        self.inner
+            .check(&config)
+            .map_err(|source| VmmError::BadConfig { source })?;
+        *lock(&self.inner.view) = Some(View {
+            config: Arc::new(config),
+            state: VmState::Created,
+        });
+        self.inner.events.emit("vm", "created", &[]);
+        Ok(())
+    }
+
+    /// Builds the machine and starts it.
+    ///
+    /// # Errors
+    /// [`VmmError::NoVm`], [`VmmError::WrongState`], or [`VmmError::Build`], after which the VM is as before.
+    pub fn boot(&self) -> Result<(), VmmError> {
+        let mut control = self.inner.control()?;
+        self.inner
+            .expect("vm.boot", "Created or Shutdown", &[VmState::Created, VmState::Shutdown])?;
+        self.inner.events.emit("vm", "booting", &[]);
+        control.triple_faults = 0;
+        self.inner.start(&mut control)?;
+        self.inner.events.emit("vm", "booted", &[]);
+        Ok(())
+    }
+
+    /// Stops the vCPUs and clocks where they are.
+    ///
+    /// # Errors
+    /// [`VmmError::NoVm`], [`VmmError::WrongState`], or [`VmmError::Machine`] if a vCPU does not stop.
+    pub fn pause(&self) -> Result<(), VmmError> {
+        let control = self.inner.control()?;
+        self.inner.expect("vm.pause", "Running", &[VmState::Running])?;
+        if let Some(machine) = &control.machine {
+            machine.pause().map_err(|source| VmmError::Machine {
+                call: "vm.pause",
+                source,
+            })?;
+        }
+        self.inner.set_state(VmState::Paused);
+        self.inner.events.emit("vm", "paused", &[]);
+        Ok(())
+    }
+
+    /// Continues a paused VM.
+    ///
+    /// # Errors
+    /// [`VmmError::NoVm`] or [`VmmError::WrongState`].
+    pub fn resume(&self) -> Result<(), VmmError> {
+        let control = self.inner.control()?;
+        self.inner.expect("vm.resume", "Paused", &[VmState::Paused])?;
+        if let Some(machine) = &control.machine {
+            machine.resume();
+        }
+        self.inner.set_state(VmState::Running);
+        self.inner.events.emit("vm", "resumed", &[]);
+        Ok(())
+    }
+
+    /// Switches the machine off, as pulling the plug does.
+    ///
+    /// # Errors
+    /// [`VmmError::NoVm`] or [`VmmError::WrongState`].
+    pub fn shutdown(&self) -> Result<(), VmmError> {
+        let mut control = self.inner.control()?;
+        self.inner
+            .expect("vm.shutdown", "Running or Paused", &[VmState::Running, VmState::Paused])?;
+        self.inner.stop(&mut control);
+        self.inner.events.emit("vm", "shutdown", &[]);
+        Ok(())
+    }
+
+    /// Switches the machine off and on.
+    ///
+    /// # Errors
+    /// [`VmmError::NoVm`], [`VmmError::WrongState`], or [`VmmError::Build`], after which the VM is in state Shutdown.
+    pub fn reboot(&self) -> Result<(), VmmError> {
+        let mut control = self.inner.control()?;
+        self.inner
+            .expect("vm.reboot", "Running or Paused", &[VmState::Running, VmState::Paused])?;
+        control.triple_faults = 0;
+        self.inner.restart(&mut control)
+    }
+
+    /// Forgets the VM, switching it off first if need be.
+    ///
+    /// # Errors
+    /// [`VmmError::NoVm`].
+    pub fn delete(&self) -> Result<(), VmmError> {
+        let mut control = self.inner.control()?;
+        self.inner.view()?;
+        self.inner.stop(&mut control);
+        *lock(&self.inner.view) = None;
+        self.inner.events.emit("vm", "deleted", &[]);
+        Ok(())
+    }
+
+    /// Presses the power button; the guest decides what comes of it.
+    ///
+    /// # Errors
+    /// [`VmmError::NoVm`] or [`VmmError::WrongState`].
+    pub fn power_button(&self) -> Result<(), VmmError> {
+        let control = self.inner.control()?;
+        self.inner.expect("vm.power-button", "Running", &[VmState::Running])?;
+        if let Some(machine) = &control.machine {
+            machine.power_button();
+        }
+        self.inner.events.emit("vm", "power-button", &[]);
+        Ok(())
+    }
+
+    /// Figures by device and name.
+    ///
+    /// # Errors
+    /// [`VmmError::NoVm`] or [`VmmError::WrongState`].
+    pub fn counters(&self) -> Result<VmCounters, VmmError> {
+        let control = self.inner.control()?;
+        self.inner
+            .expect("vm.counters", "Running or Paused", &[VmState::Running, VmState::Paused])?;
+        Ok(control
+            .machine
+            .as_ref()
+            .map(|machine| machine.counters())
+            .unwrap_or_default())
+    }
+
+    /// Asks whoever waits in [`wait`](Self::wait) to end the VMM. Never waits.
+    pub fn request_end(&self) {
+        self.inner.set_end(End::Asked);
+    }
+
+    /// Waits until the VMM is to end, and says why: the first reason counts.
+    pub fn wait(&self) -> End {
+        let mut end = lock(&self.inner.end);
+        loop {
+            match &*end {
+                Some(end) => return end.clone(),
+                None => end = self.inner.end_known.wait(end).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    /// Switches the machine off, refuses all further calls, and ends the event stream.
+    pub fn close(&self) {
+        let Ok(mut control) = self.inner.control() else { return };
+        control.closed = true;
+        self.inner.events.emit("vmm", "stopping", &[]);
+        self.inner.stop(&mut control);
+        self.inner.events.close();
+    }
+}
+
+impl Inner {
+    /// The right to touch the machine.
+    fn control(&self) -> Result<MutexGuard<'_, Control>, VmmError> {
+        let control = lock(&self.control);
+        if control.closed {
+            Err(VmmError::Closing)
+        } else {
+            Ok(control)
+        }
+    }
+
+    fn view(&self) -> Result<View, VmmError> {
+        lock(&self.view).clone().ok_or(VmmError::NoVm)
+    }
+
+    fn expect(&self, call: &'static str, wanted: &'static str, states: &[VmState]) -> Result<(), VmmError> {
+        let is = self.view()?.state;
+        if states.contains(&is) {
+            Ok(())
+        } else {
+            Err(VmmError::WrongState { call, is, wanted })
+        }
+    }
+
+    fn set_state(&self, state: VmState) {
+        if let Some(view) = &mut *lock(&self.view) {
+            view.state = state;
+        }
+    }
+
+    fn set_end(&self, end: End) {
+        lock(&self.end).get_or_insert(end);
+        self.end_known.notify_all();
+    }
+
+    /// What can be told of a configuration before the machine is built.
+    fn check(&self, config: &VmConfig) -> Result<(), ConfigError> {
+        config.validate()?;
+        let max = self.guests.max_vcpus();
+        if config.cpus.boot_vcpus > max {
+            return Err(ConfigError::Value {
+                field: "cpus.boot_vcpus".to_owned(),
+                value: config.cpus.boot_vcpus.to_string(),
+                expected: format!("1 to {max}"),
+            });
+        }
+        if let Some(host) = host::memory()
+            && config.memory.size > host
+        {
+            return Err(ConfigError::Value {
+                field: "memory.size".to_owned(),
+                value: config.memory.size.to_string(),
+                expected: format!("at most the {host} bytes of this host"),
+            });
+        }
+        Ok(())
+    }
+
+    /// Builds the machine anew and starts it.
+    fn start(&self, control: &mut Control) -> Result<(), VmmError> {
+        let config = self.view()?.config;
+        control.generation += 1;
+        let (generation, ends) = (control.generation, self.ends.clone());
+        let on_end = Box::new(move |end| {
+            // Nobody listens only when the VMM itself is gone, and then nothing is left to do.
+            let _ = ends.send((generation, end));
+        });
+        let machine = self
+            .guests
+            .build(&config, on_end)
+            .map_err(|source| VmmError::Build { source })?;
+        // The state first: a guest that ends at once is to find it.
+        self.set_state(VmState::Running);
+        control.started = Instant::now();
+        control.machine.insert(machine).start();
+        Ok(())
+    }
+
+    /// Ends the machine, if there is one; the VM is then in state Shutdown.
+    fn stop(&self, control: &mut Control) {
+        if let Some(machine) = control.machine.take() {
+            control.generation += 1;
+            machine.stop();
+            self.set_state(VmState::Shutdown);
+        }
+    }
+
+    fn restart(&self, control: &mut Control) -> Result<(), VmmError> {
+        self.events.emit("vm", "rebooting", &[]);
+        self.stop(control);
+        self.start(control)?;
+        self.events.emit("vm", "rebooted", &[]);
+        Ok(())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What these locks guard is whole after every statement, so a panic elsewhere spoils nothing.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

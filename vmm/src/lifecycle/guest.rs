@@ -1,0 +1,101 @@
+//! What the lifecycle asks of a machine, and the real machine behind it.
+
+use std::error::Error;
+use std::sync::Arc;
+
+use reprise_hypervisor::Hypervisor;
+
+use super::VmCounters;
+use crate::config::VmConfig;
+use crate::machine::{Machine, MachineEnd, MachineOptions};
+
+/// Why a machine refused.
+pub type GuestError = Box<dyn Error + Send + Sync>;
+
+/// What a machine calls when it ends: once, from any of its threads, and without being stopped from inside that call.
+pub type OnEnd = Box<dyn Fn(MachineEnd) + Send + Sync>;
+
+/// Builds machines. [`HypervisorGuests`] in earnest; doubles in tests.
+pub trait Guests: Send + Sync {
+    /// The largest number of vCPUs of a machine.
+    fn max_vcpus(&self) -> u32;
+
+    /// Builds a machine that does not run yet. `config` has been validated.
+    ///
+    /// # Errors
+    /// Whatever is in the way.
+    fn build(&self, config: &VmConfig, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError>;
+}
+
+/// A machine. The lifecycle calls it from one thread at a time.
+pub trait Guest: Send {
+    /// Starts the vCPUs, once.
+    fn start(&self);
+    /// Stops the vCPUs and clocks where they are.
+    ///
+    /// # Errors
+    /// If a vCPU does not stop.
+    fn pause(&self) -> Result<(), GuestError>;
+    /// Continues after [`pause`](Self::pause).
+    fn resume(&self);
+    /// Presses the ACPI power button; the guest decides what comes of it.
+    fn power_button(&self);
+    /// Figures by device and name.
+    fn counters(&self) -> VmCounters;
+    /// Ends every thread of the machine and gives its memory back.
+    fn stop(self: Box<Self>);
+}
+
+/// Machines on a hypervisor.
+pub struct HypervisorGuests {
+    hypervisor: Arc<dyn Hypervisor>,
+    options: MachineOptions,
+}
+
+impl HypervisorGuests {
+    /// Machines on `hypervisor`, each built with `options`.
+    pub fn new(hypervisor: Arc<dyn Hypervisor>, options: MachineOptions) -> Self {
+        Self { hypervisor, options }
+    }
+}
+
+impl Guests for HypervisorGuests {
+    fn max_vcpus(&self) -> u32 {
+        self.hypervisor.max_vcpus()
+    }
+
+    fn build(&self, config: &VmConfig, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError> {
+        Ok(Box::new(Machine::new(
+            config,
+            &*self.hypervisor,
+            self.options.clone(),
+            on_end,
+        )?))
+    }
+}
+
+impl Guest for Machine {
+    fn start(&self) {
+        Self::start(self);
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        Ok(Self::pause(self)?)
+    }
+
+    fn resume(&self) {
+        Self::resume(self);
+    }
+
+    fn power_button(&self) {
+        Self::power_button(self);
+    }
+
+    fn counters(&self) -> VmCounters {
+        VmCounters(Self::counters(self))
+    }
+
+    fn stop(self: Box<Self>) {
+        Self::stop(*self);
+    }
+}

@@ -1,0 +1,72 @@
+//! What the VMM says about itself and its machine: the answers of `vmm.ping`, `vm.info` and `vm.counters`.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use crate::config::VmConfig;
+
+/// The state of a VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum VmState {
+    /// It has a configuration and was never started.
+    Created,
+    /// Its vCPUs run.
+    Running,
+    /// Its vCPUs and clocks stand still.
+    Paused,
+    /// It ended; it can be started anew.
+    Shutdown,
+    /// A debugger holds it.
+    BreakPoint,
+}
+
+impl Display for VmState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+/// The answer of `vmm.ping`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmmPingResponse {
+    /// The build, as precisely as it is known.
+    pub build_version: String,
+    /// The version of this program.
+    pub version: String,
+    /// The process id of the VMM.
+    pub pid: i64,
+    /// What was built in.
+    pub features: Vec<String>,
+}
+
+impl VmmPingResponse {
+    /// What this process says of itself.
+    pub fn of_this_process() -> Self {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        Self {
+            build_version: format!("reprise v{version}"),
+            version,
+            pid: i64::from(std::process::id()),
+            features: vec!["soft".to_owned()],
+        }
+    }
+}
+
+/// The answer of `vm.info`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct VmInfo {
+    /// The configuration, every default spelled out.
+    pub config: VmConfig,
+    /// The state.
+    pub state: VmState,
+    /// The memory the guest has, in bytes.
+    pub memory_actual_size: u64,
+}
+
+/// The answer of `vm.counters`: figures by device and name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(transparent)]
+pub struct VmCounters(pub BTreeMap<String, BTreeMap<String, u64>>);

@@ -1,0 +1,175 @@
+//! A machine that does what a test tells it, and a VMM around it.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
+
+use reprise_vmm::config::VmConfig;
+use reprise_vmm::events::Events;
+use reprise_vmm::lifecycle::{Guest, GuestError, Guests, OnEnd, VmCounters, Vmm, WhenGuestEnds};
+use reprise_vmm::machine::MachineEnd;
+
+/// Long enough for anything that is going to happen.
+pub const EVENTUALLY: Duration = Duration::from_secs(60);
+
+/// Builds machines that do nothing, and writes down what is asked of them.
+#[derive(Clone)]
+pub struct Doubles {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    asked: Mutex<Vec<&'static str>>,
+    on_end: Mutex<Option<OnEnd>>,
+    /// What `build` says instead of building.
+    refusal: Mutex<Option<String>>,
+    /// Whether `pause` waits, and how many do.
+    gate: Mutex<(bool, u32)>,
+    gate_changed: Condvar,
+    started: Mutex<Sender<()>>,
+    starts: Mutex<Receiver<()>>,
+}
+
+struct Double {
+    inner: Arc<Inner>,
+}
+
+impl Doubles {
+    pub fn new() -> Self {
+        let (started, starts) = channel();
+        Self {
+            inner: Arc::new(Inner {
+                asked: Mutex::default(),
+                on_end: Mutex::default(),
+                refusal: Mutex::default(),
+                gate: Mutex::default(),
+                gate_changed: Condvar::new(),
+                started: Mutex::new(started),
+                starts: Mutex::new(starts),
+            }),
+        }
+    }
+
+    pub fn vmm(&self, when_guest_ends: WhenGuestEnds, events: Events) -> Vmm {
+        Vmm::new(self.clone(), when_guest_ends, events).unwrap()
+    }
+
+    /// What was asked of machines so far.
+    pub fn asked(&self) -> Vec<&'static str> {
+        self.inner.asked.lock().unwrap().clone()
+    }
+
+    /// From now on machines cannot be built.
+    pub fn refuse(&self, why: &str) {
+        *self.inner.refusal.lock().unwrap() = Some(why.to_owned());
+    }
+
+    /// From now on `pause` waits for [`open_gate`](Self::open_gate).
+    pub fn close_gate(&self) {
+        self.inner.gate.lock().unwrap().0 = true;
+    }
+
+    pub fn open_gate(&self) {
+        self.inner.gate.lock().unwrap().0 = false;
+        self.inner.gate_changed.notify_all();
+    }
+
+    /// Waits until somebody waits in `pause`.
+    pub fn wait_at_gate(&self) {
+        let gate = self.inner.gate.lock().unwrap();
+        let (_gate, timeout) = self
+            .inner
+            .gate_changed
+            .wait_timeout_while(gate, EVENTUALLY, |(_, waiting)| *waiting == 0)
+            .unwrap();
+        assert!(!timeout.timed_out(), "nobody came");
+    }
+
+    /// The guest of the machine built last ends.
+    pub fn end(&self, end: MachineEnd) {
+        (self
+            .inner
+            .on_end
+            .lock()
+            .unwrap()
+            .as_ref()
+            .expect("no machine was built"))(end);
+    }
+
+    /// What the machine built last would call, to be called when it is gone.
+    pub fn take_on_end(&self) -> OnEnd {
+        self.inner.on_end.lock().unwrap().take().expect("no machine was built")
+    }
+
+    /// Waits for the next start of a machine.
+    pub fn wait_start(&self) {
+        self.inner
+            .starts
+            .lock()
+            .unwrap()
+            .recv_timeout(EVENTUALLY)
+            .expect("no machine was started");
+    }
+}
+
+impl Guests for Doubles {
+    fn max_vcpus(&self) -> u32 {
+        4
+    }
+
+    fn build(&self, _config: &VmConfig, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError> {
+        if let Some(why) = &*self.inner.refusal.lock().unwrap() {
+            return Err(why.as_str().into());
+        }
+        self.inner.asked.lock().unwrap().push("build");
+        *self.inner.on_end.lock().unwrap() = Some(on_end);
+        Ok(Box::new(Double {
+            inner: self.inner.clone(),
+        }))
+    }
+}
+
+impl Double {
+    fn note(&self, what: &'static str) {
+        self.inner.asked.lock().unwrap().push(what);
+    }
+}
+
+impl Guest for Double {
+    fn start(&self) {
+        self.note("start");
+        self.inner.started.lock().unwrap().send(()).unwrap();
+    }
+
+    fn pause(&self) -> Result<(), GuestError> {
+        self.note("pause");
+        let mut gate = self.inner.gate.lock().unwrap();
+        gate.1 += 1;
+        self.inner.gate_changed.notify_all();
+        while gate.0 {
+            gate = self.inner.gate_changed.wait(gate).unwrap();
+        }
+        gate.1 -= 1;
+        Ok(())
+    }
+
+    fn resume(&self) {
+        self.note("resume");
+    }
+
+    fn power_button(&self) {
+        self.note("power-button");
+    }
+
+    fn counters(&self) -> VmCounters {
+        VmCounters(BTreeMap::from([(
+            "serial".to_owned(),
+            BTreeMap::from([("bytes_out".to_owned(), 7)]),
+        )]))
+    }
+
+    fn stop(self: Box<Self>) {
+        self.note("stop");
+    }
+}

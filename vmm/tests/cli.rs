@@ -1,0 +1,374 @@
+//! The binary `reprise`: its arguments, exit status, sockets and size.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// Long enough for anything that is going to happen.
+const EVENTUALLY: Duration = Duration::from_secs(60);
+
+fn reprise(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_reprise"));
+    command.args(arguments).stdin(Stdio::null());
+    command
+}
+
+/// Runs to the end.
+fn run(arguments: &[&str]) -> Output {
+    reprise(arguments).output().unwrap()
+}
+
+fn stderr(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
+
+/// A running `reprise serve`, killed at the end if it still runs.
+struct Serve {
+    child: Child,
+    socket: PathBuf,
+    folder: TempDir,
+}
+
+impl Serve {
+    fn start(extra: &[&str]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("api.sock");
+        let child = reprise(&["serve", "--api-socket", socket.to_str().unwrap()])
+            .args(extra)
+            .spawn()
+            .unwrap();
+        let serve = Self { child, socket, folder };
+        eventually("the socket answers", || UnixStream::connect(&serve.socket).is_ok());
+        serve
+    }
+
+    fn ctl(&self, call: &[&str]) -> Output {
+        reprise(&["ctl", "--api-socket", self.socket.to_str().unwrap()])
+            .args(call)
+            .output()
+            .unwrap()
+    }
+
+    fn signal(&self, name: &str) {
+        let kill = format!("kill -{name} {}", self.child.id());
+        assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
+    }
+
+    /// A figure of /proc/PID/status, in KiB.
+    fn kib(&self, name: &str) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        line.trim_start_matches(':')
+            .trim()
+            .trim_end_matches(" kB")
+            .parse()
+            .unwrap()
+    }
+
+    fn config(&self, text: &str) -> String {
+        let path = self.folder.path().join("vm.json");
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < EVENTUALLY, "never: {what}");
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// A kernel that nobody can boot.
+fn no_kernel(folder: &Path) -> String {
+    let path = folder.join("kernel");
+    fs::write(&path, "").unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+#[test]
+fn wrong_usage_ends_with_status_2() {
+    for arguments in [
+        &[][..],
+        &["fly"],
+        &["serve"],
+        &["run", "--colour"],
+        &["run", "--kernel", "/k", "--cpus", "many"],
+        &["run", "--kernel", "/k", "--cpus", "0"],
+        &["run", "--kernel", "/k", "--cpus", "100000"],
+        &["run", "--kernel", "/k", "--memory", "0"],
+        &["run", "--kernel", "/k", "--memory", "512MB"],
+        &["run", "--kernel", "/k", "--memory", "1048576T"],
+        &["run", "--kernel", "/k", "--memory", "4T,hugepages=on"],
+        &["run", "--kernel", "/k", "--serial", "pty"],
+        &["run", "--kernel", "/k", "--event-monitor", "here"],
+        &["serve", "--api-socket", "fd=x"],
+        &["ctl", "--api-socket", "/s", "dance"],
+        &["ctl", "ping"],
+        &["openapi", "now"],
+    ] {
+        let output = run(arguments);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", stderr(&output));
+        assert!(!output.stderr.is_empty(), "{arguments:?}");
+    }
+}
+
+#[test]
+fn run_without_a_kernel_says_what_is_missing_and_how_to_get_it() {
+    let output = run(&["run"]);
+    assert_eq!(output.status.code(), Some(2));
+    let told = stderr(&output);
+    assert!(
+        told.contains("--kernel FILE is missing") && told.contains("scripts/guest.sh"),
+        "{told}"
+    );
+}
+
+#[test]
+fn a_machine_that_cannot_be_built_ends_with_status_1_and_leaves_no_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("api.sock");
+    let kernel = no_kernel(folder.path());
+    let output = run(&[
+        "run",
+        "--kernel",
+        &kernel,
+        "--serial",
+        "null",
+        "--api-socket",
+        socket.to_str().unwrap(),
+    ]);
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    assert!(stderr(&output).starts_with("error: "), "{}", stderr(&output));
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_hypervisor_that_is_not_there_is_a_clear_error() {
+    let output = run(&["run", "--kernel", "/k", "--hypervisor", "kvm"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("KVM") && stderr(&output).contains("expected"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn openapi_prints_the_document() {
+    let output = run(&["openapi"]);
+    assert!(output.status.success());
+    let document: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(document["openapi"].as_str().unwrap().starts_with("3."));
+    assert!(document["paths"]["/vm.create"]["put"].is_object());
+}
+
+#[test]
+fn ctl_prints_answers_and_tells_refusals() {
+    let serve = Serve::start(&[]);
+    let ping = serve.ctl(&["ping"]);
+    assert!(ping.status.success());
+    let answer: Value = serde_json::from_slice(&ping.stdout).unwrap();
+    assert_eq!(answer["pid"], serve.child.id());
+
+    let info = serve.ctl(&["info"]);
+    assert_eq!(info.status.code(), Some(1));
+    assert!(stderr(&info).starts_with("error: there is no VM"), "{}", stderr(&info));
+
+    let bad = serve.config(r#"{"payload": {"kernel": "/k"}, "colour": 1}"#);
+    let refused = serve.ctl(&["create", &bad]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(
+        stderr(&refused).contains("caused by: unknown field `colour`"),
+        "{}",
+        stderr(&refused)
+    );
+
+    let good = serve.config(r#"{"payload": {"kernel": "/k"}}"#);
+    let created = serve.ctl(&["create", &good]);
+    assert!(
+        created.status.success() && created.stdout.is_empty(),
+        "{}",
+        stderr(&created)
+    );
+    let info: Value = serde_json::from_slice(&serve.ctl(&["info"]).stdout).unwrap();
+    assert_eq!(info["state"], "Created");
+    for call in ["pause", "resume", "shutdown", "reboot", "power-button", "counters"] {
+        assert_eq!(serve.ctl(&[call]).status.code(), Some(1), "{call}");
+    }
+    assert!(serve.ctl(&["delete"]).status.success());
+    assert_eq!(serve.ctl(&["create", "/nowhere"]).status.code(), Some(1));
+}
+
+#[test]
+fn ctl_reads_a_configuration_from_its_input() {
+    let serve = Serve::start(&[]);
+    let mut create = reprise(&["ctl", "--api-socket", serve.socket.to_str().unwrap(), "create", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    create
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(br#"{"payload": {"kernel": "/k"}}"#)
+        .unwrap();
+    assert!(create.wait().unwrap().success());
+    assert!(serve.ctl(&["info"]).status.success());
+}
+
+#[test]
+fn ctl_without_a_server_says_so() {
+    let output = run(&["ctl", "--api-socket", "/nowhere/s", "ping"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("/nowhere/s"), "{}", stderr(&output));
+}
+
+#[test]
+fn shutdown_vmm_and_signals_end_with_status_0_and_leave_no_socket() {
+    for how in ["shutdown-vmm", "TERM", "INT"] {
+        let mut serve = Serve::start(&[]);
+        match how {
+            "shutdown-vmm" => assert!(serve.ctl(&[how]).status.success()),
+            signal => serve.signal(signal),
+        }
+        assert_eq!(serve.child.wait().unwrap().code(), Some(0), "{how}");
+        assert!(!serve.socket.exists(), "{how}");
+    }
+}
+
+#[test]
+fn a_socket_in_use_is_refused_and_one_left_behind_is_taken() {
+    let mut serve = Serve::start(&[]);
+    let path = serve.socket.to_str().unwrap().to_owned();
+    let second = run(&["serve", "--api-socket", &format!("path={path}")]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(
+        stderr(&second).contains("in use") && stderr(&second).contains(&path),
+        "{}",
+        stderr(&second)
+    );
+    assert!(serve.ctl(&["ping"]).status.success(), "the first goes on");
+
+    serve.child.kill().unwrap();
+    serve.child.wait().unwrap();
+    assert!(serve.socket.exists(), "killed, it left its socket behind");
+    serve.child = reprise(&["serve", "--api-socket", &path]).spawn().unwrap();
+    eventually("the socket answers", || UnixStream::connect(&serve.socket).is_ok());
+    assert!(serve.ctl(&["ping"]).status.success());
+}
+
+#[test]
+fn an_inherited_socket_is_served() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let listener = UnixListener::bind(&path).unwrap();
+    let mut child = reprise(&["serve", "--api-socket", "fd=0"])
+        .stdin(OwnedFd::from(listener))
+        .spawn()
+        .unwrap();
+    let ctl = ["ctl", "--api-socket", path.to_str().unwrap()];
+    assert!(reprise(&ctl).arg("ping").status().unwrap().success());
+    assert!(reprise(&ctl).arg("shutdown-vmm").status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(path.exists(), "it belongs to whoever made it");
+}
+
+#[test]
+fn a_descriptor_that_is_no_listening_socket_is_refused() {
+    let output = run(&["serve", "--api-socket", "fd=0"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        stderr(&output).contains("expected a listening UNIX socket"),
+        "{}",
+        stderr(&output)
+    );
+}
+
+#[test]
+fn events_go_to_a_file_or_a_descriptor() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("events");
+    let mut serve = Serve::start(&["--event-monitor", &format!("path={}", file.display())]);
+    let config = serve.config(r#"{"payload": {"kernel": "/k"}}"#);
+    assert!(serve.ctl(&["create", &config]).status.success());
+    assert!(serve.ctl(&["shutdown-vmm"]).status.success());
+    serve.child.wait().unwrap();
+    assert_eq!(
+        names(fs::File::open(&file).unwrap()),
+        ["vmm started", "vm created", "vmm stopping"]
+    );
+
+    let socket = folder.path().join("s");
+    let mut child = reprise(&[
+        "serve",
+        "--api-socket",
+        socket.to_str().unwrap(),
+        "--event-monitor",
+        "fd=1",
+    ])
+    .stdout(Stdio::piped())
+    .spawn()
+    .unwrap();
+    eventually("the socket answers", || UnixStream::connect(&socket).is_ok());
+    assert!(
+        run(&["ctl", "--api-socket", socket.to_str().unwrap(), "shutdown-vmm"])
+            .status
+            .success()
+    );
+    assert_eq!(names(child.stdout.take().unwrap()), ["vmm started", "vmm stopping"]);
+    child.wait().unwrap();
+}
+
+fn names(stream: impl Read) -> Vec<String> {
+    let lines = BufReader::new(stream).lines();
+    lines
+        .map(|line| {
+            let event: Value = serde_json::from_str(&line.unwrap()).unwrap();
+            assert!(event["timestamp"]["secs"].is_u64() && event["properties"].is_object());
+            format!(
+                "{} {}",
+                event["source"].as_str().unwrap(),
+                event["event"].as_str().unwrap()
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn before_a_vm_exists_the_server_is_small_and_a_huge_body_keeps_it_so() {
+    let serve = Serve::start(&[]);
+    assert!(serve.ctl(&["ping"]).status.success());
+    assert!(serve.kib("VmRSS") < 12 << 10, "{} KiB", serve.kib("VmRSS"));
+    let mut stream = UnixStream::connect(&serve.socket).unwrap();
+    write!(
+        stream,
+        "PUT /api/v1/vm.create HTTP/1.1\r\nHost: l\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        100 << 20
+    )
+    .unwrap();
+    let part = vec![b' '; 1 << 20];
+    for _ in 0..100 {
+        stream.write_all(&part).unwrap();
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    assert!(serve.kib("VmHWM") < 16 << 10, "{} KiB", serve.kib("VmHWM"));
+}
