@@ -2,7 +2,7 @@
 //!
 //! # Purpose
 //! Other threads post work to a vCPU (an interrupt, a start-up IPI, a kick) in the place where that work lives, and then
-//! ring. A running CPU polls [`Doorbell::flag`] between blocks of instructions; a halted one sleeps on the bell.
+//! ring. A running CPU sees its [`Attention`] between blocks of instructions; a halted one sleeps on the bell.
 //! # Invariants
 //! - Post first, ring then; the vCPU answers first ([`Doorbell::answer`]), looks then. So no work is overlooked.
 
@@ -10,27 +10,36 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-/// The attention flag of one vCPU, and the means to sleep on it.
+use reprise_emulator::Attention;
+
+/// The bell of one vCPU, and the means to sleep on it.
 #[derive(Debug, Default)]
 pub struct Doorbell {
-    rung: Arc<AtomicBool>,
+    attention: Arc<Attention>,
+    rung: AtomicBool,
     sleep: Mutex<()>,
     wake: Condvar,
 }
 
 impl Doorbell {
-    /// The flag a running CPU polls: true while nobody has answered.
-    pub fn flag(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.rung)
+    /// What the CPU looks at while it runs.
+    pub fn attention(&self) -> Arc<Attention> {
+        Arc::clone(&self.attention)
     }
 
     /// Rings: the vCPU stops running, or wakes.
     pub fn ring(&self) {
         if !self.rung.swap(true, Ordering::SeqCst) {
-            // The lock orders this after a sleeper's last look at the flag, so that the wake-up finds it asleep.
+            self.attention.call();
+            // The lock orders this after a sleeper's last look at `rung`, so that the wake-up finds it asleep.
             drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
             self.wake.notify_all();
         }
+    }
+
+    /// Whether somebody rang and nobody answered yet.
+    pub fn rung(&self) -> bool {
+        self.rung.load(Ordering::SeqCst)
     }
 
     /// Takes notice of every ring so far; what was posted before them is visible now.
@@ -41,7 +50,7 @@ impl Doorbell {
     /// Sleeps until somebody rings, at most `limit` long; at once if it has been rung.
     pub fn sleep(&self, limit: Option<Duration>) {
         let guard = self.sleep.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = |(): &mut ()| !self.rung.load(Ordering::SeqCst);
+        let idle = |(): &mut ()| !self.rung();
         match limit {
             Some(limit) => drop(self.wake.wait_timeout_while(guard, limit, idle)),
             None => drop(self.wake.wait_while(guard, idle)),
@@ -58,9 +67,9 @@ mod tests {
         let bell = Doorbell::default();
         bell.ring();
         bell.sleep(None);
-        assert!(bell.flag().load(Ordering::SeqCst));
+        assert!(bell.rung());
         bell.answer();
-        assert!(!bell.flag().load(Ordering::SeqCst));
+        assert!(!bell.rung());
     }
 
     #[test]

@@ -28,14 +28,14 @@ pub struct Chip {
 }
 
 impl Chip {
-    /// A chip before its first initialisation.
+    /// A chip before its first initialisation: every line is masked, so that it asks for nothing.
     pub fn new(master: bool) -> Self {
         Self {
             lines: 0,
             elcr: 0,
             irr: 0,
             isr: 0,
-            imr: 0,
+            imr: 0xff,
             lowest: 7,
             vector_base: 0,
             expects: 0,
@@ -165,6 +165,7 @@ impl Chip {
             elcr: self.elcr,
             // Edges have to rise again; a level still requests.
             irr: self.lines & self.elcr,
+            imr: 0,
             vector_base: self.vector_base,
             expects: 2,
             needs_icw4: value & 0x01 != 0,
