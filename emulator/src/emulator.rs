@@ -62,6 +62,8 @@ pub struct Emulator {
     attention: Arc<Attention>,
     /// Come out as soon as interrupts can be taken.
     window: bool,
+    /// Come out as soon as an NMI can be taken.
+    nmi_window: bool,
     counters: Counters,
 }
 
@@ -111,6 +113,7 @@ impl Emulator {
             model,
             attention,
             window: false,
+            nmi_window: false,
             counters: Counters::default(),
         }
     }
@@ -178,6 +181,11 @@ impl Emulator {
         self.window = true;
     }
 
+    /// Asks for [`Exit::Attention`] as soon as a non-maskable interrupt can be taken.
+    pub fn request_nmi_window(&mut self) {
+        self.nmi_window = true;
+    }
+
     /// Drops the instruction in flight, if there is one; what it waited for is answered in vain.
     pub fn cancel(&mut self) {
         if self.careful.in_flight() {
@@ -223,6 +231,10 @@ impl Emulator {
             }
             if self.window && self.cpu.accepts_interrupts() {
                 self.window = false;
+                return Ok(Exit::Attention);
+            }
+            if self.nmi_window && self.cpu.accepts_nmi() {
+                self.nmi_window = false;
                 return Ok(Exit::Attention);
             }
             let pass = if self.cpu.event.is_some() {

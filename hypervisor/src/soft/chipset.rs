@@ -246,11 +246,8 @@ impl MessageBus for Chipset {
         }
         let addressed = |seat: &&Seat| seat.lapic().matches(message.destination);
         if !message.lowest {
-            return self
-                .seats
-                .iter()
-                .filter(addressed)
-                .fold(false, |any, seat| accept(seat) || any);
+            let accepted = self.seats.iter().filter(addressed).filter(|seat| accept(seat));
+            return accepted.count() > 0;
         }
         let start = self.turn.load(Ordering::Relaxed);
         let count = self.seats.len();

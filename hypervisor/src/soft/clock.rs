@@ -113,14 +113,9 @@ mod tests {
         std::thread::sleep(Duration::from_millis(2));
         assert_eq!(clock.now(), held);
         clock.set_paused(false);
-        let host = clock.host();
         let now = clock.now();
         assert!(now >= held);
-        assert!(
-            now <= clock.host() - 2_000_000,
-            "the pause of {} ns host time must not count",
-            host
-        );
+        assert!(now <= clock.host() - 2_000_000, "the pause must not count");
     }
 
     #[test]

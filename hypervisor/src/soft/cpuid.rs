@@ -116,7 +116,7 @@ pub fn entries(index: u32, vcpus: u32) -> Vec<CpuidEntry> {
 
     add(0, 0, [MAX_BASIC, vendor_b, vendor_c, vendor_d]);
     let threads = if several { features::LEAF_1_EDX_HTT } else { 0 };
-    let ebx = index.min(0xff) << 24 | cores.min(0xff) << 16 | LINE / 8 << 8;
+    let ebx = index.min(0xff) << 24 | cores.min(0xff) << 16 | (LINE / 8) << 8;
     add(
         1,
         0,
@@ -173,7 +173,7 @@ pub fn entries(index: u32, vcpus: u32) -> Vec<CpuidEntry> {
         0x8000_0006,
         0,
         [0, 0, l2.kibibytes() << 16 | 6 << 12 | 1 << 8 | LINE, {
-            l3.kibibytes() / 512 << 18 | 8 << 12 | 1 << 8 | LINE
+            (l3.kibibytes() / 512) << 18 | 8 << 12 | 1 << 8 | LINE
         }],
     );
     add(0x8000_0007, 0, [0, 0, 0, features::INVARIANT_TSC]);
@@ -183,7 +183,7 @@ pub fn entries(index: u32, vcpus: u32) -> Vec<CpuidEntry> {
         [
             LINEAR_BITS << 8 | PHYSICAL_BITS,
             features::EXTENDED_8_EBX,
-            core_bits << 12 | cores - 1,
+            core_bits << 12 | (cores - 1),
             0,
         ],
     );
@@ -194,7 +194,7 @@ pub fn entries(index: u32, vcpus: u32) -> Vec<CpuidEntry> {
         add(
             0x8000_001d,
             subleaf,
-            [eax, (cache.ways - 1) << 22 | LINE - 1, cache.sets - 1, 0],
+            [eax, (cache.ways - 1) << 22 | (LINE - 1), cache.sets - 1, 0],
         );
     }
     // One thread for each core, one node.

@@ -7,7 +7,7 @@
 //! - Post first, ring then; the vCPU answers first ([`Doorbell::answer`]), looks then. So no work is overlooked.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use reprise_emulator::Attention;
@@ -15,22 +15,25 @@ use reprise_emulator::Attention;
 /// The bell of one vCPU, and the means to sleep on it.
 #[derive(Debug, Default)]
 pub struct Doorbell {
-    attention: Arc<Attention>,
+    /// What the CPU looks at while it runs, once there is a CPU.
+    attention: OnceLock<Arc<Attention>>,
     rung: AtomicBool,
     sleep: Mutex<()>,
     wake: Condvar,
 }
 
 impl Doorbell {
-    /// What the CPU looks at while it runs.
-    pub fn attention(&self) -> Arc<Attention> {
-        Arc::clone(&self.attention)
+    /// Connects the bell to its CPU. The first CPU stays.
+    pub fn connect(&self, attention: &Arc<Attention>) {
+        self.attention.get_or_init(|| Arc::clone(attention));
     }
 
     /// Rings: the vCPU stops running, or wakes.
     pub fn ring(&self) {
         if !self.rung.swap(true, Ordering::SeqCst) {
-            self.attention.call();
+            if let Some(attention) = self.attention.get() {
+                attention.call();
+            }
             // The lock orders this after a sleeper's last look at `rung`, so that the wake-up finds it asleep.
             drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
             self.wake.notify_all();

@@ -72,7 +72,9 @@ impl IoApic {
             match entry & LEVEL {
                 // An edge that meets a masked entry is lost.
                 0 if entry & MASKED == 0 => {
-                    message(*entry).is_some_and(|message| bus.deliver(&message));
+                    if let Some(message) = message(*entry) {
+                        bus.deliver(&message);
+                    }
                 }
                 0 => {}
                 _ => self.service(pin, bus),

@@ -118,7 +118,7 @@ mod tests {
         assert_eq!(words[0] & 1, 0, "the version is even when the structure is complete");
         let join = |low: u64, high: u64| high << 32 | low;
         let delta = tsc.wrapping_sub(join(words[2], words[3])) << (words[7] & 0xff);
-        join(words[4], words[5]) + (u128::from(delta) * u128::from(words[6]) >> 32) as u64
+        join(words[4], words[5]) + ((u128::from(delta) * u128::from(words[6])) >> 32) as u64
     }
 
     #[test]

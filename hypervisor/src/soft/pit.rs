@@ -58,7 +58,7 @@ impl Pit {
         match port {
             0x40..=0x42 => self.channels[usize::from(port & 3)].read(pulse),
             0x61 => {
-                let refresh = (now / REFRESH & 1) as u8;
+                let refresh = ((now / REFRESH) & 1) as u8;
                 let output = u8::from(self.channels[2].output(pulse));
                 self.control | refresh << 4 | output << 5
             }

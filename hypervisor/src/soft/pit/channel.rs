@@ -149,11 +149,6 @@ impl Channel {
         self.load(value, now);
     }
 
-    /// The gate input.
-    pub fn gate(&self) -> bool {
-        self.gate
-    }
-
     /// Sets the gate input.
     pub fn set_gate(&mut self, gate: bool, now: i64) {
         self.settle(now);
@@ -325,5 +320,6 @@ fn from_bcd(value: u16) -> i64 {
 }
 
 fn to_bcd(value: u16) -> u16 {
-    value % 10 | value / 10 % 10 << 4 | value / 100 % 10 << 8 | value / 1000 % 10 << 12
+    let digit = |power: u16| value / power % 10;
+    digit(1) | digit(10) << 4 | digit(100) << 8 | digit(1000) << 12
 }
