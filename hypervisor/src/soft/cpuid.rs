@@ -15,6 +15,7 @@ mod tests;
 use reprise_emulator::paging::PHYSICAL_BITS;
 
 use super::clock::TSC_KHZ;
+use features::Word;
 
 /// One leaf, or one subleaf of it, as the CPUID instruction returns it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,24 +116,33 @@ pub fn entries(index: u32, vcpus: u32) -> Vec<CpuidEntry> {
     let [vendor_b, vendor_d, vendor_c] = words(VENDOR);
 
     add(0, 0, [MAX_BASIC, vendor_b, vendor_c, vendor_d]);
-    let threads = if several { features::LEAF_1_EDX_HTT } else { 0 };
+    let threads = if several { features::HTT } else { 0 };
     let ebx = index.min(0xff) << 24 | cores.min(0xff) << 16 | (LINE / 8) << 8;
     add(
         1,
         0,
-        [SIGNATURE, ebx, features::LEAF_1_ECX, features::LEAF_1_EDX | threads],
+        [SIGNATURE, ebx, Word::OneEcx.value(), Word::OneEdx.value() | threads],
     );
     // Extensions are enumerated and an interrupt ends MWAIT though it is masked, but there is no C-state to ask for:
     // a guest that idles had better use HLT, during which this CPU really sleeps.
     add(5, 0, [LINE, LINE, 0b11, 0]);
     // The APIC timer always runs.
     add(6, 0, [1 << 2, 0, 0, 0]);
-    add(7, 0, [0, features::LEAF_7_EBX, 0, features::LEAF_7_EDX]);
+    add(
+        7,
+        0,
+        [
+            0,
+            Word::SevenEbx.value(),
+            Word::SevenEcx.value(),
+            Word::SevenEdx.value(),
+        ],
+    );
     add(0xb, 0, [0, 1, 1 << 8, index]);
     add(0xb, 1, [core_bits, cores, 2 << 8 | 1, index]);
     add(0xb, 2, [0, 0, 2, index]);
     add(0xd, 0, [XCR0, XSAVE_AREA, XSAVE_AREA, 0]);
-    add(0xd, 1, [0, 0, 0, 0]);
+    add(0xd, 1, [Word::XsaveEax.value(), XSAVE_AREA, 0, 0]);
     // The time-stamp counter is the crystal, 1 GHz.
     add(0x15, 0, [1, 1, TSC_KHZ * 1000, 0]);
 
@@ -142,23 +152,19 @@ pub fn entries(index: u32, vcpus: u32) -> Vec<CpuidEntry> {
         0,
         [MAX_HYPERVISOR, hypervisor_b, hypervisor_c, hypervisor_d],
     );
-    add(0x4000_0001, 0, [features::KVM_EAX, 0, 0, 0]);
+    add(0x4000_0001, 0, [features::KVM, 0, 0, 0]);
     add(0x4000_0010, 0, [TSC_KHZ, TSC_KHZ, 0, 0]);
 
     add(0x8000_0000, 0, [MAX_EXTENDED, vendor_b, vendor_c, vendor_d]);
-    let legacy = if several {
-        features::EXTENDED_1_ECX_CMP_LEGACY
-    } else {
-        0
-    };
+    let legacy = if several { features::CMP_LEGACY } else { 0 };
     add(
         0x8000_0001,
         0,
         [
             SIGNATURE,
             0,
-            features::EXTENDED_1_ECX | legacy,
-            features::EXTENDED_1_EDX,
+            Word::ExtendedOneEcx.value() | legacy,
+            Word::ExtendedOneEdx.value(),
         ],
     );
     for (leaf, part) in (0x8000_0002..).zip(BRAND.chunks_exact(16)) {

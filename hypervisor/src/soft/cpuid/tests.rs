@@ -105,3 +105,21 @@ fn what_the_two_feature_leaves_share_is_equal() {
     let shared = 0x0183_f3ff;
     assert_eq!(one & shared, extended & shared);
 }
+
+#[test]
+fn what_the_emulator_executes_is_announced_and_nothing_else() {
+    use iced_x86::CpuidFeature;
+    use reprise_emulator::model::executes;
+    let list = entries(0, 1);
+    let [_, seven, ..] = leaf(&list, 7, 0);
+    let [_, _, one, _] = leaf(&list, 1, 0);
+    for (feature, word, bit) in [
+        (CpuidFeature::POPCNT, one, 23),
+        (CpuidFeature::SSE3, one, 0),
+        (CpuidFeature::AVX, one, 28),
+        (CpuidFeature::AVX2, seven, 5),
+        (CpuidFeature::RDSEED, seven, 18),
+    ] {
+        assert_eq!(word >> bit & 1 == 1, executes(feature), "{feature:?}");
+    }
+}
