@@ -12,26 +12,11 @@ mod features;
 #[cfg(test)]
 mod tests;
 
+use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters};
 use reprise_emulator::paging::PHYSICAL_BITS;
 
 use super::clock::TSC_KHZ;
-
-/// One leaf, or one subleaf of it, as the CPUID instruction returns it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CpuidEntry {
-    /// EAX before.
-    pub leaf: u32,
-    /// ECX before, for the leaves that look at it; 0 for the others.
-    pub subleaf: u32,
-    /// EAX.
-    pub eax: u32,
-    /// EBX.
-    pub ebx: u32,
-    /// ECX.
-    pub ecx: u32,
-    /// EDX.
-    pub edx: u32,
-}
+use features::Word;
 
 /// Family 19h, model 1, stepping 1.
 const SIGNATURE: u32 = 0x00a0_0f11;
@@ -95,17 +80,17 @@ const CACHES: [Cache; 4] = [
     },
 ];
 
+/// The leaves whose answer depends on ECX.
+const HAS_SUBLEAVES: [u32; 4] = [0x7, 0xb, 0xd, 0x8000_001d];
+
 /// What CPUID says on vCPU `index` (its APIC id) of a machine with `vcpus` vCPUs: cores of one package, one thread each.
 pub fn entries(index: u32, vcpus: u32) -> Vec<CpuidEntry> {
     let mut list = Vec::new();
     let mut add = |leaf, subleaf, [eax, ebx, ecx, edx]: [u32; 4]| {
         list.push(CpuidEntry {
             leaf,
-            subleaf,
-            eax,
-            ebx,
-            ecx,
-            edx,
+            subleaf: HAS_SUBLEAVES.contains(&leaf).then_some(subleaf),
+            registers: CpuidRegisters { eax, ebx, ecx, edx },
         });
     };
     let cores = vcpus.max(1);
@@ -115,24 +100,33 @@ pub fn entries(index: u32, vcpus: u32) -> Vec<CpuidEntry> {
     let [vendor_b, vendor_d, vendor_c] = words(VENDOR);
 
     add(0, 0, [MAX_BASIC, vendor_b, vendor_c, vendor_d]);
-    let threads = if several { features::LEAF_1_EDX_HTT } else { 0 };
+    let threads = if several { features::HTT } else { 0 };
     let ebx = index.min(0xff) << 24 | cores.min(0xff) << 16 | (LINE / 8) << 8;
     add(
         1,
         0,
-        [SIGNATURE, ebx, features::LEAF_1_ECX, features::LEAF_1_EDX | threads],
+        [SIGNATURE, ebx, Word::OneEcx.value(), Word::OneEdx.value() | threads],
     );
     // Extensions are enumerated and an interrupt ends MWAIT though it is masked, but there is no C-state to ask for:
     // a guest that idles had better use HLT, during which this CPU really sleeps.
     add(5, 0, [LINE, LINE, 0b11, 0]);
     // The APIC timer always runs.
     add(6, 0, [1 << 2, 0, 0, 0]);
-    add(7, 0, [0, features::LEAF_7_EBX, 0, features::LEAF_7_EDX]);
+    add(
+        7,
+        0,
+        [
+            0,
+            Word::SevenEbx.value(),
+            Word::SevenEcx.value(),
+            Word::SevenEdx.value(),
+        ],
+    );
     add(0xb, 0, [0, 1, 1 << 8, index]);
     add(0xb, 1, [core_bits, cores, 2 << 8 | 1, index]);
     add(0xb, 2, [0, 0, 2, index]);
     add(0xd, 0, [XCR0, XSAVE_AREA, XSAVE_AREA, 0]);
-    add(0xd, 1, [0, 0, 0, 0]);
+    add(0xd, 1, [Word::XsaveEax.value(), XSAVE_AREA, 0, 0]);
     // The time-stamp counter is the crystal, 1 GHz.
     add(0x15, 0, [1, 1, TSC_KHZ * 1000, 0]);
 
@@ -142,23 +136,19 @@ pub fn entries(index: u32, vcpus: u32) -> Vec<CpuidEntry> {
         0,
         [MAX_HYPERVISOR, hypervisor_b, hypervisor_c, hypervisor_d],
     );
-    add(0x4000_0001, 0, [features::KVM_EAX, 0, 0, 0]);
+    add(0x4000_0001, 0, [features::KVM, 0, 0, 0]);
     add(0x4000_0010, 0, [TSC_KHZ, TSC_KHZ, 0, 0]);
 
     add(0x8000_0000, 0, [MAX_EXTENDED, vendor_b, vendor_c, vendor_d]);
-    let legacy = if several {
-        features::EXTENDED_1_ECX_CMP_LEGACY
-    } else {
-        0
-    };
+    let legacy = if several { features::CMP_LEGACY } else { 0 };
     add(
         0x8000_0001,
         0,
         [
             SIGNATURE,
             0,
-            features::EXTENDED_1_ECX | legacy,
-            features::EXTENDED_1_EDX,
+            Word::ExtendedOneEcx.value() | legacy,
+            Word::ExtendedOneEdx.value(),
         ],
     );
     for (leaf, part) in (0x8000_0002..).zip(BRAND.chunks_exact(16)) {

@@ -1,74 +1,136 @@
-//! The feature bits that are announced, by the manuals' names.
+//! The feature bits, by the manuals' names.
+//!
+//! An instruction set extension is announced if the emulator executes it: `INSTRUCTIONS` only says where its bit is.
+//! What else a processor can be asked about is in [`Word::platform`].
 
-/// Leaf 1 ECX.
-pub const LEAF_1_ECX: u32 = 1 << 3      // MONITOR
-    | 1 << 13                           // CMPXCHG16B
-    | 1 << 21                           // x2APIC
-    | 1 << 24                           // TSC-deadline
-    | 1 << 26                           // XSAVE
-    | 1 << 30                           // RDRAND
-    | 1 << 31; // there is a hypervisor
+use iced_x86::CpuidFeature::{self, *};
+use reprise_emulator::model::executes;
 
-/// Leaf 1 EDX.
-pub const LEAF_1_EDX: u32 = COMMON_EDX
-    | 1 << 11                           // SYSENTER
-    | 1 << 19                           // CLFLUSH
-    | 1 << 25                           // SSE
-    | 1 << 26; // SSE2
+/// A register of a leaf that holds feature bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Word {
+    /// Leaf 1 ECX.
+    OneEcx,
+    /// Leaf 1 EDX.
+    OneEdx,
+    /// Leaf 7 EBX.
+    SevenEbx,
+    /// Leaf 7 ECX.
+    SevenEcx,
+    /// Leaf 7 EDX.
+    SevenEdx,
+    /// Leaf 0xD subleaf 1 EAX.
+    XsaveEax,
+    /// Leaf 0x8000_0001 ECX.
+    ExtendedOneEcx,
+    /// Leaf 0x8000_0001 EDX.
+    ExtendedOneEdx,
+}
 
-/// Leaf 1 EDX: several logical processors in the package.
-pub const LEAF_1_EDX_HTT: u32 = 1 << 28;
+use Word::{ExtendedOneEcx, ExtendedOneEdx, OneEcx, OneEdx, SevenEbx, SevenEcx, SevenEdx, XsaveEax};
 
-/// What leaf 1 EDX and leaf 0x8000_0001 EDX share.
-const COMMON_EDX: u32 = 1 << 0          // FPU
-    | 1 << 2                            // debugging extensions
+/// Where each extension of the instruction set has its bit.
+const INSTRUCTIONS: [(CpuidFeature, Word, u32); 48] = [
+    (SSE3, OneEcx, 0),
+    (PCLMULQDQ, OneEcx, 1),
+    (MONITOR, OneEcx, 3),
+    (SSSE3, OneEcx, 9),
+    (CMPXCHG16B, OneEcx, 13),
+    (SSE4_1, OneEcx, 19),
+    (SSE4_2, OneEcx, 20),
+    (MOVBE, OneEcx, 22),
+    (POPCNT, OneEcx, 23),
+    (AES, OneEcx, 25),
+    (XSAVE, OneEcx, 26),
+    (RDRAND, OneEcx, 30),
+    (FPU, OneEdx, 0),
+    (TSC, OneEdx, 4),
+    (MSR, OneEdx, 5),
+    (CX8, OneEdx, 8),
+    (SEP, OneEdx, 11),
+    (CMOV, OneEdx, 15),
+    (CLFSH, OneEdx, 19),
+    (MMX, OneEdx, 23),
+    (FXSR, OneEdx, 24),
+    (SSE, OneEdx, 25),
+    (SSE2, OneEdx, 26),
+    (FSGSBASE, SevenEbx, 0),
+    (BMI1, SevenEbx, 3),
+    (BMI2, SevenEbx, 8),
+    (INVPCID, SevenEbx, 10),
+    (RDSEED, SevenEbx, 18),
+    (ADX, SevenEbx, 19),
+    (SMAP, SevenEbx, 20),
+    (CLFLUSHOPT, SevenEbx, 23),
+    (CLWB, SevenEbx, 24),
+    (SHA, SevenEbx, 29),
+    (RDPID, SevenEcx, 22),
+    (XSAVEOPT, XsaveEax, 0),
+    (XSAVEC, XsaveEax, 1),
+    (LZCNT, ExtendedOneEcx, 5),
+    (SSE4A, ExtendedOneEcx, 6),
+    (PREFETCHW, ExtendedOneEcx, 8),
+    (FPU, ExtendedOneEdx, 0),
+    (TSC, ExtendedOneEdx, 4),
+    (MSR, ExtendedOneEdx, 5),
+    (CX8, ExtendedOneEdx, 8),
+    (SYSCALL, ExtendedOneEdx, 11),
+    (CMOV, ExtendedOneEdx, 15),
+    (MMX, ExtendedOneEdx, 23),
+    (FXSR, ExtendedOneEdx, 24),
+    (RDTSCP, ExtendedOneEdx, 27),
+];
+
+/// What leaf 1 EDX and leaf 0x8000_0001 EDX share of the platform's bits.
+const SHARED_EDX: u32 = 1 << 2          // debugging extensions
     | 1 << 3                            // 4 MiB pages
-    | 1 << 4                            // time-stamp counter
-    | 1 << 5                            // RDMSR, WRMSR
     | 1 << 6                            // PAE
     | 1 << 7                            // machine check exception
-    | 1 << 8                            // CMPXCHG8B
     | 1 << 9                            // APIC
     | 1 << 12                           // MTRR
     | 1 << 13                           // global pages
     | 1 << 14                           // machine check architecture
-    | 1 << 15                           // CMOV
     | 1 << 16                           // PAT
-    | 1 << 17                           // PSE-36
-    | 1 << 23                           // MMX
-    | 1 << 24; // FXSAVE, FXRSTOR
+    | 1 << 17; // PSE-36
 
-/// Leaf 7 EBX.
-pub const LEAF_7_EBX: u32 = 1 << 0      // FSGSBASE
-    | 1 << 1                            // IA32_TSC_ADJUST
-    | 1 << 7                            // SMEP
-    | 1 << 9                            // enhanced REP MOVSB, STOSB
-    | 1 << 10                           // INVPCID
-    | 1 << 18                           // RDSEED
-    | 1 << 20; // SMAP
+impl Word {
+    /// The whole word: what the platform has and what the emulator executes.
+    pub fn value(self) -> u32 {
+        INSTRUCTIONS
+            .iter()
+            .filter(|(feature, word, _)| *word == self && executes(*feature))
+            .fold(self.platform(), |value, (_, _, bit)| value | 1 << bit)
+    }
 
-/// Leaf 7 EDX.
-pub const LEAF_7_EDX: u32 = 1 << 4; // fast short REP MOVSB
+    /// The bits that stand for no instructions.
+    fn platform(self) -> u32 {
+        match self {
+            // PCID, x2APIC, TSC-deadline; there is a hypervisor.
+            OneEcx => 1 << 17 | 1 << 21 | 1 << 24 | 1 << 31,
+            OneEdx => SHARED_EDX,
+            // IA32_TSC_ADJUST, SMEP, enhanced REP MOVSB and STOSB.
+            SevenEbx => 1 << 1 | 1 << 7 | 1 << 9,
+            // Fast short REP MOVSB.
+            SevenEdx => 1 << 4,
+            // LAHF and SAHF in 64-bit mode; topology extensions: leaves 0x8000_001d and 0x8000_001e.
+            ExtendedOneEcx => 1 << 0 | 1 << 22,
+            // No-execute pages, 1 GiB pages, long mode.
+            ExtendedOneEdx => SHARED_EDX | 1 << 20 | 1 << 26 | 1 << 29,
+            SevenEcx | XsaveEax => 0,
+        }
+    }
+}
 
-/// Leaf 0x4000_0001 EAX: KVM's features.
-pub const KVM_EAX: u32 = 1 << 1         // port accesses need no delay
-    | 1 << 3                            // kvmclock at MSRs 0x4b56_4d00 and 0x4b56_4d01
-    | 1 << 24; // the counters of all vCPUs agree
-
-/// Leaf 0x8000_0001 ECX.
-pub const EXTENDED_1_ECX: u32 = 1 << 0  // LAHF, SAHF in 64-bit mode
-    | 1 << 22; // topology extensions: leaves 0x8000_001d and 0x8000_001e
+/// Leaf 1 EDX: several logical processors in the package.
+pub const HTT: u32 = 1 << 28;
 
 /// Leaf 0x8000_0001 ECX: what leaf 1 calls threads are cores.
-pub const EXTENDED_1_ECX_CMP_LEGACY: u32 = 1 << 1;
+pub const CMP_LEGACY: u32 = 1 << 1;
 
-/// Leaf 0x8000_0001 EDX.
-pub const EXTENDED_1_EDX: u32 = COMMON_EDX
-    | 1 << 11                           // SYSCALL, SYSRET
-    | 1 << 20                           // no-execute pages
-    | 1 << 26                           // 1 GiB pages
-    | 1 << 27                           // RDTSCP
-    | 1 << 29; // long mode
+/// Leaf 0x4000_0001 EAX: KVM's features.
+pub const KVM: u32 = 1 << 1             // port accesses need no delay
+    | 1 << 3                            // kvmclock at MSRs 0x4b56_4d00 and 0x4b56_4d01
+    | 1 << 24; // the counters of all vCPUs agree
 
 /// Leaf 0x8000_0007 EDX: the time-stamp counter never changes its rate, and never stops.
 pub const INVARIANT_TSC: u32 = 1 << 8;

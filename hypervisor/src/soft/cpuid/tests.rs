@@ -3,9 +3,10 @@ use super::*;
 fn leaf(list: &[CpuidEntry], leaf: u32, subleaf: u32) -> [u32; 4] {
     let entry = list
         .iter()
-        .find(|entry| entry.leaf == leaf && entry.subleaf == subleaf)
+        .find(|entry| entry.leaf == leaf && entry.subleaf.is_none_or(|own| own == subleaf))
         .expect("the leaf is there");
-    [entry.eax, entry.ebx, entry.ecx, entry.edx]
+    let CpuidRegisters { eax, ebx, ecx, edx } = entry.registers;
+    [eax, ebx, ecx, edx]
 }
 
 fn text(words: &[u32]) -> String {
@@ -49,7 +50,7 @@ fn no_leaf_lies_beyond_the_maximum_of_its_range_and_none_is_there_twice() {
         );
     }
     for maximum in [MAX_BASIC, MAX_HYPERVISOR, MAX_EXTENDED] {
-        assert!(keys.contains(&(maximum, 0)), "{maximum:#x}");
+        assert!(keys.contains(&(maximum, None)), "{maximum:#x}");
     }
     keys.sort_unstable();
     keys.dedup();
@@ -104,4 +105,22 @@ fn what_the_two_feature_leaves_share_is_equal() {
     let [.., extended] = leaf(&list, 0x8000_0001, 0);
     let shared = 0x0183_f3ff;
     assert_eq!(one & shared, extended & shared);
+}
+
+#[test]
+fn what_the_emulator_executes_is_announced_and_nothing_else() {
+    use iced_x86::CpuidFeature;
+    use reprise_emulator::model::executes;
+    let list = entries(0, 1);
+    let [_, seven, ..] = leaf(&list, 7, 0);
+    let [_, _, one, _] = leaf(&list, 1, 0);
+    for (feature, word, bit) in [
+        (CpuidFeature::POPCNT, one, 23),
+        (CpuidFeature::SSE3, one, 0),
+        (CpuidFeature::AVX, one, 28),
+        (CpuidFeature::AVX2, seven, 5),
+        (CpuidFeature::RDSEED, seven, 18),
+    ] {
+        assert_eq!(word >> bit & 1 == 1, executes(feature), "{feature:?}");
+    }
 }
