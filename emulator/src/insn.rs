@@ -21,7 +21,6 @@ mod sse_int;
 mod sse_mov;
 mod stack;
 mod string;
-mod string_io;
 mod syscall;
 mod x87;
 mod xsave;
@@ -49,7 +48,6 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     sse_mov::fill(table);
     stack::fill(table);
     string::fill(table);
-    string_io::fill(table);
     syscall::fill(table);
     x87::fill(table);
     xsave::fill(table);
