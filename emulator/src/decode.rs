@@ -8,8 +8,12 @@ use crate::event::Exception;
 use crate::op::{Attr, Op};
 use crate::table::{Flow, Table};
 
-/// Processor-specific decoding, as the modelled processor (AMD) does it.
-const OPTIONS: u32 = DecoderOptions::AMD;
+/// Processor-specific decoding, as the modelled processor (AMD) does it; and encodings of features that are not announced,
+/// as they were before: hints (0F 0D and 0F 18 to 0F 1F) do nothing, TZCNT and LZCNT are BSF and BSR.
+const OPTIONS: u32 = DecoderOptions::AMD
+    | DecoderOptions::FORCE_RESERVED_NOP
+    | DecoderOptions::NO_MPFX_0FBC
+    | DecoderOptions::NO_MPFX_0FBD;
 
 /// One decoded instruction.
 pub struct Decoded<M: 'static> {

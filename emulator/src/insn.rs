@@ -2,6 +2,7 @@
 
 mod arith;
 mod available;
+mod bcd;
 mod bits;
 mod condition;
 mod control;
@@ -22,6 +23,7 @@ mod sse_int;
 mod sse_mov;
 mod stack;
 mod string;
+mod string_io;
 mod syscall;
 mod x87;
 mod xsave;
@@ -32,6 +34,7 @@ use crate::table::Table;
 /// Fills the table with every family.
 pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     arith::fill(table);
+    bcd::fill(table);
     bits::fill(table);
     control::fill(table);
     control_reg::fill(table);
@@ -50,6 +53,7 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     sse_mov::fill(table);
     stack::fill(table);
     string::fill(table);
+    string_io::fill(table);
     syscall::fill(table);
     x87::fill(table);
     xsave::fill(table);

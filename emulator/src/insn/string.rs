@@ -63,6 +63,17 @@ fn string<M: Access, S: Step<M>, T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) 
     Err(Stop::Stay)
 }
 
+/// Counts one iteration of an instruction that repeats without comparing; the instruction stays while more are left.
+pub(super) fn count_repetition<M>(cpu: &mut Cpu, op: &Op<M>) -> Outcome {
+    if !op.attr.is_repeated() {
+        return Ok(());
+    }
+    let mask = op.attr.address_mask();
+    let count = (cpu.gpr.get(gpr::RCX) & mask).wrapping_sub(1) & mask;
+    set_masked(cpu, gpr::RCX, mask, count);
+    if count == 0 { Ok(()) } else { Err(Stop::Stay) }
+}
+
 /// Sets as many bits of a count or index register as the address size has; 32-bit ones clear the upper half.
 #[inline(always)]
 fn set_masked(cpu: &mut Cpu, register: u8, mask: u64, value: u64) {
