@@ -320,7 +320,11 @@ fn load_table(cpu: &Cpu, m: &mut Careful, op: &Op<Careful>) -> Result<TableRegis
         return Err(Exception::gp(0).into());
     }
     // A 16-bit operand has a base of 24 bits.
-    let mask = if !long && op.attr.operand_size() == 2 { 0xff_ffff } else { u64::MAX };
+    let mask = if !long && op.attr.operand_size() == 2 {
+        0xff_ffff
+    } else {
+        u64::MAX
+    };
     Ok(TableRegister {
         base: base & mask,
         limit,

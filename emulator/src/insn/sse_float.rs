@@ -116,7 +116,7 @@ fn integers<M: Access>(table: &mut Table<M>) {
 }
 
 /// Conversions between XMM and MMX registers. They compute as those between XMM registers do, and leave the x87 state in
-/// MMX use if a register or CVTPI2PS is involved.
+/// MMX use if an MMX register is involved (the processor at hand; SDM Vol. 2 has CVTPI2PS do so with memory, too).
 fn mmx<M: Access>(table: &mut Table<M>) {
     macro_rules! to {
         ($($op:ident $code:ident $size:literal,)*) => {
@@ -142,10 +142,12 @@ fn mmx<M: Access>(table: &mut Table<M>) {
         |cpu, _, op| {
             available::sse_mmx(cpu)?;
             let source = low(cpu.fpu.mm(op.r2));
-            packed_to_low_singles(cpu, op.r1, source)
+            packed_to_low_singles(cpu, op.r1, source)?;
+            cpu.fpu.enter_mmx();
+            Ok(())
         },
         |cpu, m, op| {
-            available::sse_mmx(cpu)?;
+            available::sse(cpu)?;
             let source = operand::<M, 8>(cpu, m, op)?;
             packed_to_low_singles(cpu, op.r1, source)
         },
@@ -156,7 +158,6 @@ fn mmx<M: Access>(table: &mut Table<M>) {
 fn packed_to_low_singles(cpu: &mut Cpu, register: u8, source: [u8; 16]) -> Outcome {
     let (singles, raised) = sse::Cvtdq2ps::run(source, source, cpu.fpu.mxcsr);
     exceptions::raise(cpu, raised)?;
-    cpu.fpu.enter_mmx();
     cpu.fpu.set_xmm_low(register, u128::from_le_bytes(singles) as u64);
     Ok(())
 }
