@@ -19,6 +19,7 @@ mod muldiv;
 mod packed;
 mod segment;
 mod shift;
+mod sse_float;
 mod sse_int;
 mod sse_mov;
 mod stack;
@@ -49,6 +50,7 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     muldiv::fill(table);
     segment::fill(table);
     shift::fill(table);
+    sse_float::fill(table);
     sse_int::fill(table);
     sse_mov::fill(table);
     stack::fill(table);
