@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use crate::access::{Access, Linear, Stop};
 use crate::cpu::Cpu;
+use crate::cpuid::CpuidTable;
 use crate::event::{self, Exception};
 use crate::fast::{non_canonical, set_live_bits};
 use crate::host::Host;
@@ -38,6 +39,8 @@ const STORES: usize = 2696 / 8 + 16;
 pub struct Careful {
     ram: Arc<Ram>,
     host: Arc<dyn Host>,
+    /// What CPUID answers, and so which control bits and registers there are.
+    pub(crate) cpuid: Arc<CpuidTable>,
     cache: ReplayCache,
     stores: Vec<Store>,
     /// How many of `stores` have been made, while draining.
@@ -136,10 +139,11 @@ impl core::ops::DerefMut for Suspended<'_> {
 }
 
 impl Careful {
-    pub(crate) fn new(ram: Arc<Ram>, host: Arc<dyn Host>) -> Careful {
+    pub(crate) fn new(ram: Arc<Ram>, host: Arc<dyn Host>, cpuid: Arc<CpuidTable>) -> Careful {
         Careful {
             ram,
             host,
+            cpuid,
             cache: ReplayCache::default(),
             stores: Vec::with_capacity(STORES),
             drained: 0,
@@ -203,6 +207,12 @@ impl Careful {
         self.stores.clear();
         self.drained = 0;
         self.waiting = None;
+        self.flush = Flush::None;
+    }
+
+    /// Takes back what an event's delivery has stored that ended in another exception; what it has read stays recorded.
+    pub(crate) fn unstage(&mut self) {
+        self.stores.clear();
         self.flush = Flush::None;
     }
 

@@ -7,6 +7,7 @@ use crate::attention::Attention;
 use crate::blocks::{Block, Blocks};
 use crate::careful::{Careful, Flush};
 use crate::cpu::{Activity, Cpu, Shadow, flags, gpr};
+use crate::cpuid::CpuidTable;
 use crate::decode::{Decoded, decode};
 use crate::deliver::{self, Combined};
 use crate::event::{self, Event, Exception, Source};
@@ -62,6 +63,8 @@ pub struct Emulator {
     attention: Arc<Attention>,
     /// Come out as soon as interrupts can be taken.
     window: bool,
+    /// Come out as soon as an NMI can be taken.
+    nmi_window: bool,
     counters: Counters,
 }
 
@@ -97,8 +100,8 @@ enum Pass {
 }
 
 impl Emulator {
-    /// A CPU in state `cpu` that executes from `ram`.
-    pub fn new(cpu: Cpu, ram: Arc<Ram>, host: Arc<dyn Host>, model: Arc<Model>) -> Emulator {
+    /// A CPU in state `cpu` that executes from `ram` and announces itself as `cpuid` says.
+    pub fn new(cpu: Cpu, ram: Arc<Ram>, host: Arc<dyn Host>, model: Arc<Model>, cpuid: Arc<CpuidTable>) -> Emulator {
         let attention = Arc::new(Attention::default());
         ram.code.register(attention.clone());
         let mut cpu = cpu;
@@ -106,11 +109,12 @@ impl Emulator {
         Emulator {
             cpu,
             fast: Fast::new(ram.clone(), host.clone()),
-            careful: Careful::new(ram, host),
+            careful: Careful::new(ram, host, cpuid),
             blocks: Blocks::new(),
             model,
             attention,
             window: false,
+            nmi_window: false,
             counters: Counters::default(),
         }
     }
@@ -178,6 +182,11 @@ impl Emulator {
         self.window = true;
     }
 
+    /// Asks for [`Exit::Attention`] as soon as a non-maskable interrupt can be taken.
+    pub fn request_nmi_window(&mut self) {
+        self.nmi_window = true;
+    }
+
     /// Drops the instruction in flight, if there is one; what it waited for is answered in vain.
     pub fn cancel(&mut self) {
         if self.careful.in_flight() {
@@ -223,6 +232,10 @@ impl Emulator {
             }
             if self.window && self.cpu.accepts_interrupts() {
                 self.window = false;
+                return Ok(Exit::Attention);
+            }
+            if self.nmi_window && self.cpu.accepts_nmi() {
+                self.nmi_window = false;
                 return Ok(Exit::Attention);
             }
             let pass = if self.cpu.event.is_some() {
@@ -477,6 +490,7 @@ impl Emulator {
                     return Ok(self.retire());
                 }
                 Err(Stop::Fault(exception)) => {
+                    self.careful.unstage();
                     match deliver::combine(&current, exception, self.careful.fault_address) {
                         Combined::Deliver(next) => event = Some(next),
                         Combined::Shutdown => {

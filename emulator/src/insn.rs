@@ -1,15 +1,26 @@
 //! The instructions, by family. Each is written once, generic over how it reaches memory ([`Access`]).
 
 mod arith;
+mod available;
 mod bits;
 mod condition;
 mod control;
+mod cpuid;
+mod io;
 mod misc;
+mod mmx;
 mod mov;
+mod msr;
 mod muldiv;
+mod packed;
 mod shift;
+mod sse_int;
+mod sse_mov;
 mod stack;
 mod string;
+mod syscall;
+mod x87;
+mod xsave;
 
 use crate::access::Access;
 use crate::table::Table;
@@ -19,10 +30,19 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     arith::fill(table);
     bits::fill(table);
     control::fill(table);
+    cpuid::fill(table);
+    io::fill(table);
     misc::fill(table);
+    mmx::fill(table);
     mov::fill(table);
+    msr::fill(table);
     muldiv::fill(table);
     shift::fill(table);
+    sse_int::fill(table);
+    sse_mov::fill(table);
     stack::fill(table);
     string::fill(table);
+    syscall::fill(table);
+    x87::fill(table);
+    xsave::fill(table);
 }

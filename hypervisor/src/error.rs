@@ -19,6 +19,18 @@ pub enum HypervisorError {
         /// The index asked for.
         index: u32,
     },
+    /// Guest memory that the CPU cannot execute from.
+    #[error("guest memory cannot be used")]
+    Memory {
+        /// What is wrong with it.
+        source: reprise_emulator::RamError,
+    },
+    /// The host has no thread for the machine's timers.
+    #[error("the host refused a thread for the timers")]
+    Thread {
+        /// What the host said.
+        source: std::io::Error,
+    },
     /// No such interrupt line.
     #[error("no interrupt line {gsi}; there are 0 to {max}")]
     Gsi {
@@ -39,7 +51,7 @@ pub enum VcpuError {
         waiting: RequestId,
     },
     /// The emulator failed.
-    #[error("the CPU in software failed at RIP {rip:#x}: {source}")]
+    #[error("the CPU in software failed at RIP {rip:#x}")]
     Emulator {
         /// The address of the instruction.
         rip: u64,

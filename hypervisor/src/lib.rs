@@ -9,6 +9,7 @@ pub mod vm;
 
 pub use error::{HypervisorError, VcpuError};
 pub use exit::{Access, Answer, IoRequest, RequestId, Space, VmEntry, VmExit};
+pub use soft::SoftHypervisor;
 pub use vcpu::{Kick, Vcpu};
 pub use vm::{Hypervisor, HypervisorKind, InterruptLine, Vm, VmSettings};
 

@@ -1,1 +1,47 @@
 //! The backend whose CPU is software.
+//!
+//! # Purpose
+//! It owns what KVM keeps in the kernel: local APICs, IO-APIC, PICs, PIT, kvmclock, and what CPUID says. The CPU itself
+//! is `reprise-emulator`. Each vCPU runs on the thread of its owner; one more thread for each machine is its alarm clock.
+//! # Map
+//! - `vm`, `vcpu`: the machine and its vCPUs, as the rest of the program drives them.
+//! - `chipset`: the interrupt fabric, which wires `lapic`, `ioapic`, `pic` and `pit` together with `message`s and lines.
+//! - `clock`, `alarm`, `doorbell`: time, and how a vCPU is roused.
+//! - `msr`, `kvmclock`, `cpuid`: what the processor shows of the platform.
+
+mod alarm;
+mod chipset;
+mod clock;
+mod cpuid;
+mod doorbell;
+mod ioapic;
+mod kvmclock;
+mod lapic;
+mod message;
+mod msr;
+mod pic;
+mod pit;
+mod vcpu;
+mod vm;
+
+use std::sync::Arc;
+
+use crate::{Hypervisor, HypervisorError, HypervisorKind, Vm, VmSettings};
+
+/// The backend whose CPU is software. It needs nothing from the host but threads.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SoftHypervisor;
+
+impl Hypervisor for SoftHypervisor {
+    fn kind(&self) -> HypervisorKind {
+        HypervisorKind::Soft
+    }
+
+    fn max_vcpus(&self) -> u32 {
+        vm::MAX_VCPUS
+    }
+
+    fn create_vm(&self, settings: VmSettings) -> Result<Arc<dyn Vm>, HypervisorError> {
+        Ok(Arc::new(vm::SoftVm::new(settings)?))
+    }
+}

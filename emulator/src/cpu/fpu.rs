@@ -1,5 +1,7 @@
 //! x87, MXCSR and vector registers: what XSAVE saves.
 
+use core::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 /// An x87 register: 64-bit significand and sign with 15-bit exponent, as FXSAVE stores them.
@@ -9,6 +11,101 @@ pub struct F80 {
     pub significand: u64,
     /// Sign (bit 15) and biased exponent.
     pub sign_exponent: u16,
+}
+
+/// Bits of the x87 status word (SDM Vol. 1, x87 FPU Status Register).
+pub mod status {
+    /// Invalid operation.
+    pub const IE: u16 = 1 << 0;
+    /// Denormal operand.
+    pub const DE: u16 = 1 << 1;
+    /// Division by zero.
+    pub const ZE: u16 = 1 << 2;
+    /// Overflow.
+    pub const OE: u16 = 1 << 3;
+    /// Underflow.
+    pub const UE: u16 = 1 << 4;
+    /// Inexact result.
+    pub const PE: u16 = 1 << 5;
+    /// Stack fault.
+    pub const SF: u16 = 1 << 6;
+    /// Error summary: an unmasked exception is pending.
+    pub const ES: u16 = 1 << 7;
+    /// Condition codes C0 to C3.
+    pub const CONDITION: u16 = 0x4700;
+    /// Top of stack.
+    pub const TOP: u16 = 7 << 11;
+    /// Busy, a copy of ES.
+    pub const B: u16 = 1 << 15;
+    /// IE to PE, which the control word masks bit by bit.
+    pub const EXCEPTIONS: u16 = 0x3f;
+}
+
+/// Control word after FNINIT: everything masked, 64-bit precision, round to nearest.
+pub const CONTROL_INIT: u16 = 0x037f;
+/// MXCSR after RESET: everything masked, round to nearest.
+pub const MXCSR_INIT: u32 = 0x1f80;
+/// Bits of MXCSR that may be set, MXCSR_MASK.
+pub const MXCSR_MASK: u32 = 0xffff;
+
+/// XCR0 bit of x87 and MMX.
+pub const X87: u64 = 1 << 0;
+/// XCR0 bit of XMM0 to XMM15 and MXCSR.
+pub const SSE: u64 = 1 << 1;
+/// XCR0 bit of the upper halves of YMM0 to YMM15.
+pub const AVX: u64 = 1 << 2;
+
+/// Size of the legacy region, where the header begins.
+pub const LEGACY_SIZE: usize = 512;
+/// Size of the legacy region and the header, where the other components begin.
+pub const EXTENDED_START: usize = 576;
+
+/// A state component of XSAVE that holds parts of the vector registers (SDM Vol. 1, XSAVE-Supported Features).
+#[derive(Debug, Clone)]
+pub struct Component {
+    /// Its bit in XCR0.
+    pub bit: u64,
+    /// Offset in the standard format.
+    pub offset: usize,
+    /// The registers of which it holds a part.
+    pub registers: Range<usize>,
+    /// Which quadwords of each.
+    pub quadwords: Range<usize>,
+}
+
+impl Component {
+    /// Size in bytes.
+    pub const fn size(&self) -> usize {
+        (self.registers.end - self.registers.start) * (self.quadwords.end - self.quadwords.start) * 8
+    }
+}
+
+/// The vector components. x87 is not among them: with MXCSR it has a layout of its own.
+pub const COMPONENTS: &[Component] = &[Component {
+    bit: SSE,
+    offset: 160,
+    registers: 0..16,
+    quadwords: 0..2,
+}];
+
+/// XCR0 bits that may be set.
+pub const XCR0_SUPPORTED: u64 = {
+    let mut bits = X87;
+    let mut i = 0;
+    while i < COMPONENTS.len() {
+        bits |= COMPONENTS[i].bit;
+        i += 1;
+    }
+    bits
+};
+
+/// Size of an XSAVE area in the standard format for the components of `xcr0`, as CPUID leaf 0DH says it.
+pub fn xsave_size(xcr0: u64) -> usize {
+    COMPONENTS
+        .iter()
+        .filter(|component| xcr0 & component.bit != 0)
+        .map(|component| component.offset + component.size())
+        .fold(EXTENDED_START, usize::max)
 }
 
 /// A vector register of up to 512 bits, low bits first.
@@ -41,6 +138,138 @@ pub struct Fpu {
     pub vectors: [Vector; 32],
 }
 
+impl Fpu {
+    /// Bits 127:0 of a vector register, in memory order.
+    #[inline(always)]
+    pub fn xmm(&self, register: u8) -> [u8; 16] {
+        let [low, high, ..] = self.vectors[usize::from(register & 31)];
+        (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
+    }
+
+    /// Sets bits 127:0 of a vector register and keeps the others, as instructions without VEX prefix do.
+    #[inline(always)]
+    pub fn set_xmm(&mut self, register: u8, value: [u8; 16]) {
+        let value = u128::from_le_bytes(value);
+        let vector = &mut self.vectors[usize::from(register & 31)];
+        vector[0] = value as u64;
+        vector[1] = (value >> 64) as u64;
+    }
+
+    /// Bits 63:0 of a vector register.
+    #[inline(always)]
+    pub fn xmm_low(&self, register: u8) -> u64 {
+        self.vectors[usize::from(register & 31)][0]
+    }
+
+    /// Sets bits 63:0 of a vector register and keeps the others.
+    #[inline(always)]
+    pub fn set_xmm_low(&mut self, register: u8, value: u64) {
+        self.vectors[usize::from(register & 31)][0] = value;
+    }
+
+    /// MMi: the significand of physical register i.
+    #[inline(always)]
+    pub fn mm(&self, register: u8) -> u64 {
+        self.registers[usize::from(register & 7)].significand
+    }
+
+    /// Sets MMi: sign and exponent become all ones (SDM Vol. 1, Effect of MMX on the x87 State).
+    #[inline(always)]
+    pub fn set_mm(&mut self, register: u8, value: u64) {
+        self.registers[usize::from(register & 7)] = F80 {
+            significand: value,
+            sign_exponent: 0xffff,
+        };
+    }
+
+    /// What every MMX instruction but EMMS does: TOP becomes 0 and all tags valid.
+    #[inline(always)]
+    pub fn enter_mmx(&mut self) {
+        self.status &= !status::TOP;
+        self.tags = 0xff;
+    }
+
+    /// Physical number of ST(0).
+    #[inline]
+    pub fn top(&self) -> u8 {
+        (self.status >> 11 & 7) as u8
+    }
+
+    /// Physical number of ST(i).
+    #[inline]
+    pub fn physical(&self, i: u8) -> usize {
+        usize::from(self.top().wrapping_add(i) & 7)
+    }
+
+    /// An unmasked x87 exception waits to be reported.
+    #[inline(always)]
+    pub fn is_pending(&self) -> bool {
+        self.status & status::ES != 0
+    }
+
+    /// Sets the control word; its reserved bits read as the processor has them.
+    pub fn set_control(&mut self, value: u16) {
+        self.control = value & 0x1f3f | 0x0040;
+        self.update_summary();
+    }
+
+    /// Makes ES and B what the exception flags and their masks say.
+    pub fn update_summary(&mut self) {
+        self.status &= !(status::ES | status::B);
+        if self.status & !self.control & status::EXCEPTIONS != 0 {
+            self.status |= status::ES | status::B;
+        }
+    }
+
+    /// FNINIT; the registers' contents stay, but are empty.
+    pub fn init(&mut self) {
+        self.control = CONTROL_INIT;
+        self.status = 0;
+        self.tags = 0;
+        self.opcode = 0;
+        self.ip = 0;
+        self.cs = 0;
+        self.dp = 0;
+        self.ds = 0;
+    }
+
+    /// The x87 state is as FNINIT leaves it and the registers are zero: what XSAVE calls the initial configuration.
+    pub fn is_x87_initial(&self) -> bool {
+        self.control == CONTROL_INIT
+            && self.status == 0
+            && self.tags == 0
+            && self.opcode == 0
+            && (self.ip, self.cs, self.dp, self.ds) == (0, 0, 0, 0)
+            && self.registers == [F80::default(); 8]
+    }
+
+    /// The tag word with two bits for each register (SDM Vol. 1, x87 FPU Tag Word): valid, zero, special or empty.
+    pub fn full_tags(&self) -> u16 {
+        let mut word = 0;
+        for (i, register) in self.registers.iter().enumerate() {
+            let tag = match (self.tags >> i & 1, register.sign_exponent & 0x7fff) {
+                (0, _) => 3,
+                (_, 0) if register.significand == 0 => 1,
+                (_, 0 | 0x7fff) => 2,
+                _ if register.significand >> 63 == 0 => 2,
+                _ => 0,
+            };
+            word |= tag << (2 * i);
+        }
+        word
+    }
+
+    /// Sets the abridged tags from a full tag word.
+    pub fn set_full_tags(&mut self, word: u16) {
+        self.tags = 0;
+        for i in 0..8 {
+            if word >> (2 * i) & 3 != 3 {
+                self.tags |= 1 << i;
+            }
+        }
+    }
+}
+
 impl Default for Fpu {
     /// The state after RESET.
     fn default() -> Fpu {
@@ -55,8 +284,62 @@ impl Default for Fpu {
             cs: 0,
             dp: 0,
             ds: 0,
-            mxcsr: 0x1f80,
+            mxcsr: MXCSR_INIT,
             vectors: [[0; 8]; 32],
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_standard_area_ends_with_the_last_component_and_is_never_below_the_header() {
+        assert_eq!(xsave_size(X87), 576);
+        assert_eq!(xsave_size(X87 | SSE), 576);
+    }
+
+    #[test]
+    fn full_tags_tell_valid_zero_special_and_empty_apart() {
+        let mut fpu = Fpu::default();
+        fpu.registers[0] = F80 {
+            significand: 1 << 63,
+            sign_exponent: 0x3fff,
+        };
+        fpu.registers[2] = F80 {
+            significand: 1 << 63,
+            sign_exponent: 0x7fff,
+        };
+        fpu.registers[3] = F80 {
+            significand: 1,
+            sign_exponent: 0,
+        };
+        fpu.registers[4] = F80 {
+            significand: 1,
+            sign_exponent: 0x3fff,
+        };
+        fpu.tags = 0b0001_1111;
+        assert_eq!(fpu.full_tags(), 0b11_11_11_10_10_10_01_00);
+        let tags = fpu.tags;
+        fpu.set_full_tags(fpu.full_tags());
+        assert_eq!(fpu.tags, tags);
+    }
+
+    #[test]
+    fn entering_mmx_makes_all_tags_valid_and_clears_top() {
+        let mut fpu = Fpu::default();
+        fpu.init();
+        fpu.status = status::TOP | status::IE;
+        fpu.enter_mmx();
+        fpu.set_mm(3, 5);
+        assert_eq!((fpu.tags, fpu.status), (0xff, status::IE));
+        assert_eq!(
+            fpu.registers[3],
+            F80 {
+                significand: 5,
+                sign_exponent: 0xffff
+            }
+        );
     }
 }

@@ -1,0 +1,440 @@
+//! FXSAVE, FXRSTOR and the XSAVE family (SDM Vol. 1, Managing State Using the XSAVE Feature Set).
+//!
+//! XSAVE, XSAVEOPT, XSAVEC and XRSTOR are here; XSAVES and XRSTORS are not announced. The save instructions store more than
+//! once, but each store depends on nothing that the others change: when the fast way gives up half-way (which it does only
+//! if another CPU takes the page away after [`Access::check_write`]), saving again from the start writes the same.
+
+use core::ops::Range;
+
+use iced_x86::Code;
+
+use super::available;
+use crate::access::{Access, Linear, Outcome, Stop};
+use crate::cpu::fpu::{
+    AVX, COMPONENTS, Component, EXTENDED_START, F80, Fpu, LEGACY_SIZE, MXCSR_INIT, MXCSR_MASK, SSE, X87,
+};
+use crate::cpu::{Cpu, Efer, gpr};
+use crate::event::Exception;
+use crate::op::Op;
+use crate::operand::{Addressing, General, Use};
+use crate::table::Table;
+
+/// Offset of XMM0 in the legacy region.
+const XMM: usize = 160;
+/// Where the legacy region's part that instructions write ends, in 64-bit mode.
+const LEGACY_END: usize = 416;
+/// Bit 63 of XCOMP_BV: the area is in the compacted format.
+const COMPACTED: u64 = 1 << 63;
+/// Bytes of the largest area.
+const AREA: usize = {
+    let mut end = EXTENDED_START;
+    let mut i = 0;
+    while i < COMPONENTS.len() {
+        let component = &COMPONENTS[i];
+        if component.offset + component.size() > end {
+            end = component.offset + component.size();
+        }
+        i += 1;
+    }
+    end
+};
+
+pub(super) fn fill<M: Access>(table: &mut Table<M>) {
+    table.plain(Code::Fxsave_m512byte, fxsave::<M, false>);
+    table.plain(Code::Fxsave64_m512byte, fxsave::<M, true>);
+    table.plain(Code::Fxrstor_m512byte, fxrstor::<M, false>);
+    table.plain(Code::Fxrstor64_m512byte, fxrstor::<M, true>);
+    table.plain(Code::Xsave_mem, xsave::<M, Plain, false>);
+    table.plain(Code::Xsave64_mem, xsave::<M, Plain, true>);
+    table.plain(Code::Xsaveopt_mem, xsave::<M, Optimised, false>);
+    table.plain(Code::Xsaveopt64_mem, xsave::<M, Optimised, true>);
+    table.plain(Code::Xsavec_mem, xsave::<M, Compacting, false>);
+    table.plain(Code::Xsavec64_mem, xsave::<M, Compacting, true>);
+    table.plain(Code::Xrstor_mem, xrstor::<M, false>);
+    table.plain(Code::Xrstor64_mem, xrstor::<M, true>);
+    table.plain(Code::Ldmxcsr_m32, ldmxcsr);
+    table.plain(Code::Stmxcsr_m32, stmxcsr);
+}
+
+/// The memory operand, which must be aligned.
+fn area<M>(cpu: &Cpu, op: &Op<M>, size: usize, alignment: u64, usage: Use) -> Result<Linear, Stop> {
+    let at = General::linear(cpu, op, size as u64, usage)?;
+    if !at.address.is_multiple_of(alignment) {
+        return Err(Exception::gp(0).into());
+    }
+    Ok(at)
+}
+
+fn word<const N: usize>(area: &[u8], offset: usize) -> [u8; N] {
+    let mut bytes = [0; N];
+    bytes.copy_from_slice(&area[offset..offset + N]);
+    bytes
+}
+
+/// Writes the x87 part of the legacy region: bytes 23:0 and 159:32.
+fn put_x87(fpu: &Fpu, wide: bool, area: &mut [u8]) {
+    area[0..2].copy_from_slice(&fpu.control.to_le_bytes());
+    area[2..4].copy_from_slice(&fpu.status.to_le_bytes());
+    area[4] = fpu.tags;
+    area[5..24].fill(0);
+    // The exception pointers are saved only with an exception to point at, and are zero otherwise, as AMD's processors
+    // with RstrFpErrPtrs do (APM Vol. 2, Saving Media and x87 State).
+    if fpu.is_pending() {
+        area[6..8].copy_from_slice(&fpu.opcode.to_le_bytes());
+        if wide {
+            area[8..16].copy_from_slice(&fpu.ip.to_le_bytes());
+            area[16..24].copy_from_slice(&fpu.dp.to_le_bytes());
+        } else {
+            area[8..12].copy_from_slice(&(fpu.ip as u32).to_le_bytes());
+            area[12..14].copy_from_slice(&fpu.cs.to_le_bytes());
+            area[16..20].copy_from_slice(&(fpu.dp as u32).to_le_bytes());
+            area[20..22].copy_from_slice(&fpu.ds.to_le_bytes());
+        }
+    }
+    for i in 0..8 {
+        let register = fpu.registers[fpu.physical(i)];
+        let slot = &mut area[32 + 16 * usize::from(i)..][..16];
+        slot[..8].copy_from_slice(&register.significand.to_le_bytes());
+        slot[8..10].copy_from_slice(&register.sign_exponent.to_le_bytes());
+        slot[10..].fill(0);
+    }
+}
+
+fn get_x87(fpu: &mut Fpu, wide: bool, area: &[u8]) {
+    fpu.status = u16::from_le_bytes(word(area, 2));
+    fpu.set_control(u16::from_le_bytes(word(area, 0)));
+    fpu.tags = area[4];
+    fpu.opcode = u16::from_le_bytes(word(area, 6)) & 0x7ff;
+    if wide {
+        fpu.ip = u64::from_le_bytes(word(area, 8));
+        fpu.dp = u64::from_le_bytes(word(area, 16));
+        fpu.cs = 0;
+        fpu.ds = 0;
+    } else {
+        fpu.ip = u64::from(u32::from_le_bytes(word(area, 8)));
+        fpu.cs = u16::from_le_bytes(word(area, 12));
+        fpu.dp = u64::from(u32::from_le_bytes(word(area, 16)));
+        fpu.ds = u16::from_le_bytes(word(area, 20));
+    }
+    for i in 0..8 {
+        let offset = 32 + 16 * usize::from(i);
+        let at = fpu.physical(i);
+        fpu.registers[at] = F80 {
+            significand: u64::from_le_bytes(word(area, offset)),
+            sign_exponent: u16::from_le_bytes(word(area, offset + 8)),
+        };
+    }
+}
+
+fn put_mxcsr(fpu: &Fpu, area: &mut [u8]) {
+    area[24..28].copy_from_slice(&fpu.mxcsr.to_le_bytes());
+    area[28..32].copy_from_slice(&MXCSR_MASK.to_le_bytes());
+}
+
+fn get_mxcsr(fpu: &mut Fpu, area: &[u8]) -> Outcome {
+    fpu.mxcsr = checked_mxcsr(u32::from_le_bytes(word(area, 24)))?;
+    Ok(())
+}
+
+/// An MXCSR value, if it has no reserved bit set.
+fn checked_mxcsr(value: u32) -> Result<u32, Stop> {
+    if value & !MXCSR_MASK != 0 {
+        return Err(Exception::gp(0).into());
+    }
+    Ok(value)
+}
+
+/// The registers of a component that exist in the present mode: outside 64-bit mode XMM8 and up are left alone.
+fn visible(cpu: &Cpu, component: &Component) -> Range<usize> {
+    let count = if cpu.view.is_long() { 32 } else { 8 };
+    component.registers.start.min(count)..component.registers.end.min(count)
+}
+
+/// Writes the registers at the start of `area`.
+fn put_vectors(fpu: &Fpu, registers: Range<usize>, component: &Component, area: &mut [u8]) {
+    let quadwords = fpu.vectors[registers]
+        .iter()
+        .flat_map(|vector| &vector[component.quadwords.clone()]);
+    for (bytes, quadword) in area.chunks_exact_mut(8).zip(quadwords) {
+        bytes.copy_from_slice(&quadword.to_le_bytes());
+    }
+}
+
+/// Reads the registers from the start of `area`.
+fn get_vectors(fpu: &mut Fpu, registers: Range<usize>, component: &Component, area: &[u8]) {
+    let quadwords = fpu.vectors[registers]
+        .iter_mut()
+        .flat_map(|vector| &mut vector[component.quadwords.clone()]);
+    for (bytes, quadword) in area.chunks_exact(8).zip(quadwords) {
+        *quadword = u64::from_le_bytes(word(bytes, 0));
+    }
+}
+
+/// Bytes of the legacy region that FXSAVE and FXRSTOR touch: fewer outside 64-bit mode, and without XMM registers under
+/// EFER.FFXSR (APM Vol. 2, Fast FXSAVE/FXRSTOR).
+fn fxsave_length(cpu: &Cpu) -> usize {
+    match cpu.view.is_long() {
+        true if cpu.efer.any(Efer::FFXSR) && cpu.cpl() == 0 => XMM,
+        true => LEGACY_END,
+        false => XMM + 8 * 16,
+    }
+}
+
+/// FXSAVE: one store of everything but the bytes that software may use.
+fn fxsave<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    available::fxsave(cpu)?;
+    let at = area(cpu, op, LEGACY_SIZE, 16, Use::Write)?;
+    let mut bytes = [0; LEGACY_END];
+    put_x87(&cpu.fpu, WIDE, &mut bytes);
+    put_mxcsr(&cpu.fpu, &mut bytes);
+    let length = fxsave_length(cpu);
+    let sse = &COMPONENTS[0];
+    put_vectors(&cpu.fpu, 0..(length - XMM) / 16, sse, &mut bytes[XMM..]);
+    m.store_bytes(cpu, at, &bytes[..length])
+}
+
+/// FXRSTOR.
+fn fxrstor<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    available::fxsave(cpu)?;
+    let at = area(cpu, op, LEGACY_SIZE, 16, Use::Read)?;
+    let length = fxsave_length(cpu);
+    let mut bytes = [0; LEGACY_END];
+    m.load_bytes(cpu, at, &mut bytes[..length])?;
+    get_mxcsr(&mut cpu.fpu, &bytes)?;
+    get_x87(&mut cpu.fpu, WIDE, &bytes);
+    get_vectors(&mut cpu.fpu, 0..(length - XMM) / 16, &COMPONENTS[0], &bytes[XMM..]);
+    Ok(())
+}
+
+/// The components that EDX:EAX asks for and XCR0 allows: RFBM.
+fn requested(cpu: &Cpu) -> u64 {
+    let mask = cpu.gpr.read::<u32>(gpr::RDX) << 32 | cpu.gpr.read::<u32>(gpr::RAX);
+    mask & cpu.xcr0
+}
+
+/// XINUSE: the components that are not in their initial configuration.
+fn in_use(cpu: &Cpu) -> u64 {
+    let mut bits = if cpu.fpu.is_x87_initial() { 0 } else { X87 };
+    for component in COMPONENTS {
+        let vectors = &cpu.fpu.vectors[visible(cpu, component)];
+        if vectors.iter().any(|vector| {
+            vector[component.quadwords.clone()]
+                .iter()
+                .any(|quadword| *quadword != 0)
+        }) {
+            bits |= component.bit;
+        }
+    }
+    bits
+}
+
+/// Where each component of `layout` begins in the compacted format (SDM Vol. 1, Compacted Format of an XSAVE Area).
+fn compacted_offset(layout: u64, component: &Component) -> usize {
+    if component.bit & (X87 | SSE) != 0 {
+        return component.offset;
+    }
+    COMPONENTS
+        .iter()
+        .filter(|before| before.bit & layout & !(X87 | SSE) != 0 && before.bit < component.bit)
+        .fold(EXTENDED_START, |offset, before| offset + before.size())
+}
+
+/// What tells XSAVE, XSAVEOPT and XSAVEC apart.
+trait Variant: 'static {
+    /// Components in their initial configuration are not stored.
+    const OPTIMISES: bool;
+    /// The compacted format.
+    const COMPACTS: bool;
+}
+
+struct Plain;
+struct Optimised;
+struct Compacting;
+
+impl Variant for Plain {
+    const OPTIMISES: bool = false;
+    const COMPACTS: bool = false;
+}
+
+impl Variant for Optimised {
+    const OPTIMISES: bool = true;
+    const COMPACTS: bool = false;
+}
+
+impl Variant for Compacting {
+    const OPTIMISES: bool = true;
+    const COMPACTS: bool = true;
+}
+
+/// XSAVE, XSAVEOPT, XSAVEC. Of the modified optimisation XSAVEOPT makes no use, as it may.
+fn xsave<M: Access, V: Variant, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    available::xsave(cpu)?;
+    let at = area(cpu, op, EXTENDED_START, 64, Use::Write)?;
+    let rfbm = requested(cpu);
+    let mut used = in_use(cpu) & rfbm;
+    if V::COMPACTS && rfbm & SSE != 0 && cpu.fpu.mxcsr != MXCSR_INIT {
+        used |= SSE;
+    }
+    let saved = if V::OPTIMISES { used } else { rfbm };
+    let offset_of = |component: &Component| {
+        if V::COMPACTS {
+            compacted_offset(rfbm, component)
+        } else {
+            component.offset
+        }
+    };
+    let end = COMPONENTS
+        .iter()
+        .filter(|component| component.bit & saved != 0)
+        .map(|component| offset_of(component) + component.size())
+        .fold(EXTENDED_START, usize::max);
+    m.check_write(cpu, at, end as u64)?;
+
+    let header = at.offset(LEGACY_SIZE as u64);
+    let mut bytes = [0; AREA];
+    let mut pieces = Pieces::new(at);
+    if saved & X87 != 0 {
+        put_x87(&cpu.fpu, WIDE, &mut bytes);
+    }
+    let has_mxcsr = if V::COMPACTS {
+        saved & SSE != 0
+    } else {
+        rfbm & (SSE | AVX) != 0
+    };
+    if has_mxcsr {
+        put_mxcsr(&cpu.fpu, &mut bytes);
+    }
+    // XSTATE_BV is read before anything is stored; XSAVEC overwrites it whole.
+    let kept = if V::COMPACTS {
+        0
+    } else {
+        m.load::<u64>(cpu, header)? & !rfbm
+    };
+    bytes[LEGACY_SIZE..LEGACY_SIZE + 8].copy_from_slice(&(kept | used).to_le_bytes());
+    bytes[LEGACY_SIZE + 8..LEGACY_SIZE + 16].copy_from_slice(&(COMPACTED | rfbm).to_le_bytes());
+
+    if saved & X87 != 0 {
+        pieces.add(cpu, m, &bytes, 0..24)?;
+    }
+    if has_mxcsr {
+        pieces.add(cpu, m, &bytes, 24..32)?;
+    }
+    if saved & X87 != 0 {
+        pieces.add(cpu, m, &bytes, 32..XMM)?;
+    }
+    for component in COMPONENTS.iter().filter(|component| component.bit & saved != 0) {
+        let registers = visible(cpu, component);
+        let offset = offset_of(component);
+        let length = registers.len() * component.quadwords.len() * 8;
+        put_vectors(&cpu.fpu, registers, component, &mut bytes[offset..offset + length]);
+        pieces.add(cpu, m, &bytes, offset..offset + length)?;
+    }
+    let header_length = if V::COMPACTS { 16 } else { 8 };
+    pieces.add(cpu, m, &bytes, LEGACY_SIZE..LEGACY_SIZE + header_length)?;
+    pieces.flush(cpu, m, &bytes)
+}
+
+/// Parts of an area that are stored; neighbours in one go.
+struct Pieces {
+    at: Linear,
+    open: Range<usize>,
+}
+
+impl Pieces {
+    fn new(at: Linear) -> Pieces {
+        Pieces { at, open: 0..0 }
+    }
+
+    fn add<M: Access>(&mut self, cpu: &Cpu, m: &mut M, area: &[u8], piece: Range<usize>) -> Outcome {
+        if piece.start == self.open.end {
+            self.open.end = piece.end;
+            return Ok(());
+        }
+        self.flush(cpu, m, area)?;
+        self.open = piece;
+        Ok(())
+    }
+
+    fn flush<M: Access>(&mut self, cpu: &Cpu, m: &mut M, area: &[u8]) -> Outcome {
+        if self.open.is_empty() {
+            return Ok(());
+        }
+        m.store_bytes(cpu, self.at.offset(self.open.start as u64), &area[self.open.clone()])
+    }
+}
+
+/// XRSTOR, in the standard or the compacted format.
+fn xrstor<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    available::xsave(cpu)?;
+    let at = area(cpu, op, EXTENDED_START, 64, Use::Read)?;
+    let rfbm = requested(cpu);
+    let header: [u8; 64] = m.load_array(cpu, at.offset(LEGACY_SIZE as u64))?;
+    let mut fields = header.chunks_exact(8).map(|bytes| u64::from_le_bytes(word(bytes, 0)));
+    let (xstate, xcomp) = (fields.next().unwrap_or(0), fields.next().unwrap_or(0));
+    let compacted = xcomp & COMPACTED != 0;
+    let mut reserved = fields;
+    let legal = if compacted {
+        xcomp & !COMPACTED & !cpu.xcr0 == 0 && xstate & !xcomp == 0 && reserved.all(|field| field == 0)
+    } else {
+        // Bytes 23:8 of the header; the others are not looked at.
+        xstate & !cpu.xcr0 == 0 && xcomp == 0 && reserved.next() == Some(0)
+    };
+    if !legal {
+        return Err(Exception::gp(0).into());
+    }
+
+    let loaded = rfbm & xstate;
+    let mut next = (*cpu.fpu).clone();
+    let mut bytes = [0; AREA];
+    if rfbm & X87 != 0 {
+        if loaded & X87 != 0 {
+            m.load_bytes(cpu, at, &mut bytes[..XMM])?;
+            get_x87(&mut next, WIDE, &bytes);
+        } else {
+            next.init();
+            next.registers = [F80::default(); 8];
+        }
+    }
+    if compacted {
+        if rfbm & SSE != 0 {
+            next.mxcsr = MXCSR_INIT;
+        }
+        if loaded & SSE != 0 {
+            next.mxcsr = checked_mxcsr(m.load(cpu, at.offset(24))?)?;
+        }
+    } else if rfbm & (SSE | AVX) != 0 {
+        next.mxcsr = checked_mxcsr(m.load(cpu, at.offset(24))?)?;
+    }
+    for component in COMPONENTS.iter().filter(|component| component.bit & rfbm != 0) {
+        let registers = visible(cpu, component);
+        let length = registers.len() * component.quadwords.len() * 8;
+        let offset = if compacted {
+            compacted_offset(xcomp, component)
+        } else {
+            component.offset
+        };
+        let part = &mut bytes[..length];
+        part.fill(0);
+        if loaded & component.bit != 0 && length != 0 {
+            m.load_bytes(cpu, at.offset(offset as u64), part)?;
+        }
+        get_vectors(&mut next, registers, component, part);
+    }
+    *cpu.fpu = next;
+    Ok(())
+}
+
+/// LDMXCSR.
+fn ldmxcsr<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    available::sse(cpu)?;
+    let at = General::linear(cpu, op, 4, Use::Read)?;
+    cpu.fpu.mxcsr = checked_mxcsr(m.load(cpu, at)?)?;
+    Ok(())
+}
+
+/// STMXCSR.
+fn stmxcsr<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    available::sse(cpu)?;
+    let at = General::linear(cpu, op, 4, Use::Write)?;
+    m.store(cpu, at, cpu.fpu.mxcsr)
+}

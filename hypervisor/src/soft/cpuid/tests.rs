@@ -1,0 +1,125 @@
+use super::*;
+
+fn leaf(list: &[CpuidEntry], leaf: u32, subleaf: u32) -> [u32; 4] {
+    let entry = list
+        .iter()
+        .find(|entry| entry.leaf == leaf && entry.subleaf == subleaf)
+        .expect("the leaf is there");
+    [entry.eax, entry.ebx, entry.ecx, entry.edx]
+}
+
+fn text(words: &[u32]) -> String {
+    let bytes: Vec<u8> = words
+        .iter()
+        .flat_map(|word| word.to_le_bytes())
+        .filter(|byte| *byte != 0)
+        .collect();
+    String::from_utf8(bytes).unwrap()
+}
+
+#[test]
+fn the_names_read_in_the_order_of_their_registers() {
+    let list = entries(0, 1);
+    let [_, ebx, ecx, edx] = leaf(&list, 0, 0);
+    assert_eq!(text(&[ebx, edx, ecx]), "AuthenticAMD");
+    let [_, ebx, ecx, edx] = leaf(&list, 0x8000_0000, 0);
+    assert_eq!(text(&[ebx, edx, ecx]), "AuthenticAMD");
+    let [_, ebx, ecx, edx] = leaf(&list, 0x4000_0000, 0);
+    assert_eq!(text(&[ebx, ecx, edx]), "KVMKVMKVM");
+    let brand = [0x8000_0002, 0x8000_0003, 0x8000_0004]
+        .map(|number| leaf(&list, number, 0))
+        .concat();
+    assert_eq!(text(&brand), "Reprise Software CPU");
+}
+
+#[test]
+fn the_family_is_19h() {
+    let [eax, ..] = leaf(&entries(0, 1), 1, 0);
+    assert_eq!((eax >> 8 & 0xf) + (eax >> 20 & 0xff), 0x19);
+}
+
+#[test]
+fn no_leaf_lies_beyond_the_maximum_of_its_range_and_none_is_there_twice() {
+    let list = entries(0, 4);
+    let mut keys: Vec<_> = list.iter().map(|entry| (entry.leaf, entry.subleaf)).collect();
+    for (leaf, _) in &keys {
+        assert!(
+            matches!(leaf, 0..=MAX_BASIC | 0x4000_0000..=MAX_HYPERVISOR | 0x8000_0000..=MAX_EXTENDED),
+            "{leaf:#x}"
+        );
+    }
+    for maximum in [MAX_BASIC, MAX_HYPERVISOR, MAX_EXTENDED] {
+        assert!(keys.contains(&(maximum, 0)), "{maximum:#x}");
+    }
+    keys.sort_unstable();
+    keys.dedup();
+    assert_eq!(keys.len(), list.len());
+}
+
+#[test]
+fn every_topology_leaf_counts_the_same_cores() {
+    for (vcpus, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (255, 8)] {
+        let list = entries(vcpus - 1, vcpus);
+        let [_, ebx, _, edx] = leaf(&list, 1, 0);
+        assert_eq!((ebx >> 24, ebx >> 16 & 0xff), (vcpus - 1, vcpus));
+        assert_eq!(edx >> 28 & 1 == 1, vcpus > 1);
+        assert_eq!(leaf(&list, 0xb, 0), [0, 1, 0x100, vcpus - 1]);
+        assert_eq!(leaf(&list, 0xb, 1), [bits, vcpus, 0x201, vcpus - 1]);
+        let [_, _, ecx, _] = leaf(&list, 0x8000_0008, 0);
+        assert_eq!((ecx & 0xff, ecx >> 12 & 0xf), (vcpus - 1, bits));
+        assert_eq!(leaf(&list, 0x8000_001e, 0)[..3], [vcpus - 1, vcpus - 1, 0]);
+        let [eax, ..] = leaf(&list, 0x8000_001d, 3);
+        assert_eq!(eax >> 14, (1 << bits) - 1, "all share the last level");
+    }
+}
+
+#[test]
+fn both_descriptions_of_the_caches_agree() {
+    let list = entries(0, 2);
+    let size = |subleaf| {
+        let [_, ebx, ecx, _] = leaf(&list, 0x8000_001d, subleaf);
+        ((ebx >> 22) + 1) * ((ebx & 0xfff) + 1) * (ecx + 1) / 1024
+    };
+    let [_, _, data, code] = leaf(&list, 0x8000_0005, 0);
+    let [_, _, second, third] = leaf(&list, 0x8000_0006, 0);
+    assert_eq!([size(0), size(1)], [data >> 24, code >> 24]);
+    assert_eq!([size(2), size(3)], [second >> 16, (third >> 18) * 512]);
+}
+
+#[test]
+fn the_counter_runs_at_one_gigahertz_everywhere() {
+    let list = entries(0, 1);
+    let [denominator, numerator, crystal, _] = leaf(&list, 0x15, 0);
+    assert_eq!(
+        u64::from(crystal) * u64::from(numerator) / u64::from(denominator),
+        1_000_000_000
+    );
+    assert_eq!(leaf(&list, 0x4000_0010, 0)[..2], [1_000_000, 1_000_000]);
+}
+
+#[test]
+fn what_the_two_feature_leaves_share_is_equal() {
+    let list = entries(0, 1);
+    let [.., one] = leaf(&list, 1, 0);
+    let [.., extended] = leaf(&list, 0x8000_0001, 0);
+    let shared = 0x0183_f3ff;
+    assert_eq!(one & shared, extended & shared);
+}
+
+#[test]
+fn what_the_emulator_executes_is_announced_and_nothing_else() {
+    use iced_x86::CpuidFeature;
+    use reprise_emulator::model::executes;
+    let list = entries(0, 1);
+    let [_, seven, ..] = leaf(&list, 7, 0);
+    let [_, _, one, _] = leaf(&list, 1, 0);
+    for (feature, word, bit) in [
+        (CpuidFeature::POPCNT, one, 23),
+        (CpuidFeature::SSE3, one, 0),
+        (CpuidFeature::AVX, one, 28),
+        (CpuidFeature::AVX2, seven, 5),
+        (CpuidFeature::RDSEED, seven, 18),
+    ] {
+        assert_eq!(word >> bit & 1 == 1, executes(feature), "{feature:?}");
+    }
+}

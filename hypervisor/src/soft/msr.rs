@@ -1,0 +1,230 @@
+//! The model-specific registers that belong to the platform, not to the processor: local APIC, time, kvmclock, and the
+//! few of AMD's that a kernel reads on a processor of that make.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use reprise_emulator::paging::PHYSICAL_BITS;
+use reprise_emulator::{Host, Ram};
+
+use super::chipset::Chipset;
+use super::kvmclock::KvmClock;
+use super::lapic::{Effect, GeneralProtection, Now};
+
+const IA32_TIME_STAMP_COUNTER: u32 = 0x10;
+const IA32_APIC_BASE: u32 = 0x1b;
+const IA32_TSC_ADJUST: u32 = 0x3b;
+const PATCH_LEVEL: u32 = 0x8b;
+const IA32_TSC_DEADLINE: u32 = 0x6e0;
+const X2APIC_FIRST: u32 = 0x800;
+const X2APIC_LAST: u32 = 0x83f;
+
+/// AMD's system configuration, hardware configuration, north bridge configuration, pending interrupt message, MMIO
+/// configuration base, load-store, data cache and bus unit configuration.
+const SYSCFG: u32 = 0xc001_0010;
+const HWCR: u32 = 0xc001_0015;
+const NB_CFG: u32 = 0xc001_001f;
+const INT_PENDING: u32 = 0xc001_0055;
+const MMIO_CFG_BASE: u32 = 0xc001_0058;
+const LS_CFG: u32 = 0xc001_1020;
+const DC_CFG: u32 = 0xc001_1022;
+const BU_CFG2: u32 = 0xc001_102a;
+/// AMD's decode configuration; bit 1 makes LFENCE serialise, which it always does here.
+const DE_CFG: u32 = 0xc001_1029;
+const DE_CFG_VALUE: u64 = 1 << 1;
+
+/// What the CPU needs from its surroundings: its time-stamp counter, and chance.
+#[derive(Debug)]
+pub struct Surroundings {
+    chipset: Arc<Chipset>,
+    /// IA32_TSC_ADJUST: what the counter is ahead of the machine's clock.
+    adjust: AtomicU64,
+}
+
+impl Surroundings {
+    /// Those of a CPU whose counter shows the machine's clock.
+    pub fn new(chipset: Arc<Chipset>) -> Self {
+        Self {
+            chipset,
+            adjust: AtomicU64::new(0),
+        }
+    }
+
+    /// This moment, on the machine's clock and on the CPU's counter.
+    pub fn now(&self) -> Now {
+        let clock = self.chipset.clock.now();
+        Now {
+            clock,
+            tsc: clock.wrapping_add(self.adjust.load(Ordering::Relaxed)),
+        }
+    }
+}
+
+impl Host for Surroundings {
+    fn tsc(&self) -> u64 {
+        self.now().tsc
+    }
+
+    fn random(&self) -> u64 {
+        getrandom::u64().expect("getrandom(2) does not fail on a host that has booted")
+    }
+}
+
+/// The platform's MSRs of one vCPU.
+#[derive(Debug)]
+pub struct Msrs {
+    index: usize,
+    surroundings: Arc<Surroundings>,
+    ram: Arc<Ram>,
+    kvmclock: KvmClock,
+    hwcr: u64,
+}
+
+impl Msrs {
+    /// Those of vCPU `index`, which must be one of the chipset's.
+    pub fn new(index: usize, surroundings: Arc<Surroundings>, ram: Arc<Ram>) -> Self {
+        Self {
+            index,
+            surroundings,
+            ram,
+            kvmclock: KvmClock::default(),
+            hwcr: 0,
+        }
+    }
+
+    /// Reads an MSR.
+    ///
+    /// # Errors
+    /// [`GeneralProtection`] if there is no such register, or it cannot be read.
+    pub fn read(&self, msr: u32) -> Result<u64, GeneralProtection> {
+        let now = self.surroundings.now();
+        let lapic = || self.surroundings.chipset.seats()[self.index].lapic();
+        match msr {
+            IA32_TIME_STAMP_COUNTER => Ok(now.tsc),
+            IA32_TSC_ADJUST => Ok(self.surroundings.adjust.load(Ordering::Relaxed)),
+            IA32_APIC_BASE => Ok(lapic().base()),
+            IA32_TSC_DEADLINE => Ok(lapic().tsc_deadline()),
+            X2APIC_FIRST..=X2APIC_LAST => lapic().read_msr((msr - X2APIC_FIRST) as u8, now),
+            HWCR => Ok(self.hwcr),
+            DE_CFG => Ok(DE_CFG_VALUE),
+            PATCH_LEVEL | SYSCFG | NB_CFG | INT_PENDING | MMIO_CFG_BASE | LS_CFG | DC_CFG | BU_CFG2 => Ok(0),
+            _ => self.kvmclock.read_msr(msr).ok_or(GeneralProtection),
+        }
+    }
+
+    /// Writes an MSR.
+    ///
+    /// # Errors
+    /// [`GeneralProtection`] if there is no such register, or it does not take this value.
+    pub fn write(&mut self, msr: u32, value: u64) -> Result<(), GeneralProtection> {
+        let now = self.surroundings.now();
+        let chipset = Arc::clone(&self.surroundings.chipset);
+        let lapic = || chipset.seats()[self.index].lapic();
+        let effect = match msr {
+            IA32_TIME_STAMP_COUNTER => {
+                self.adjust(value.wrapping_sub(now.clock));
+                Effect::Nothing
+            }
+            IA32_TSC_ADJUST => {
+                self.adjust(value);
+                Effect::Nothing
+            }
+            IA32_APIC_BASE => {
+                lapic().set_base(value, PHYSICAL_BITS)?;
+                Effect::Nothing
+            }
+            IA32_TSC_DEADLINE => {
+                lapic().set_tsc_deadline(value);
+                Effect::Nothing
+            }
+            X2APIC_FIRST..=X2APIC_LAST => lapic().write_msr((msr - X2APIC_FIRST) as u8, value, now)?,
+            HWCR => {
+                self.hwcr = value;
+                Effect::Nothing
+            }
+            // There is nothing behind them to configure.
+            PATCH_LEVEL | DE_CFG | SYSCFG | NB_CFG | INT_PENDING | MMIO_CFG_BASE | LS_CFG | DC_CFG | BU_CFG2 => {
+                Effect::Nothing
+            }
+            _ if self.kvmclock.write_msr(msr, value, &self.ram, &chipset.clock, now) => Effect::Nothing,
+            _ => return Err(GeneralProtection),
+        };
+        chipset.perform(effect);
+        Ok(())
+    }
+
+    fn adjust(&mut self, adjust: u64) {
+        self.surroundings.adjust.store(adjust, Ordering::Relaxed);
+        self.kvmclock.refresh(&self.ram, self.surroundings.now());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestAddress;
+
+    use super::super::kvmclock;
+    use super::*;
+    use crate::GuestMemory;
+
+    fn msrs() -> Msrs {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x2000)]).unwrap();
+        let chipset = Arc::new(Chipset::new(1));
+        chipset.set_paused(true);
+        Msrs::new(
+            0,
+            Arc::new(Surroundings::new(chipset)),
+            Arc::new(Ram::new(memory).unwrap()),
+        )
+    }
+
+    #[test]
+    fn writing_the_counter_moves_the_adjustment_and_the_other_way_round() {
+        let mut msrs = msrs();
+        let clock = msrs.surroundings.now().clock;
+        assert_eq!(msrs.read(IA32_TIME_STAMP_COUNTER), Ok(clock));
+        msrs.write(IA32_TIME_STAMP_COUNTER, clock + 1000).unwrap();
+        assert_eq!(msrs.read(IA32_TSC_ADJUST), Ok(1000));
+        msrs.write(IA32_TSC_ADJUST, 1u64.wrapping_neg()).unwrap();
+        assert_eq!(msrs.read(IA32_TIME_STAMP_COUNTER), Ok(clock.wrapping_sub(1)));
+        assert_eq!(msrs.surroundings.tsc(), clock.wrapping_sub(1));
+    }
+
+    #[test]
+    fn changing_the_counter_brings_kvmclock_up_to_date() {
+        let mut msrs = msrs();
+        msrs.write(kvmclock::MSR_SYSTEM_TIME, 0x1001).unwrap();
+        msrs.write(IA32_TSC_ADJUST, 1 << 40).unwrap();
+        let now = msrs.surroundings.now();
+        assert_eq!(msrs.ram.read(0x1008, 8), Some(now.tsc));
+        assert_eq!(msrs.ram.read(0x1010, 8), Some(now.clock));
+    }
+
+    #[test]
+    fn the_apic_appears_at_its_msrs_when_it_is_switched_over() {
+        let mut msrs = msrs();
+        assert_eq!(msrs.read(0x802), Err(GeneralProtection));
+        msrs.write(IA32_APIC_BASE, 0xfee0_0d00).unwrap();
+        assert_eq!((msrs.read(0x802), msrs.read(IA32_APIC_BASE)), (Ok(0), Ok(0xfee0_0d00)));
+        assert_eq!(msrs.write(IA32_APIC_BASE, 0xfee0_0900), Err(GeneralProtection));
+        msrs.write(0x832, 2 << 17 | 0x41).unwrap();
+        msrs.write(IA32_TSC_DEADLINE, 77).unwrap();
+        assert_eq!(msrs.read(IA32_TSC_DEADLINE), Ok(77));
+    }
+
+    #[test]
+    fn what_is_not_there_faults() {
+        let mut msrs = msrs();
+        for msr in [0x11, 0x12, 0x7ff, 0x840, 0x4b56_4d02, 0xc001_0000, u32::MAX] {
+            assert_eq!(msrs.read(msr), Err(GeneralProtection), "{msr:#x}");
+            assert_eq!(msrs.write(msr, 0), Err(GeneralProtection), "{msr:#x}");
+        }
+    }
+
+    #[test]
+    fn lfence_serialises_whatever_is_written() {
+        let mut msrs = msrs();
+        msrs.write(DE_CFG, 0).unwrap();
+        assert_eq!(msrs.read(DE_CFG), Ok(2));
+    }
+}

@@ -1,0 +1,365 @@
+//! One vCPU: the CPU in software, and the platform around it.
+//!
+//! # Life of a call to [`run`](Vcpu::run)
+//! *Attend* to what others posted (kick, INIT, start-up IPI, NMI, interrupts), *run* the CPU until it wants something,
+//! *answer* what the platform has (local APIC, IO-APIC, PICs, PIT, MSRs, CR8), and so on until it wants a device.
+//! # Invariants
+//! - Every ring of the bell is followed by attending before guest code runs on, unless an instruction is in flight;
+//!   then the CPU comes out by itself right after it.
+//! - While the CPU runs, the alarm clock knows its deadline; while it sleeps, it watches its deadline itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use reprise_emulator::cpu::Activity;
+use reprise_emulator::{
+    Answer, Cpu, Direction, Emulator, Entry, Error, Event, Exit, Model, Ram, Reply, Request, Space,
+};
+
+use super::chipset::{Chipset, Seat};
+use super::msr::{Msrs, Surroundings};
+use super::vm::Machine;
+use crate::{Access, IoRequest, Kick, RequestId, Vcpu, VcpuError, VmEntry, VmExit};
+
+/// What a hypercall that is not there returns: `-KVM_ENOSYS`.
+const NO_SUCH_HYPERCALL: u64 = 1000u64.wrapping_neg();
+
+/// One vCPU of the soft backend.
+pub struct SoftVcpu {
+    index: usize,
+    emulator: Emulator,
+    machine: Arc<Machine>,
+    surroundings: Arc<Surroundings>,
+    msrs: Msrs,
+    kicked: Arc<AtomicBool>,
+    /// The deadline that the alarm clock has.
+    armed: Option<u64>,
+    counters: Counters,
+}
+
+/// What the platform did for this vCPU.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counters {
+    interrupts: u64,
+    nmis: u64,
+    sleeps: u64,
+    platform_accesses: u64,
+    device_accesses: u64,
+}
+
+impl SoftVcpu {
+    /// vCPU `index` of the machine. The bootstrap processor runs from the reset vector, the others wait for INIT and
+    /// SIPI.
+    pub fn new(index: usize, machine: Arc<Machine>, ram: Arc<Ram>, model: Arc<Model>) -> Self {
+        let mut cpu = Cpu::reset();
+        if index != 0 {
+            cpu.activity = Activity::WaitForSipi;
+        }
+        let surroundings = Arc::new(Surroundings::new(Arc::clone(&machine.chipset)));
+        let emulator = Emulator::new(cpu, Arc::clone(&ram), surroundings.clone(), model);
+        machine.chipset.seats()[index].bell.connect(emulator.attention());
+        Self {
+            index,
+            emulator,
+            msrs: Msrs::new(index, Arc::clone(&surroundings), ram),
+            surroundings,
+            machine,
+            kicked: Arc::default(),
+            armed: None,
+            counters: Counters::default(),
+        }
+    }
+
+    fn chipset(&self) -> &Chipset {
+        &self.machine.chipset
+    }
+
+    fn seat(&self) -> &Seat {
+        &self.machine.chipset.seats()[self.index]
+    }
+
+    /// Looks at everything that others may have posted, and gives the CPU what it can take. Between instructions only.
+    fn attend(&mut self) {
+        let now = self.surroundings.now();
+        let mut lapic = self.machine.chipset.seats()[self.index].lapic();
+        lapic.expire(now);
+        let init = lapic.take_init();
+        if init {
+            lapic.init();
+        }
+        let startup = lapic.take_startup();
+        drop(lapic);
+        if init {
+            let bootstrap = self.index == 0;
+            self.emulator.change(|cpu| {
+                cpu.init();
+                cpu.activity = if bootstrap {
+                    Activity::Running
+                } else {
+                    Activity::WaitForSipi
+                };
+            });
+        }
+        if let Some(page) = startup
+            && self.emulator.cpu().activity == Activity::WaitForSipi
+        {
+            self.emulator.change(|cpu| cpu.start_up(page));
+        }
+        if matches!(self.emulator.cpu().activity, Activity::Running | Activity::Halted) {
+            self.interrupt();
+        }
+    }
+
+    /// Gives the CPU the interrupt it has to take next, or has it say when it can take one.
+    fn interrupt(&mut self) {
+        let mut lapic = self.machine.chipset.seats()[self.index].lapic();
+        if lapic.nmi_pending() {
+            if self.emulator.cpu().accepts_nmi() {
+                lapic.take_nmi();
+                drop(lapic);
+                self.inject(Event::nmi());
+                self.counters.nmis += 1;
+                return;
+            }
+            self.emulator.request_nmi_window();
+        }
+        let external = lapic.external_pending();
+        if !external && lapic.pending().is_none() {
+            return;
+        }
+        if !self.emulator.cpu().accepts_interrupts() {
+            self.emulator.request_window();
+            return;
+        }
+        drop(lapic);
+        let vector = match external {
+            true => Some(self.chipset().acknowledge_pic()),
+            false => self.seat().lapic().take(),
+        };
+        if let Some(vector) = vector {
+            self.inject(Event::external(vector));
+            self.counters.interrupts += 1;
+        }
+        // The PICs may have another one behind it, without an edge that would ring.
+        if self.seat().lapic().external_pending() {
+            self.emulator.request_window();
+        }
+    }
+
+    fn inject(&mut self, event: Event) {
+        let taken = self.emulator.inject(event);
+        debug_assert!(taken, "the CPU said it accepts this event");
+        self.emulator.wake();
+    }
+
+    /// Tells the alarm clock when this vCPU has to be rung.
+    fn arm(&mut self) {
+        let deadline = self.seat().lapic().deadline(self.surroundings.now());
+        if deadline != self.armed {
+            self.armed = deadline;
+            self.chipset().alarms.arm(self.index, deadline);
+        }
+    }
+
+    /// Sleeps until somebody rings or the local APIC's timer is due.
+    fn sleep(&mut self) {
+        self.counters.sleeps += 1;
+        if self.armed.take().is_some() {
+            self.chipset().alarms.arm(self.index, None);
+        }
+        let deadline = self.seat().lapic().deadline(self.surroundings.now());
+        // With the clock stopped there is no telling; whoever continues it rings.
+        self.seat()
+            .bell
+            .sleep(deadline.and_then(|deadline| self.chipset().clock.until(deadline)));
+    }
+
+    /// Answers a request that is the platform's; `None` if it is for a device.
+    fn answer(&mut self, request: &Request) -> Option<Reply> {
+        let (address, size) = (request.address, request.size);
+        let reply = match (request.space, request.direction) {
+            (Space::Port, Direction::Read) => self.chipset().read_ports(address as u16, size).map(Reply::Value)?,
+            (Space::Port, Direction::Write(value)) => {
+                let done = self.chipset().write_ports(address as u16, size, value);
+                done.then_some(Reply::Value(0))?
+            }
+            (Space::Memory, direction) => return self.answer_memory(address, size, direction),
+            (Space::Msr, Direction::Read) => self.msrs.read(address as u32).map_or(Reply::Refused, Reply::Value),
+            (Space::Msr, Direction::Write(value)) => {
+                let result = self.msrs.write(address as u32, value);
+                self.look_again();
+                result.map_or(Reply::Refused, |()| Reply::Value(0))
+            }
+            (Space::TaskPriority, Direction::Read) => Reply::Value(u64::from(self.seat().lapic().cr8())),
+            (Space::TaskPriority, Direction::Write(value)) => {
+                self.seat().lapic().set_cr8(value as u8 & 0xf);
+                self.look_again();
+                Reply::Value(0)
+            }
+            (Space::Hypercall, _) => Reply::Value(NO_SUCH_HYPERCALL),
+        };
+        Some(reply)
+    }
+
+    fn answer_memory(&mut self, address: u64, size: u8, direction: Direction) -> Option<Reply> {
+        let now = self.surroundings.now();
+        let mut lapic = self.machine.chipset.seats()[self.index].lapic();
+        if lapic.page() != Some(address & !0xfff) {
+            drop(lapic);
+            return match direction {
+                Direction::Read => self.chipset().read_memory(address, size).map(Reply::Value),
+                Direction::Write(value) => self.chipset().write_memory(address, value).then_some(Reply::Value(0)),
+            };
+        }
+        let offset = address & 0xfff;
+        match direction {
+            Direction::Read => Some(Reply::Value(lapic.read_page(offset, size, now))),
+            Direction::Write(value) => {
+                let effect = lapic.write_page(offset, size, value, now);
+                drop(lapic);
+                self.chipset().perform(effect);
+                self.look_again();
+                Some(Reply::Value(0))
+            }
+        }
+    }
+
+    /// After a write that may have let an interrupt through or set a timer: the CPU has to come out if there is something
+    /// to take, and the alarm clock to know the deadline.
+    fn look_again(&mut self) {
+        if effective(self.seat()) {
+            self.emulator.attention().call();
+        }
+        self.arm();
+    }
+}
+
+/// Whether there is something for [`SoftVcpu::attend`] to do.
+fn effective(seat: &Seat) -> bool {
+    let lapic = seat.lapic();
+    lapic.pending().is_some() || lapic.external_pending() || lapic.nmi_pending() || lapic.init_pending()
+}
+
+impl Vcpu for SoftVcpu {
+    fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
+        let mut entry = match entry {
+            VmEntry::Resume => Entry::Resume,
+            VmEntry::Answer(answer) => {
+                // INIT does not wait for a device; its answer then finds no taker.
+                if self.seat().lapic().init_pending() {
+                    self.emulator.cancel();
+                }
+                Entry::Answer(Answer {
+                    id: answer.id.0,
+                    reply: Reply::Value(answer.value),
+                })
+            }
+        };
+        loop {
+            if !self.emulator.is_in_flight() {
+                self.seat().bell.answer();
+                if self.kicked.swap(false, Ordering::SeqCst) {
+                    return Ok(VmExit::Interrupted);
+                }
+                self.attend();
+                let activity = self.emulator.cpu().activity;
+                if matches!(activity, Activity::Halted | Activity::WaitForSipi) && self.emulator.cpu().event.is_none() {
+                    self.sleep();
+                    continue;
+                }
+                self.arm();
+            }
+            let exit = self.emulator.run(entry).map_err(|error| match error {
+                Error::AnswerOwed(id) => VcpuError::AnswerOwed { waiting: RequestId(id) },
+                source => VcpuError::Emulator {
+                    rip: self.emulator.cpu().rip,
+                    source,
+                },
+            })?;
+            entry = Entry::Resume;
+            match exit {
+                Exit::Request(request) => match self.answer(&request) {
+                    Some(reply) => {
+                        self.counters.platform_accesses += 1;
+                        entry = Entry::Answer(Answer { id: request.id, reply });
+                    }
+                    None => {
+                        self.counters.device_accesses += 1;
+                        return Ok(VmExit::Io(to_device(&request)));
+                    }
+                },
+                // The top of the loop looks after both.
+                Exit::Attention | Exit::Halt => {}
+                Exit::Shutdown => return Ok(VmExit::Shutdown),
+            }
+        }
+    }
+
+    fn state(&self) -> Result<Box<Cpu>, VcpuError> {
+        Ok(Box::new(self.emulator.cpu().clone()))
+    }
+
+    fn set_state(&mut self, state: &Cpu) -> Result<(), VcpuError> {
+        self.emulator.set_cpu(state.clone());
+        Ok(())
+    }
+
+    fn kick(&self) -> Arc<dyn Kick> {
+        Arc::new(SoftKick {
+            kicked: Arc::clone(&self.kicked),
+            machine: Arc::clone(&self.machine),
+            index: self.index,
+        })
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let (cpu, own) = (self.emulator.counters(), &self.counters);
+        vec![
+            ("instructions", cpu.instructions),
+            ("careful_passes", cpu.passes),
+            ("replayed_reads", cpu.replays),
+            ("requests", cpu.requests),
+            ("stale_answers", cpu.stale_answers),
+            ("cancellations", cpu.cancellations),
+            ("events", cpu.events),
+            ("blocks_decoded", cpu.blocks),
+            ("tlb_misses", cpu.tlb_misses),
+            ("interrupts", own.interrupts),
+            ("nmis", own.nmis),
+            ("sleeps", own.sleeps),
+            ("platform_accesses", own.platform_accesses),
+            ("device_accesses", own.device_accesses),
+        ]
+    }
+}
+
+/// The request as the owner of the vCPU sees it; only ports and memory leave the platform.
+fn to_device(request: &Request) -> IoRequest {
+    IoRequest {
+        id: RequestId(request.id),
+        space: match request.space {
+            Space::Port => crate::Space::Port,
+            _ => crate::Space::Memory,
+        },
+        address: request.address,
+        size: request.size,
+        access: match request.direction {
+            Direction::Read => Access::Read,
+            Direction::Write(value) => Access::Write(value),
+        },
+    }
+}
+
+/// Kicks one vCPU.
+struct SoftKick {
+    kicked: Arc<AtomicBool>,
+    machine: Arc<Machine>,
+    index: usize,
+}
+
+impl Kick for SoftKick {
+    fn kick(&self) {
+        self.kicked.store(true, Ordering::SeqCst);
+        self.machine.chipset.seats()[self.index].bell.ring();
+    }
+}
