@@ -22,6 +22,8 @@ mod entry;
 mod error;
 pub mod layout;
 mod pvh;
+#[cfg(test)]
+mod test_images;
 mod unpack;
 mod zero_page;
 
@@ -93,7 +95,7 @@ pub fn load(memory: &GuestMemory, payload: &Payload<'_>) -> Result<Entry, BootEr
             });
         }
     };
-    match unpack::unpack(&image.payload(&mut file).map_err(read())?) {
+    match unpack::unpack(&image.payload(&mut file).map_err(read())?, unpack::MAX_UNPACKED) {
         Ok(vmlinux) => {
             let mut vmlinux = Cursor::new(vmlinux);
             if elf::has_pvh_entry(&mut vmlinux) {

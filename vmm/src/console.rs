@@ -80,7 +80,8 @@ pub enum ConsoleError {
 pub struct Console {
     // In the order in which they go: what the guest printed last still needs the sink and who reads it.
     output: Arc<Output>,
-    input: Option<Input>,
+    /// Only there to be dropped.
+    _input: Option<Input>,
     port: Arc<Port>,
     path: Option<PathBuf>,
 }
@@ -213,7 +214,7 @@ impl Console {
     fn with(output: Output, port: Arc<Port>, input: Option<Input>, path: Option<PathBuf>) -> Arc<Self> {
         Arc::new(Self {
             output: Arc::new(output),
-            input,
+            _input: input,
             port,
             path,
         })

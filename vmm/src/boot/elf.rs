@@ -243,8 +243,16 @@ impl Headers {
 
     fn pvh_entry(&self, image: &mut (impl Read + Seek)) -> Result<Option<u64>, ElfError> {
         for range in &self.notes {
+            if range.end > self.file_size {
+                let (end, size) = (range.end, self.file_size);
+                return Err(ElfError::Truncated {
+                    what: "a note segment",
+                    end,
+                    size,
+                });
+            }
             let mut at = range.start;
-            while at.saturating_add(size_of::<Elf64_Nhdr>() as u64) <= range.end.min(self.file_size) {
+            while at.saturating_add(size_of::<Elf64_Nhdr>() as u64) <= range.end {
                 let note: Elf64_Nhdr = object(image, at, self.file_size, "a note")?;
                 let name = at + size_of::<Elf64_Nhdr>() as u64;
                 let descriptor = name + u64::from(note.n_namesz).next_multiple_of(4);

@@ -6,13 +6,13 @@
 //! vmlinux with its PVH entry point.
 //!
 //! # Invariants
-//! - Nothing in the payload is trusted: output ends at [`MAX_UNPACKED`], and what was unpacked is checked by the ELF
+//! - Nothing in the payload is trusted: output has a limit ([`MAX_UNPACKED`] but for tests), and what was unpacked is checked by the ELF
 //!   loader as any other file.
 
 use std::io::{self, Read};
 
 /// The largest vmlinux that is unpacked, in bytes. Distribution kernels have 30 to 100 MiB.
-pub const MAX_UNPACKED: u64 = 512 << 20;
+pub const MAX_UNPACKED: usize = 512 << 20;
 
 /// A payload that cannot be unpacked here. The image can still unpack itself.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +24,11 @@ pub enum UnpackError {
         magic: Vec<u8>,
     },
     /// More than we care for.
-    #[error("its payload unpacks to more than {MAX_UNPACKED} bytes")]
-    TooLarge,
+    #[error("its payload unpacks to more than {max} bytes")]
+    TooLarge {
+        /// The most bytes that are unpacked.
+        max: usize,
+    },
     /// Damaged.
     #[error("its {format} payload cannot be unpacked")]
     Damaged {
@@ -84,11 +87,11 @@ impl Format {
     }
 }
 
-/// Unpacks `payload`, the bytes at `payload_offset` of the protected-mode part, `payload_length` of them.
+/// Unpacks `payload`, the compressed kernel and its size as they stand in a bzImage, into at most `max` bytes.
 ///
 /// # Errors
 /// [`UnpackError`] if that cannot be done here.
-pub fn unpack(payload: &[u8]) -> Result<Vec<u8>, UnpackError> {
+pub fn unpack(payload: &[u8], max: usize) -> Result<Vec<u8>, UnpackError> {
     let Some(format) = Format::of(payload) else {
         return Err(UnpackError::UnknownFormat {
             magic: payload.iter().take(6).copied().collect(),
@@ -99,12 +102,12 @@ pub fn unpack(payload: &[u8]) -> Result<Vec<u8>, UnpackError> {
         (Format::Gzip, _) | (_, None) => (payload, None),
         (_, Some((body, size))) => (body, Some(u32::from_le_bytes(*size))),
     };
-    let expected = trailer.map_or(0, u64::from).min(MAX_UNPACKED);
+    let expected = trailer.map_or(0, |size| usize::try_from(size).unwrap_or(max)).min(max);
     let mut output = Vec::new();
-    let _ = output.try_reserve(usize::try_from(expected).unwrap_or(0));
+    let _ = output.try_reserve(expected);
     let damaged = |source| UnpackError::Damaged { format, source };
     if format == Format::Lz4 {
-        return unpack_lz4(body, output);
+        return unpack_lz4(body, output, max);
     }
     let decoder: Box<dyn Read> = match format {
         Format::Gzip => Box::new(flate2::read::GzDecoder::new(body)),
@@ -116,12 +119,9 @@ pub fn unpack(payload: &[u8]) -> Result<Vec<u8>, UnpackError> {
         }
         Format::Lz4 | Format::Bzip2 => Box::new(bzip2::read::BzDecoder::new(body)),
     };
-    let read = decoder
-        .take(MAX_UNPACKED + 1)
-        .read_to_end(&mut output)
-        .map_err(damaged)?;
-    if read as u64 > MAX_UNPACKED {
-        Err(UnpackError::TooLarge)
+    let read = decoder.take(max as u64 + 1).read_to_end(&mut output).map_err(damaged)?;
+    if read > max {
+        Err(UnpackError::TooLarge { max })
     } else {
         Ok(output)
     }
@@ -136,7 +136,7 @@ const LZ4_LEGACY: [u8; 4] = [0x02, 0x21, 0x4c, 0x18];
 /// frame).
 const LZ4_BLOCK: usize = 8 << 20;
 
-fn unpack_lz4(frame: &[u8], mut output: Vec<u8>) -> Result<Vec<u8>, UnpackError> {
+fn unpack_lz4(frame: &[u8], mut output: Vec<u8>, max: usize) -> Result<Vec<u8>, UnpackError> {
     let damaged = |message: String| UnpackError::Damaged {
         format: Format::Lz4,
         source: io::Error::new(io::ErrorKind::InvalidData, message),
@@ -151,8 +151,8 @@ fn unpack_lz4(frame: &[u8], mut output: Vec<u8>) -> Result<Vec<u8>, UnpackError>
             )));
         };
         let start = output.len();
-        if start as u64 + LZ4_BLOCK as u64 > MAX_UNPACKED {
-            return Err(UnpackError::TooLarge);
+        if start.saturating_add(LZ4_BLOCK) > max {
+            return Err(UnpackError::TooLarge { max });
         }
         output.resize(start + LZ4_BLOCK, 0);
         let unpacked = lz4_flex::block::decompress_into(block, &mut output[start..])

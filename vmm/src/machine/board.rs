@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use reprise_devices::acpi::ports::SCI_GSI;
 use reprise_devices::{
-    Acpi, Bus, BusError, Clock, DebugExit, HostClock, I8042, Interrupt, MachineEvents, MemorySize, PostCode, Rtc, Serial, serial,
+    Acpi, Bus, BusError, Clock, DebugExit, HostClock, I8042, Interrupt, MachineEvents, MemorySize, PostCode, Rtc,
+    Serial, serial,
 };
 use reprise_hypervisor::{HypervisorError, InterruptLine, Vm};
 
