@@ -409,9 +409,22 @@ impl Slot<'_, u64> {
         if !(self.pointer as usize).is_multiple_of(16) || !std::arch::is_x86_feature_detected!("cmpxchg16b") {
             return None;
         }
-        // SAFETY: 16 aligned bytes lie within the page, and the instruction is there.
-        Some(unsafe {
-            core::arch::x86_64::cmpxchg16b(self.pointer.cast(), expected, new, Ordering::SeqCst, Ordering::SeqCst)
-        })
+        let (mut low, mut high) = (expected as u64, (expected >> 64) as u64);
+        // SAFETY: 16 aligned bytes lie within the page, and the instruction is there. RBX, which the compiler keeps for
+        // itself, is put back.
+        unsafe {
+            core::arch::asm!(
+                "xchg rbx, {new}",
+                "lock cmpxchg16b xmmword ptr [{pointer}]",
+                "xchg rbx, {new}",
+                new = inout(reg) new as u64 => _,
+                pointer = in(reg) self.pointer,
+                inout("rax") low,
+                inout("rdx") high,
+                in("rcx") (new >> 64) as u64,
+                options(nostack)
+            );
+        }
+        Some(u128::from(low) | u128::from(high) << 64)
     }
 }

@@ -79,8 +79,15 @@ impl Stack {
 
     /// Moves the pointer up by `bytes`.
     pub(crate) fn release(&mut self, bytes: u64) {
-        let mask = self.mask();
-        self.rsp = self.rsp & !mask | self.rsp.wrapping_add(bytes) & mask;
+        self.set_pointer(self.rsp.wrapping_add(bytes));
+    }
+
+    /// Replaces as much of RSP as the stack uses: 16 bits, or 32 (which clear the rest), or all.
+    pub(crate) fn set_pointer(&mut self, pointer: u64) {
+        self.rsp = match self.mask() {
+            0xffff => self.rsp & !0xffff | pointer & 0xffff,
+            mask => pointer & mask,
+        };
     }
 
     /// The linear address of `size` bytes at `offset`.
@@ -111,15 +118,14 @@ impl Stack {
     /// # Errors
     /// #SS, #PF, and [`Stop`] as every access.
     pub(crate) fn push(&mut self, cpu: &Cpu, m: &mut Careful, size: u8, value: u64) -> Result<(), Stop> {
-        let mask = self.mask();
-        let offset = self.rsp.wrapping_sub(u64::from(size)) & mask;
+        let offset = self.rsp.wrapping_sub(u64::from(size)) & self.mask();
         let at = self.linear(offset, u64::from(size))?;
         match size {
             2 => m.store_at(cpu, self.cpl, at, value as u16)?,
             4 => m.store_at(cpu, self.cpl, at, value as u32)?,
             _ => m.store_at(cpu, self.cpl, at, value)?,
         }
-        self.rsp = self.rsp & !mask | offset;
+        self.set_pointer(offset);
         Ok(())
     }
 

@@ -136,6 +136,25 @@ impl<M: Access> Table<M> {
         self.end(code, M::careful(handler));
     }
 
+    /// As [`Table::careful`], with an r/m operand: one function for registers and one for memory.
+    pub(crate) fn careful_rm(
+        &mut self,
+        code: Code,
+        register: Handler<crate::careful::Careful>,
+        memory: Handler<crate::careful::Careful>,
+    ) {
+        let (register, memory) = (M::careful(register), M::careful(memory));
+        self.add(
+            code,
+            Form {
+                register,
+                memory,
+                flat: memory,
+                flow: Flow::End,
+            },
+        );
+    }
+
     fn add(&mut self, code: Code, form: Form<M>) {
         let slot = &mut self.forms[code as usize];
         debug_assert!(slot.is_none(), "{code:?} has two rows");

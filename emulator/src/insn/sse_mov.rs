@@ -10,7 +10,7 @@ use crate::access::{Access, Linear, Outcome, Stop};
 use crate::careful::Careful;
 use crate::cpu::{Cpu, Seg, gpr};
 use crate::event::Exception;
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::operand::{Addressing, Flat, General, Use};
 use crate::table::Table;
 use crate::word::Word;
@@ -50,7 +50,6 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     scalars(table);
     halves(table);
     general_registers(table);
-    hints(table);
     table.careful(Code::Maskmovdqu_rDI_xmm_xmm, |cpu, m, op| {
         available::sse(cpu)?;
         store_masked(cpu, m, op, &cpu.fpu.xmm(op.r1), &cpu.fpu.xmm(op.r2))
@@ -159,54 +158,6 @@ fn general_registers<M: Access>(table: &mut Table<M>) {
         store_low::<M, General, u64>,
         store_low::<M, Flat, u64>,
     );
-    // MOVNTI is of SSE2 but touches no vector register, so nothing about those is checked.
-    table.rm(Code::Movnti_m32_r32, unreachable_form, store_general::<M, u32>);
-    table.rm(Code::Movnti_m64_r64, unreachable_form, store_general::<M, u64>);
-}
-
-/// Prefetches and fences. Prefetches never fault; every access of ours is ordered, and stores are seen at once.
-fn hints<M: Access>(table: &mut Table<M>) {
-    let nothing: Handler<M> = |_, _, _| Ok(());
-    for code in [
-        Code::Prefetchnta_m8,
-        Code::Prefetcht0_m8,
-        Code::Prefetcht1_m8,
-        Code::Prefetcht2_m8,
-    ] {
-        table.plain(code, nothing);
-    }
-    let fence: Handler<M> = |_, _, _| {
-        core::sync::atomic::fence(core::sync::atomic::Ordering::SeqCst);
-        Ok(())
-    };
-    for code in [
-        Code::Lfence,
-        Code::Lfence_E9,
-        Code::Lfence_EA,
-        Code::Lfence_EB,
-        Code::Lfence_EC,
-        Code::Lfence_ED,
-        Code::Lfence_EE,
-        Code::Lfence_EF,
-        Code::Mfence,
-        Code::Mfence_F1,
-        Code::Mfence_F2,
-        Code::Mfence_F3,
-        Code::Mfence_F4,
-        Code::Mfence_F5,
-        Code::Mfence_F6,
-        Code::Mfence_F7,
-        Code::Sfence,
-        Code::Sfence_F9,
-        Code::Sfence_FA,
-        Code::Sfence_FB,
-        Code::Sfence_FC,
-        Code::Sfence_FD,
-        Code::Sfence_FE,
-        Code::Sfence_FF,
-    ] {
-        table.plain(code, fence);
-    }
 }
 
 /// The register form of an instruction whose encoding has only a memory form: the decoder never gives it.
@@ -300,11 +251,6 @@ fn to_general<M: Access, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outco
     available::sse(cpu)?;
     cpu.gpr.write::<T>(op.r1, cpu.fpu.xmm_low(op.r2));
     Ok(())
-}
-
-fn store_general<M: Access, T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
-    let at = General::linear(cpu, op, T::SIZE as u64, Use::Write)?;
-    m.store(cpu, at, T::truncate(cpu.gpr.get(op.r1)))
 }
 
 /// 8 bytes from memory into half `H` (0 low, 1 high); the other half stays.

@@ -12,27 +12,11 @@ mod features;
 #[cfg(test)]
 mod tests;
 
+use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters};
 use reprise_emulator::paging::PHYSICAL_BITS;
 
 use super::clock::TSC_KHZ;
 use features::Word;
-
-/// One leaf, or one subleaf of it, as the CPUID instruction returns it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct CpuidEntry {
-    /// EAX before.
-    pub leaf: u32,
-    /// ECX before, for the leaves that look at it; 0 for the others.
-    pub subleaf: u32,
-    /// EAX.
-    pub eax: u32,
-    /// EBX.
-    pub ebx: u32,
-    /// ECX.
-    pub ecx: u32,
-    /// EDX.
-    pub edx: u32,
-}
 
 /// Family 19h, model 1, stepping 1.
 const SIGNATURE: u32 = 0x00a0_0f11;
@@ -96,17 +80,17 @@ const CACHES: [Cache; 4] = [
     },
 ];
 
+/// The leaves whose answer depends on ECX.
+const HAS_SUBLEAVES: [u32; 4] = [0x7, 0xb, 0xd, 0x8000_001d];
+
 /// What CPUID says on vCPU `index` (its APIC id) of a machine with `vcpus` vCPUs: cores of one package, one thread each.
 pub fn entries(index: u32, vcpus: u32) -> Vec<CpuidEntry> {
     let mut list = Vec::new();
     let mut add = |leaf, subleaf, [eax, ebx, ecx, edx]: [u32; 4]| {
         list.push(CpuidEntry {
             leaf,
-            subleaf,
-            eax,
-            ebx,
-            ecx,
-            edx,
+            subleaf: HAS_SUBLEAVES.contains(&leaf).then_some(subleaf),
+            registers: CpuidRegisters { eax, ebx, ecx, edx },
         });
     };
     let cores = vcpus.max(1);

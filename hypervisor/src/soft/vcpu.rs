@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use reprise_emulator::cpu::Activity;
+use reprise_emulator::cpuid::CpuidTable;
 use reprise_emulator::{
     Answer, Cpu, Direction, Emulator, Entry, Error, Event, Exit, Model, Ram, Reply, Request, Space,
 };
@@ -56,7 +57,9 @@ impl SoftVcpu {
             cpu.activity = Activity::WaitForSipi;
         }
         let surroundings = Arc::new(Surroundings::new(Arc::clone(&machine.chipset)));
-        let emulator = Emulator::new(cpu, Arc::clone(&ram), surroundings.clone(), model);
+        let vcpus = machine.chipset.seats().len() as u32;
+        let cpuid = Arc::new(CpuidTable::new(super::cpuid::entries(index as u32, vcpus)));
+        let emulator = Emulator::new(cpu, Arc::clone(&ram), surroundings.clone(), model, cpuid);
         machine.chipset.seats()[index].bell.connect(emulator.attention());
         Self {
             index,
