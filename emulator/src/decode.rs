@@ -163,7 +163,22 @@ fn lower<M>(instruction: &Instruction, code: CodeSize, bytes: &[u8], off: u8) ->
         }
     }
     [op.r1, op.r2, op.r3] = registers;
+    if let Some(opcode) = x87_opcode(instruction, bytes) {
+        op.imm = opcode;
+    }
     op
+}
+
+/// The opcode that the x87 state remembers: the low bits of the escape byte and the ModR/M byte. x87 instructions have no
+/// immediate that could be in its way.
+fn x87_opcode(instruction: &Instruction, bytes: &[u8]) -> Option<u64> {
+    let is_prefix =
+        |byte: u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);
+    let at = bytes[..instruction.len()].iter().position(|byte| !is_prefix(*byte))?;
+    match bytes[at..] {
+        [escape @ 0xd8..=0xdf, modrm, ..] => Some(u64::from(escape & 7) << 8 | u64::from(modrm)),
+        _ => None,
+    }
 }
 
 fn segment(instruction: &Instruction) -> u8 {

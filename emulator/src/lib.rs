@@ -15,6 +15,7 @@ mod emulator;
 pub mod event;
 pub mod fast;
 pub mod host;
+mod host_float;
 mod insn;
 pub mod model;
 pub mod op;

@@ -18,7 +18,8 @@ pub type Handler<M> = fn(&mut Cpu, &mut M, &Op<M>) -> Outcome;
 pub struct Op<M: 'static> {
     /// Executes it.
     pub run: Handler<M>,
-    /// Immediate, sign- or zero-extended as the instruction does; or near branch target relative to the block's start.
+    /// Immediate, sign- or zero-extended as the instruction does; or near branch target relative to the block's start; or
+    /// opcode of an x87 instruction, 11 bits.
     pub imm: u64,
     /// Displacement of the memory operand; if `base` is RIP, relative to the block's start.
     pub disp: u64,

@@ -63,8 +63,8 @@ impl Stack {
     }
 
     /// The current stack in the eyes of 64-bit code about to be entered at the same privilege.
-    pub(crate) fn current_long(cpu: &Cpu, rsp: u64) -> Stack {
-        Stack::long(cpu.segments[Seg::Ss], rsp, cpu.cpl())
+    pub(crate) fn current_long(cpu: &Cpu) -> Stack {
+        Stack::long(cpu.segments[Seg::Ss], cpu.gpr.get(gpr::RSP), cpu.cpl())
     }
 
     fn mask(&self) -> u64 {

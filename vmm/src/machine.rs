@@ -1,20 +1,53 @@
-//! PLACEHOLDER for the machine, replaced by the real one when the branches meet: same names, builds nothing.
+//! A virtual machine: memory, vCPU threads, devices, built from a configuration.
+//!
+//! # Invariants
+//! - A machine ends once, with one [`MachineEnd`]; its vCPUs are then on their way out.
+//! - Nothing here waits for a guest or a device without end: a vCPU that waits for a late answer can be held and stopped.
+//!
+//! # Life
+//! [`Machine::new`] loads the kernel and makes everything; the vCPUs wait. -[`start`](Machine::start)-> running
+//! -[`pause`](Machine::pause)-> held -[`resume`](Machine::resume)-> running -[`stop`](Machine::stop)-> gone. A machine is
+//! never reset: the guest's wish for it is an end, after which the machine is built anew.
+
+mod board;
+mod gate;
+mod memory;
+mod postmortem;
 
 use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
-use reprise_hypervisor::Hypervisor;
+use reprise_devices::MachineEvent;
+use reprise_hypervisor::{GuestMemory, Hypervisor, HypervisorError, Kick, Vcpu, VcpuError, Vm, VmSettings};
 
-use crate::config::VmConfig;
+use crate::acpi::{self, AcpiError, Description};
+use crate::boot::{self, BootError, Payload};
+use crate::config::{ConsoleMode, VmConfig};
+use crate::console::{Console, ConsoleError};
+use crate::vcpu_loop::{self, Ended};
 
-/// A virtual machine.
-#[derive(Debug)]
-pub struct Machine;
+pub use board::BoardError;
+use board::{Board, Parts};
+use gate::Gate;
+pub(crate) use gate::Seat;
+pub use memory::MemoryError;
+
+/// How long a kicked vCPU may take to come out before a pause is given up. It comes out between two instructions.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long counters may wait for a vCPU to tell its own.
+const COUNTERS_PATIENCE: Duration = Duration::from_millis(50);
 
 /// What is not part of a configuration.
 #[derive(Debug, Clone, Default)]
 pub struct MachineOptions {
     /// Whether a byte written to port 0xF4 ends the machine.
     pub debug_exit: bool,
+    /// Where the serial port leads, instead of what the configuration says. It may be another machine's before and after.
+    pub console: Option<Arc<Console>>,
 }
 
 /// Why a machine ended.
@@ -28,51 +61,371 @@ pub enum MachineEnd {
     DebugExit(u8),
     /// A triple fault.
     Shutdown,
+    /// The person at the terminal left (Ctrl-A x).
+    ConsoleLeft,
     /// A vCPU cannot go on.
     Failed(String),
 }
 
-/// A machine cannot be built or changed.
+/// A machine cannot be built or paused.
 #[derive(Debug, thiserror::Error)]
-#[error("machines are not built in yet")]
-pub struct MachineError;
+pub enum MachineError {
+    /// There is nothing to boot.
+    #[error("`payload.kernel` is missing; expected the path of a vmlinux, bzImage or vmlinuz")]
+    NoKernel,
+    /// Memory cannot be had.
+    #[error("the machine cannot be given its memory")]
+    Memory {
+        /// Why.
+        #[from]
+        source: MemoryError,
+    },
+    /// The console cannot be opened.
+    #[error("the serial port cannot be connected")]
+    Console {
+        /// Why.
+        #[from]
+        source: ConsoleError,
+    },
+    /// The kernel cannot be loaded.
+    #[error("the machine cannot boot its payload")]
+    Boot {
+        /// Why.
+        #[from]
+        source: BootError,
+    },
+    /// The tables cannot be made.
+    #[error("the ACPI tables cannot be written")]
+    Acpi {
+        /// Why.
+        #[from]
+        source: AcpiError,
+    },
+    /// The hypervisor refuses.
+    #[error("the hypervisor cannot make the machine")]
+    Hypervisor {
+        /// Why.
+        #[from]
+        source: HypervisorError,
+    },
+    /// The devices cannot be wired.
+    #[error("the devices cannot be wired")]
+    Board {
+        /// Why.
+        #[from]
+        source: BoardError,
+    },
+    /// A vCPU refuses its first state.
+    #[error("vCPU {vcpu} cannot be given its first state")]
+    FirstState {
+        /// Which.
+        vcpu: u32,
+        /// Why.
+        source: VcpuError,
+    },
+    /// The host has no thread to give.
+    #[error("the thread of vCPU {vcpu} cannot be started")]
+    Thread {
+        /// Of which vCPU.
+        vcpu: u32,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// A vCPU goes on although it was kicked.
+    #[error("vCPU {vcpu} did not stop within {} seconds", PATIENCE.as_secs())]
+    Unstoppable {
+        /// Which.
+        vcpu: usize,
+    },
+}
+
+/// A built virtual machine.
+pub struct Machine {
+    vm: Arc<dyn Vm>,
+    board: Arc<Board>,
+    console: Option<Arc<Console>>,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
 
 impl Machine {
-    /// Builds a machine.
+    /// Builds the machine that `config`, a valid configuration, describes: loads the kernel, writes the tables, makes the
+    /// devices and the vCPUs, whose threads wait for [`start`](Self::start).
+    ///
+    /// `on_end` is called once, from any of the machine's threads, when the machine ends by itself. It must not wait for
+    /// the machine, nor stop or drop it: it tells somebody else.
     ///
     /// # Errors
-    /// Always.
+    /// [`MachineError`] naming what is in the way; nothing is left behind.
     pub fn new(
-        _config: &VmConfig,
-        _hypervisor: &dyn Hypervisor,
-        _options: MachineOptions,
-        _on_end: Box<dyn Fn(MachineEnd) + Send + Sync>,
+        config: &VmConfig,
+        hypervisor: &dyn Hypervisor,
+        options: MachineOptions,
+        on_end: Box<dyn Fn(MachineEnd) + Send + Sync>,
     ) -> Result<Self, MachineError> {
-        Err(MachineError)
+        let kernel = config.payload.kernel.as_deref().ok_or(MachineError::NoKernel)?;
+        let vcpus = config.cpus.boot_vcpus;
+        let max = hypervisor.max_vcpus();
+        if vcpus == 0 || vcpus > max {
+            return Err(HypervisorError::VcpuCount { wanted: vcpus, max }.into());
+        }
+        let memory = memory::map(config.memory.size)?;
+        let serial = options.console.is_some() || config.serial.mode != ConsoleMode::Off;
+        let rsdp = acpi::write(&memory, Description { vcpus, serial })?;
+        let payload = Payload {
+            kernel,
+            initramfs: config.payload.initramfs.as_deref(),
+            command_line: config.payload.cmdline.as_deref().unwrap_or(""),
+            rsdp,
+        };
+        let entry = boot::load(&memory, &payload)?;
+        // Late, so that no terminal is made raw for a machine that cannot be built.
+        let console = match options.console {
+            Some(console) => Some(console),
+            None => Console::open(&config.serial)?,
+        };
+        let vm = hypervisor.create_vm(VmSettings {
+            vcpus,
+            memory: memory.clone(),
+        })?;
+        let shared = Arc::new(Shared::new(vcpus as usize, on_end));
+        let parts = Parts {
+            memory: config.memory.size,
+            console: console.as_deref(),
+            debug_exit: options.debug_exit,
+            events: Arc::new({
+                let shared = Arc::clone(&shared);
+                move |event: MachineEvent| shared.end(event.into())
+            }),
+        };
+        let board = Arc::new(Board::new(&*vm, &parts)?);
+        let mut cpus: Vec<Box<dyn Vcpu>> = Vec::new();
+        for index in 0..vcpus {
+            cpus.push(vm.create_vcpu(index)?);
+        }
+        // The others wait for INIT and SIPI, in the state that the hypervisor gave them.
+        cpus[0]
+            .set_state(&entry.cpu())
+            .map_err(|source| MachineError::FirstState { vcpu: 0, source })?;
+        shared
+            .kicks
+            .get_or_init(|| cpus.iter().map(|vcpu| vcpu.kick()).collect());
+        let mut machine = Self {
+            vm,
+            board,
+            console,
+            shared,
+            threads: Vec::new(),
+        };
+        for (vcpu, index) in cpus.into_iter().zip(0..) {
+            // Should this fail, dropping the machine ends the threads that were started.
+            let thread = machine.spawn(vcpu, index, memory.clone());
+            machine
+                .threads
+                .push(thread.map_err(|source| MachineError::Thread { vcpu: index, source })?);
+        }
+        if let (Some(console), Some(serial)) = (&machine.console, &machine.board.serial) {
+            let shared = Arc::downgrade(&machine.shared);
+            console.attach(serial, move || {
+                if let Some(shared) = shared.upgrade() {
+                    shared.end(MachineEnd::ConsoleLeft);
+                }
+            });
+        }
+        Ok(machine)
     }
 
-    /// Starts.
-    pub fn start(&self) {}
+    /// Lets the vCPUs run, for the first time.
+    pub fn start(&self) {
+        self.shared.gate.open();
+    }
 
-    /// Pauses.
+    /// Holds every vCPU between two instructions, or where it waits for a device, and stops the guest's clocks.
     ///
     /// # Errors
-    /// Never.
+    /// [`MachineError::Unstoppable`]; the machine then goes on.
     pub fn pause(&self) -> Result<(), MachineError> {
+        self.shared.gate.hold();
+        self.shared.kick();
+        if let Err(vcpu) = self.shared.gate.wait_held(PATIENCE) {
+            self.shared.gate.open();
+            return Err(MachineError::Unstoppable { vcpu });
+        }
+        self.vm.set_paused(true);
+        self.board.clock.set_paused(true);
         Ok(())
     }
 
-    /// Resumes.
-    pub fn resume(&self) {}
-
-    /// Presses the power button.
-    pub fn power_button(&self) {}
-
-    /// Figures by device.
-    pub fn counters(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
-        BTreeMap::new()
+    /// Goes on after [`pause`](Self::pause).
+    pub fn resume(&self) {
+        self.board.clock.set_paused(false);
+        self.vm.set_paused(false);
+        self.shared.gate.open();
     }
 
-    /// Stops.
-    pub fn stop(self) {}
+    /// Presses the ACPI power button. What comes of it is the guest's decision.
+    pub fn power_button(&self) {
+        self.board.acpi.press_power_button();
+    }
+
+    /// Figures by device and name: those of the bus and the devices, and of each vCPU as `vcpu0`, `vcpu1`, …
+    pub fn counters(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
+        let named = |figures: Vec<(&'static str, u64)>| -> BTreeMap<String, u64> {
+            figures
+                .into_iter()
+                .map(|(name, value)| (name.to_owned(), value))
+                .collect()
+        };
+        let devices = self.board.bus.counters().into_iter();
+        let mut all: BTreeMap<_, _> = devices
+            .map(|(device, figures)| (device, named(figures.into_iter().collect())))
+            .collect();
+        let vcpus = self.shared.gate.counters(|| self.shared.kick(), COUNTERS_PATIENCE);
+        for (index, figures) in vcpus.into_iter().enumerate() {
+            all.insert(format!("vcpu{index}"), named(figures));
+        }
+        all
+    }
+
+    /// Where the serial port can be reached: a socket, or the pseudo-terminal that was made for it.
+    #[must_use]
+    pub fn console_path(&self) -> Option<&Path> {
+        self.console.as_deref()?.path()
+    }
+
+    /// Ends every thread, and gives memory and devices back. Output that the console has not taken yet is waited for, but
+    /// not without end. Dropping a machine does the same.
+    pub fn stop(self) {
+        drop(self);
+    }
+
+    fn spawn(&self, mut vcpu: Box<dyn Vcpu>, index: u32, memory: GuestMemory) -> io::Result<JoinHandle<()>> {
+        let (board, shared) = (Arc::clone(&self.board), Arc::clone(&self.shared));
+        let seat = shared.gate.seat(index as usize);
+        thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
+            // Should this thread panic, the machine must not go on without it.
+            let _fallen = Fallen { shared: &shared, index };
+            let ended = if seat.may_go_on() {
+                vcpu_loop::run(&mut *vcpu, &board.bus, &seat)
+            } else {
+                Ended::Stopped
+            };
+            seat.publish(vcpu.counters());
+            drop(seat);
+            if let Some(end) = explain(ended, index, &*vcpu, &memory) {
+                shared.end(end);
+            }
+        })
+    }
 }
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(console) = &self.console {
+            console.detach();
+        }
+        self.shared.stop();
+        for thread in self.threads.drain(..) {
+            // A panic there has been reported, by the panic hook and as the machine's end.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What a vCPU's end means for the machine, and in the log.
+fn explain(ended: Ended, index: u32, vcpu: &dyn Vcpu, memory: &GuestMemory) -> Option<MachineEnd> {
+    let place = || match vcpu.state() {
+        Ok(cpu) => postmortem::describe(&cpu, memory),
+        Err(error) => format!("its state cannot be read: {error}"),
+    };
+    match ended {
+        Ended::Stopped => None,
+        Ended::Shutdown => {
+            tracing::warn!(vcpu = index, place = place(), "triple fault");
+            Some(MachineEnd::Shutdown)
+        }
+        Ended::Failed(error) => {
+            let reason = format!("vCPU {index}: {}; {}", chain(&error), place());
+            tracing::error!(vcpu = index, reason, "a vCPU cannot go on");
+            Some(MachineEnd::Failed(reason))
+        }
+    }
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |error| error.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+/// What the threads of a machine share.
+struct Shared {
+    gate: Arc<Gate>,
+    kicks: OnceLock<Vec<Arc<dyn Kick>>>,
+    /// Taken by the first who ends the machine.
+    on_end: Mutex<Option<Box<dyn Fn(MachineEnd) + Send + Sync>>>,
+}
+
+impl Shared {
+    fn new(vcpus: usize, on_end: Box<dyn Fn(MachineEnd) + Send + Sync>) -> Self {
+        Self {
+            gate: Gate::new(vcpus),
+            kicks: OnceLock::new(),
+            on_end: Mutex::new(Some(on_end)),
+        }
+    }
+
+    /// The machine ends by itself; only the first end counts.
+    fn end(&self, end: MachineEnd) {
+        let on_end = self.on_end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(on_end) = on_end {
+            tracing::debug!(?end, "the machine ends");
+            self.gate.stop();
+            self.kick();
+            on_end(end);
+        }
+    }
+
+    /// The machine is stopped from outside: whatever its guest does meanwhile is no end any more.
+    fn stop(&self) {
+        drop(self.on_end.lock().unwrap_or_else(PoisonError::into_inner).take());
+        self.gate.stop();
+        self.kick();
+    }
+
+    fn kick(&self) {
+        for kick in self.kicks.get().into_iter().flatten() {
+            kick.kick();
+        }
+    }
+}
+
+impl From<MachineEvent> for MachineEnd {
+    fn from(event: MachineEvent) -> Self {
+        match event {
+            MachineEvent::PowerOff => Self::PowerOff,
+            MachineEvent::Reset => Self::Reset,
+            MachineEvent::DebugExit(code) => Self::DebugExit(code),
+        }
+    }
+}
+
+/// Ends the machine if its thread panics.
+struct Fallen<'a> {
+    shared: &'a Shared,
+    index: u32,
+}
+
+impl Drop for Fallen<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            self.shared.end(MachineEnd::Failed(format!(
+                "the thread of vCPU {} panicked",
+                self.index
+            )));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -182,7 +182,7 @@ impl Fpu {
         };
     }
 
-    /// What every MMX instruction but EMMS does: TOP becomes 0 and all tags valid.
+    /// What every MMX instruction does: TOP becomes 0 and all tags valid.
     #[inline(always)]
     pub fn enter_mmx(&mut self) {
         self.status &= !status::TOP;

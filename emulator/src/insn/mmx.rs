@@ -1,7 +1,8 @@
 //! MMX, with what SSE and SSE2 added for MMX registers.
 //!
-//! MMi is the significand of x87 register i. Every instruction here but EMMS makes the x87 stack "full and valid" with TOP
-//! at 0, and a written register's exponent all ones (SDM Vol. 1, The MMX State and the x87 FPU). Conversions between
+//! MMi is the significand of x87 register i. Every instruction here makes the x87 stack "full and valid" with TOP
+//! at 0, and a written register's exponent all ones (SDM Vol. 1, The MMX State and the x87 FPU); EMMS then
+//! empties it. Conversions between
 //! MMX and XMM registers are among the SSE floating-point instructions.
 
 use iced_x86::Code::{self, *};
@@ -52,6 +53,8 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     moves(table);
     table.plain(Emms, |cpu, _, _| {
         available::mmx(cpu)?;
+        // TOP becomes 0 as with the others (the processor at hand).
+        cpu.fpu.enter_mmx();
         cpu.fpu.tags = 0;
         Ok(())
     });

@@ -66,6 +66,7 @@ impl Run {
             &self.host,
             MachineOptions {
                 debug_exit: self.debug_exit,
+                ..MachineOptions::default()
             },
             WhenGuestEnds::End,
         )?;

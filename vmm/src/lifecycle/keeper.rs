@@ -35,6 +35,7 @@ impl Inner {
         }
         match end {
             MachineEnd::PowerOff => self.guest_gone(&mut control, "shutdown", End::PowerOff),
+            MachineEnd::ConsoleLeft => self.guest_gone(&mut control, "console-left", End::Asked),
             MachineEnd::DebugExit(value) => self.guest_gone(&mut control, "debug-exit", End::DebugExit(value)),
             MachineEnd::Failed(reason) => {
                 tracing::error!(%reason, "a vCPU failed");

@@ -1,0 +1,482 @@
+//! Transfers to other code segments: far JMP, CALL and RET, call gates, and IRET.
+//!
+//! Hardware task switches are not there: a TSS or a task gate as target is #GP with its selector, and IRET with NT set
+//! is #GP(0), as IA-32e mode has it.
+
+use crate::access::{Access, Outcome, Stop};
+use crate::careful::Careful;
+use crate::cpu::{Cpu, Mode, Seg, Segment, flags, gpr};
+use crate::descriptor::{self, Descriptor, fault, is_null, rpl};
+use crate::event::{self, Exception};
+use crate::op::Op;
+use crate::operand::{Addressing, General, Use};
+use crate::stack::Stack;
+use crate::table::Table;
+use crate::word::Word;
+use iced_x86::Code;
+
+/// Descriptor types: call gates of 16 and of 32 (64) bits.
+const CALL_GATE16: u16 = 4;
+const CALL_GATE32: u16 = 12;
+
+#[rustfmt::skip]
+pub(super) fn fill<M: Access>(table: &mut Table<M>) {
+    use Code::*;
+    table.careful(Jmp_ptr1616, jmp_direct);
+    table.careful(Jmp_ptr1632, jmp_direct);
+    table.careful(Jmp_m1616, jmp_indirect::<u16>);
+    table.careful(Jmp_m1632, jmp_indirect::<u32>);
+    table.careful(Jmp_m1664, jmp_indirect::<u64>);
+    table.careful(Call_ptr1616, call_direct::<u16>);
+    table.careful(Call_ptr1632, call_direct::<u32>);
+    table.careful(Call_m1616, call_indirect::<u16>);
+    table.careful(Call_m1632, call_indirect::<u32>);
+    table.careful(Call_m1664, call_indirect::<u64>);
+    for code in [Retfw, Retfw_imm16] {
+        table.careful(code, ret::<u16>);
+    }
+    for code in [Retfd, Retfd_imm16] {
+        table.careful(code, ret::<u32>);
+    }
+    for code in [Retfq, Retfq_imm16] {
+        table.careful(code, ret::<u64>);
+    }
+    table.careful(Iretw, iret::<u16>);
+    table.careful(Iretd, iret::<u32>);
+    table.careful(Iretq, iret::<u64>);
+}
+
+/// A far pointer.
+#[derive(Clone, Copy)]
+struct Pointer {
+    selector: u16,
+    offset: u64,
+}
+
+fn direct(op: &Op<Careful>) -> Pointer {
+    Pointer {
+        selector: op.disp as u16,
+        offset: op.imm,
+    }
+}
+
+fn indirect<T: Word>(cpu: &Cpu, m: &mut Careful, op: &Op<Careful>) -> Result<Pointer, Stop> {
+    let size = T::SIZE as u64;
+    let at = General::linear(cpu, op, size + 2, Use::Read)?;
+    let offset = m.load::<T>(cpu, at)?.zero_extend();
+    let selector = m.load::<u16>(cpu, at.offset(size))?;
+    Ok(Pointer { selector, offset })
+}
+
+/// What a far pointer names in protected mode.
+enum Target {
+    Code(Descriptor),
+    Gate(Gate),
+}
+
+/// A call gate.
+struct Gate {
+    target: Pointer,
+    /// Words to copy to an inner stack.
+    parameters: u64,
+    /// Bytes of each push.
+    size: u8,
+}
+
+impl Target {
+    fn read(cpu: &Cpu, m: &mut Careful, selector: u16) -> Result<Target, Stop> {
+        if is_null(selector) {
+            return Err(Exception::gp(0).into());
+        }
+        let read = descriptor::read(cpu, m, selector, event::GP)?;
+        let attributes = read.attributes();
+        if attributes.is_code() {
+            return Ok(Target::Code(read));
+        }
+        let ia32e = cpu.view.is_ia32e();
+        let size = match attributes.kind() {
+            CALL_GATE16 if !ia32e => 2,
+            CALL_GATE32 if ia32e => 8,
+            CALL_GATE32 => 4,
+            _ => return Err(fault(event::GP, selector)),
+        };
+        if attributes.dpl() < cpu.cpl().max(rpl(selector)) {
+            return Err(fault(event::GP, selector));
+        }
+        if !attributes.is_present() {
+            return Err(fault(event::NP, selector));
+        }
+        let high = if ia32e {
+            descriptor::read_upper(cpu, m, &read)?
+        } else {
+            0
+        };
+        let offset = read.raw & 0xffff | read.raw >> 32 & 0xffff_0000 | high << 32;
+        Ok(Target::Gate(Gate {
+            target: Pointer {
+                selector: (read.raw >> 16) as u16,
+                offset: if size == 2 { offset & 0xffff } else { offset },
+            },
+            parameters: read.raw >> 32 & 0x1f,
+            size,
+        }))
+    }
+}
+
+impl Gate {
+    /// Reads and checks the code segment behind the gate.
+    fn code(&self, cpu: &Cpu, m: &mut Careful) -> Result<Descriptor, Stop> {
+        let selector = self.target.selector;
+        if is_null(selector) {
+            return Err(Exception::gp(0).into());
+        }
+        let code = descriptor::read(cpu, m, selector, event::GP)?;
+        let attributes = code.attributes();
+        let is_wrong_size = cpu.view.is_ia32e() && (!attributes.is_long() || attributes.is_big());
+        if !attributes.is_code() || attributes.dpl() > cpu.cpl() || is_wrong_size {
+            return Err(fault(event::GP, selector));
+        }
+        Ok(code)
+    }
+}
+
+/// # Errors
+/// #NP(selector).
+fn check_present(code: &Descriptor) -> Result<(), Stop> {
+    if code.attributes().is_present() {
+        Ok(())
+    } else {
+        Err(fault(event::NP, code.segment.selector))
+    }
+}
+
+/// Checks a code segment that a far JMP or CALL names itself.
+fn check_direct(cpu: &Cpu, code: &Descriptor) -> Result<(), Stop> {
+    let (attributes, selector, cpl) = (code.attributes(), code.segment.selector, cpu.cpl());
+    let allowed = if attributes.is_conforming() {
+        attributes.dpl() <= cpl
+    } else {
+        rpl(selector) <= cpl && attributes.dpl() == cpl
+    };
+    if !allowed || descriptor::is_bad_long_code(cpu, attributes) {
+        return Err(fault(event::GP, selector));
+    }
+    check_present(code)
+}
+
+/// Checks the target offset, and makes the segment that CS will hold at privilege level `cpl`.
+fn enter(cpu: &Cpu, m: &mut Careful, mut code: Descriptor, offset: u64, cpl: u8) -> Result<Segment, Stop> {
+    descriptor::check_target(cpu, &code.segment, offset)?;
+    code.mark_accessed(cpu, m)?;
+    let mut segment = code.segment;
+    segment.selector = segment.selector & !3 | u16::from(cpl);
+    Ok(segment)
+}
+
+/// Goes on at `offset` in `cs`.
+fn arrive(cpu: &mut Cpu, cs: Segment, offset: u64) -> Outcome {
+    cpu.segments[Seg::Cs] = cs;
+    cpu.rip = offset;
+    cpu.refresh();
+    Err(Stop::Jumped)
+}
+
+/// A code segment in real or virtual-8086 mode.
+fn real_code(cpu: &Cpu, target: Pointer) -> Result<Segment, Stop> {
+    let cs = descriptor::real_segment(cpu, Seg::Cs, target.selector);
+    descriptor::check_target(cpu, &cs, target.offset)?;
+    Ok(cs)
+}
+
+// JMP.
+
+fn jmp_direct(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
+    jmp(cpu, m, direct(op))
+}
+
+fn jmp_indirect<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
+    let target = indirect::<T>(cpu, m, op)?;
+    jmp(cpu, m, target)
+}
+
+fn jmp(cpu: &mut Cpu, m: &mut Careful, target: Pointer) -> Outcome {
+    if !cpu.view.has_descriptors() {
+        let cs = real_code(cpu, target)?;
+        return arrive(cpu, cs, target.offset);
+    }
+    let (code, offset) = match Target::read(cpu, m, target.selector)? {
+        Target::Code(code) => {
+            check_direct(cpu, &code)?;
+            (code, target.offset)
+        }
+        Target::Gate(gate) => {
+            let code = gate.code(cpu, m)?;
+            // A jump does not change privilege.
+            if !code.attributes().is_conforming() && code.attributes().dpl() != cpu.cpl() {
+                return Err(fault(event::GP, gate.target.selector));
+            }
+            check_present(&code)?;
+            (code, gate.target.offset)
+        }
+    };
+    let cs = enter(cpu, m, code, offset, cpu.cpl())?;
+    arrive(cpu, cs, offset)
+}
+
+// CALL.
+
+fn call_direct<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
+    call(cpu, m, op, direct(op), T::SIZE as u8)
+}
+
+fn call_indirect<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
+    let target = indirect::<T>(cpu, m, op)?;
+    call(cpu, m, op, target, T::SIZE as u8)
+}
+
+fn call(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>, target: Pointer, size: u8) -> Outcome {
+    let return_address = [u64::from(cpu.segments[Seg::Cs].selector), op.next_ip(cpu)];
+    let mut stack = Stack::current(cpu);
+    let push = |stack: &mut Stack, cpu: &Cpu, m: &mut Careful, size| {
+        return_address
+            .into_iter()
+            .try_for_each(|value| stack.push(cpu, m, size, value))
+    };
+    if !cpu.view.has_descriptors() {
+        push(&mut stack, cpu, m, size)?;
+        let cs = real_code(cpu, target)?;
+        stack.commit(cpu);
+        return arrive(cpu, cs, target.offset);
+    }
+    let (cs, offset) = match Target::read(cpu, m, target.selector)? {
+        Target::Code(code) => {
+            check_direct(cpu, &code)?;
+            push(&mut stack, cpu, m, size)?;
+            (enter(cpu, m, code, target.offset, cpu.cpl())?, target.offset)
+        }
+        Target::Gate(gate) => {
+            let code = gate.code(cpu, m)?;
+            check_present(&code)?;
+            let dpl = code.attributes().dpl();
+            let cpl = if code.attributes().is_conforming() {
+                cpu.cpl()
+            } else {
+                dpl
+            };
+            if cpl != cpu.cpl() {
+                stack = inner_stack(cpu, m, &gate, cpl)?;
+            } else if gate.size == 8 {
+                stack = Stack::current_long(cpu);
+            }
+            push(&mut stack, cpu, m, gate.size)?;
+            let offset = gate.target.offset;
+            (enter(cpu, m, code, offset, cpl)?, offset)
+        }
+    };
+    stack.commit(cpu);
+    arrive(cpu, cs, offset)
+}
+
+/// The stack of privilege level `cpl` with the old one's pointer on it, and its parameters.
+fn inner_stack(cpu: &Cpu, m: &mut Careful, gate: &Gate, cpl: u8) -> Result<Stack, Stop> {
+    let outer = Stack::current(cpu);
+    let (mut stack, parameters) = if cpu.view.is_ia32e() {
+        let pointer = descriptor::tss_stack_pointer(cpu, m, cpl)?;
+        (Stack::long(descriptor::null_stack(cpl), pointer, cpl), 0)
+    } else {
+        let (pointer, selector) = descriptor::tss_stack(cpu, m, cpl)?;
+        if is_null(selector) {
+            return Err(Exception::with_code(event::TS, 0).into());
+        }
+        let segment = descriptor::stack_descriptor(cpu, m, selector, cpl, event::TS)?;
+        (Stack::inner(segment, pointer, cpl), gate.parameters)
+    };
+    stack.push(cpu, m, gate.size, u64::from(outer.segment.selector))?;
+    stack.push(cpu, m, gate.size, outer.rsp)?;
+    for i in (0..parameters).rev() {
+        let parameter = outer.peek(cpu, m, gate.size, i * u64::from(gate.size))?;
+        stack.push(cpu, m, gate.size, parameter)?;
+    }
+    Ok(stack)
+}
+
+// RET and IRET.
+
+/// Reads and checks the code segment that a return leads to, at the privilege level of the selector's RPL.
+fn return_code(cpu: &Cpu, m: &mut Careful, selector: u16) -> Result<Descriptor, Stop> {
+    if is_null(selector) {
+        return Err(Exception::gp(0).into());
+    }
+    let code = descriptor::read(cpu, m, selector, event::GP)?;
+    let (attributes, cpl) = (code.attributes(), rpl(selector));
+    let privilege_fits = if attributes.is_conforming() {
+        attributes.dpl() <= cpl
+    } else {
+        attributes.dpl() == cpl
+    };
+    let refused =
+        !attributes.is_code() || cpl < cpu.cpl() || !privilege_fits || descriptor::is_bad_long_code(cpu, attributes);
+    if refused {
+        return Err(fault(event::GP, selector));
+    }
+    check_present(&code)?;
+    Ok(code)
+}
+
+/// The stack that a return leads to: `selector` and `pointer` were on the old one.
+fn return_stack(cpu: &Cpu, m: &mut Careful, code: &Descriptor, selector: u16, pointer: u64) -> Result<Stack, Stop> {
+    let cpl = rpl(code.segment.selector);
+    let long = descriptor::is_long_code(cpu, &code.segment);
+    let segment = descriptor::load_stack(cpu, m, selector, cpl, long)?;
+    // A 16-bit stack keeps the upper part of RSP.
+    let old = cpu.gpr.get(gpr::RSP);
+    let mut stack = if long {
+        Stack::long(segment, old, cpl)
+    } else {
+        Stack::inner(segment, old, cpl)
+    };
+    stack.set_pointer(pointer);
+    Ok(stack)
+}
+
+/// After a return to privilege level `cpl`: data segments that it may not use become null.
+fn drop_segments(cpu: &mut Cpu, cpl: u8) {
+    for seg in [Seg::Es, Seg::Ds, Seg::Fs, Seg::Gs] {
+        let segment = &mut cpu.segments[seg];
+        let attributes = segment.attributes;
+        if attributes.is_present() && !attributes.is_conforming() && attributes.dpl() < cpl {
+            segment.selector = 0;
+            segment.attributes.0 = 0;
+        }
+    }
+}
+
+fn ret<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
+    let size = T::SIZE as u8;
+    let parameters = op.imm & 0xffff;
+    let mut stack = Stack::current(cpu);
+    let offset = stack.pop(cpu, m, size)?;
+    let selector = stack.pop(cpu, m, size)? as u16;
+    stack.release(parameters);
+    if !cpu.view.has_descriptors() {
+        let cs = real_code(cpu, Pointer { selector, offset })?;
+        stack.commit(cpu);
+        return arrive(cpu, cs, offset);
+    }
+    let code = return_code(cpu, m, selector)?;
+    let cpl = rpl(selector);
+    let outer = cpl > cpu.cpl();
+    if outer {
+        let pointer = stack.pop(cpu, m, size)?;
+        let stack_selector = stack.pop(cpu, m, size)? as u16;
+        stack = return_stack(cpu, m, &code, stack_selector, pointer)?;
+        stack.release(parameters);
+    }
+    let cs = enter(cpu, m, code, offset, cpl)?;
+    stack.commit(cpu);
+    if outer {
+        drop_segments(cpu, cpl);
+    }
+    arrive(cpu, cs, offset)
+}
+
+fn iret<T: Word>(cpu: &mut Cpu, m: &mut Careful, _: &Op<Careful>) -> Outcome {
+    let size = T::SIZE as u8;
+    let outcome = match cpu.view.mode {
+        Mode::Real => iret_real(cpu, m, size),
+        Mode::Virtual8086 if cpu.flags.iopl() < 3 => Err(Exception::gp(0).into()),
+        Mode::Virtual8086 => iret_real(cpu, m, size),
+        _ if cpu.flags.any(flags::NT) => Err(Exception::gp(0).into()),
+        _ => iret_protected(cpu, m, size),
+    };
+    // IRET ends the blocking of NMIs even if it faults (SDM Vol. 3, Handling Multiple NMIs).
+    if let Err(Stop::Jumped | Stop::Fault(_)) = outcome {
+        cpu.nmi_blocked = false;
+    }
+    outcome
+}
+
+/// The flags that IRET with operands of `size` bytes takes from the stack.
+fn iret_flags(cpu: &Cpu, size: u8) -> u64 {
+    let mut mask = flags::STATUS | flags::TF | flags::DF | flags::NT;
+    if size > 2 {
+        mask |= flags::RF | flags::AC | flags::ID;
+    }
+    if cpu.cpl() <= cpu.flags.iopl() {
+        mask |= flags::IF;
+    }
+    if cpu.cpl() == 0 {
+        mask |= flags::IOPL;
+        if size > 2 && cpu.view.has_descriptors() {
+            mask |= flags::VIF | flags::VIP;
+        }
+    }
+    mask
+}
+
+fn iret_real(cpu: &mut Cpu, m: &mut Careful, size: u8) -> Outcome {
+    let mut stack = Stack::current(cpu);
+    let offset = stack.pop(cpu, m, size)?;
+    let selector = stack.pop(cpu, m, size)? as u16;
+    let image = stack.pop(cpu, m, size)?;
+    let cs = real_code(cpu, Pointer { selector, offset })?;
+    let mask = iret_flags(cpu, size);
+    cpu.flags.replace(mask, image);
+    stack.commit(cpu);
+    arrive(cpu, cs, offset)
+}
+
+fn iret_protected(cpu: &mut Cpu, m: &mut Careful, size: u8) -> Outcome {
+    let mut stack = Stack::current(cpu);
+    let offset = stack.pop(cpu, m, size)?;
+    let selector = stack.pop(cpu, m, size)? as u16;
+    let image = stack.pop(cpu, m, size)?;
+    if image & flags::VM != 0 && size == 4 && cpu.cpl() == 0 && !cpu.view.is_ia32e() {
+        return iret_to_virtual_8086(cpu, m, stack, Pointer { selector, offset }, image);
+    }
+    let code = return_code(cpu, m, selector)?;
+    let cpl = rpl(selector);
+    let outer = cpl > cpu.cpl();
+    // 64-bit mode always has a stack pointer to return to.
+    if outer || cpu.view.is_long() {
+        let pointer = stack.pop(cpu, m, size)?;
+        let stack_selector = stack.pop(cpu, m, size)? as u16;
+        stack = return_stack(cpu, m, &code, stack_selector, pointer)?;
+    }
+    let cs = enter(cpu, m, code, offset, cpl)?;
+    let mask = iret_flags(cpu, size);
+    cpu.flags.replace(mask, image);
+    stack.commit(cpu);
+    if outer {
+        drop_segments(cpu, cpl);
+    }
+    arrive(cpu, cs, offset)
+}
+
+fn iret_to_virtual_8086(cpu: &mut Cpu, m: &mut Careful, mut stack: Stack, target: Pointer, image: u64) -> Outcome {
+    let mut words = [0; 6];
+    for word in &mut words {
+        *word = stack.pop(cpu, m, 4)?;
+    }
+    if target.offset > 0xffff {
+        return Err(Exception::gp(0).into());
+    }
+    let [pointer, ss, es, ds, fs, gs] = words;
+    let segment = |selector| {
+        let mut segment = Segment::real_mode(selector);
+        segment.attributes = segment.attributes.with_dpl(3);
+        segment
+    };
+    cpu.flags.set_bits(image);
+    for (seg, selector) in [
+        (Seg::Ss, ss),
+        (Seg::Es, es),
+        (Seg::Ds, ds),
+        (Seg::Fs, fs),
+        (Seg::Gs, gs),
+    ] {
+        cpu.segments[seg] = segment(selector as u16);
+    }
+    cpu.gpr.set(gpr::RSP, pointer);
+    arrive(cpu, segment(target.selector), target.offset)
+}
