@@ -24,6 +24,7 @@ mod sse_int;
 mod sse_mov;
 mod stack;
 mod string;
+mod string_io;
 mod syscall;
 mod x87;
 mod xsave;
@@ -54,6 +55,7 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     sse_mov::fill(table);
     stack::fill(table);
     string::fill(table);
+    string_io::fill(table);
     syscall::fill(table);
     x87::fill(table);
     xsave::fill(table);
