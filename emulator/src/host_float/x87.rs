@@ -39,7 +39,7 @@ pub fn register<const OPCODE: u8, const MODRM: u8>(image: &mut Image, i: u8, fla
                 asm!(
                     "frstor [{image}]",
                     "sahf",
-                    concat!(".byte {opcode}, {modrm} + ", $i),
+                    concat!(".byte {opcode}, ({modrm} + ", $i, ") & 255"),
                     "lahf",
                     "fnsave [{image}]",
                     image = in(reg) image.as_mut_ptr(),
