@@ -10,6 +10,8 @@
 //!   same instruction sees them.
 //! * A device is asked for exactly what the instruction asked, in parts of 1, 2, 4 or 8 bytes that do not cross a page;
 //!   all pages of an operand are translated before its first part is asked for.
+//! * A page that the instruction has translated stays where it was for the rest of the pass, as in the TLB of a processor: what
+//!   was checked before a device was asked can be stored to after it has answered.
 //! * Device writes drain in their place among the stores, each waiting for its completion, without another pass.
 //!
 //! # Life
@@ -35,6 +37,9 @@ use crate::word::Word;
 /// Stores that one instruction can stage: XSAVE's largest area in parts of 8 bytes, over a page boundary.
 const STORES: usize = 2696 / 8 + 16;
 
+/// Pages that a pass remembers: more than any instruction has operands in (16 gathered elements in two pages each).
+const PAGES: usize = 40;
+
 /// The recording, staging way to memory and devices.
 pub struct Careful {
     ram: Arc<Ram>,
@@ -43,6 +48,8 @@ pub struct Careful {
     pub(crate) cpuid: Arc<CpuidTable>,
     cache: ReplayCache,
     stores: Vec<Store>,
+    /// Pages translated in this pass.
+    translated: Vec<Translated>,
     /// How many of `stores` have been made, while draining.
     drained: usize,
     waiting: Option<Waiting>,
@@ -74,6 +81,18 @@ struct Store {
     address: u64,
     width: u8,
     value: u64,
+}
+
+/// A page as this pass has translated it.
+#[derive(Debug, Clone, Copy)]
+struct Translated {
+    /// Which paging structures were walked, for what address, to do what, with whose rights.
+    cr3: u64,
+    page: u64,
+    intent: Intent,
+    privilege: Privilege,
+    /// Where the page is.
+    gpa: u64,
 }
 
 /// A request that has not been answered.
@@ -146,6 +165,7 @@ impl Careful {
             cpuid,
             cache: ReplayCache::default(),
             stores: Vec::with_capacity(STORES),
+            translated: Vec::with_capacity(PAGES),
             drained: 0,
             waiting: None,
             last_id: 0,
@@ -159,6 +179,7 @@ impl Careful {
     pub(crate) fn begin(&mut self) {
         self.cache.rewind();
         self.stores.clear();
+        self.translated.clear();
         self.drained = 0;
         self.flush = Flush::None;
     }
@@ -377,6 +398,30 @@ impl Careful {
         Ok(())
     }
 
+    /// Translates an address, once for each page and use of it.
+    fn translate(&mut self, cpu: &Cpu, linear: u64, intent: Intent, privilege: Privilege) -> Result<u64, Stop> {
+        let (page, offset) = (linear & !(PAGE_SIZE - 1), linear % PAGE_SIZE);
+        let known = self.translated.iter().find(|known| {
+            (known.cr3, known.page, known.privilege) == (cpu.cr3, page, privilege)
+                // What may be written may be read.
+                && (known.intent == intent || known.intent == Intent::Write && intent == Intent::Read)
+        });
+        if let Some(known) = known {
+            return Ok(known.gpa | offset);
+        }
+        let gpa = paging::translate(cpu, self, linear, intent, privilege)?.gpa;
+        if self.translated.len() < PAGES {
+            self.translated.push(Translated {
+                cr3: cpu.cr3,
+                page,
+                intent,
+                privilege,
+                gpa: gpa & !(PAGE_SIZE - 1),
+            });
+        }
+        Ok(gpa)
+    }
+
     /// Translates an operand, checking every page.
     fn place(
         &mut self,
@@ -393,9 +438,9 @@ impl Careful {
             return Err(non_canonical(at));
         }
         let first_length = (PAGE_SIZE - linear % PAGE_SIZE).min(length);
-        let first = paging::translate(cpu, self, linear, intent, privilege)?.gpa;
+        let first = self.translate(cpu, linear, intent, privilege)?;
         let second = if first_length < length {
-            paging::translate(cpu, self, last & !(PAGE_SIZE - 1), intent, privilege)?.gpa
+            self.translate(cpu, last & !(PAGE_SIZE - 1), intent, privilege)?
         } else {
             0
         };

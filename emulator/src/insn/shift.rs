@@ -201,7 +201,7 @@ fn memory<M: Access, O: Shift, T: Word, N: Count, A: Addressing>(cpu: &mut Cpu, 
 /// A shift of two operands as one.
 trait DoubleShift: 'static {
     /// The result and the last bit out. `count` is masked and not zero. Counts above 16 at 16 bits are undefined: the
-    /// processor at hand shifts the source in a second time.
+    /// processor at hand shifts the source in a second time and clears the carry.
     fn shift<T: Word>(value: u64, filler: u64, count: u32) -> (u64, bool);
     fn overflow<T: Word>(result: u64, carry: bool) -> bool;
 }
@@ -222,7 +222,7 @@ impl DoubleShift for Shld {
             (value << bits | filler, 2 * bits)
         };
         let result = (wide >> (width - bits - count)) as u64 & T::MASK;
-        (result, wide >> (width - count) & 1 != 0)
+        (result, count <= bits && wide >> (width - count) & 1 != 0)
     }
 
     #[inline(always)]
@@ -241,7 +241,7 @@ impl DoubleShift for Shrd {
             filler << T::BITS | value
         };
         let last = wide >> (count - 1);
-        ((last >> 1) as u64 & T::MASK, last & 1 != 0)
+        ((last >> 1) as u64 & T::MASK, count <= T::BITS && last & 1 != 0)
     }
 
     #[inline(always)]

@@ -116,11 +116,29 @@ macro_rules! same_as_the_processor {
     )*};
 }
 
-/// Makes DX:AX and its like smaller than what CX, or CL, divides without overflow; the divisor is no small number.
+/// Makes the upper half of a dividend smaller than its divisor, at every width.
 fn divisible(registers: &mut [u64; 5]) {
-    registers[1] |= 0x4040_4040_4040_4040;
-    registers[0] &= 0x0fff_ffff_ffff_0fff;
-    registers[2] &= 0x0f0f_0f0f_0f0f_0f0f;
+    let [rax, rcx, rdx, ..] = registers;
+    *rcx |= 0x4040_4040_4040_4040;
+    *rax &= !0xf000;
+    *rdx &= 0x0f0f_0f0f_0f0f_0f0f;
+}
+
+/// As [`divisible`], with both signs of both.
+fn divisible_with_sign(registers: &mut [u64; 5]) {
+    let [rax, rcx, rdx, rsi, _] = registers;
+    *rcx = *rcx & !0xc0c0_c0c0_c0c0_c0c0
+        | if *rsi & 1 == 0 {
+            0x4040_4040_4040_4040
+        } else {
+            0x8080_8080_8080_8080
+        };
+    *rdx &= 0x0f0f_0f0f_0f0f_0f0f;
+    *rax &= !0xf000;
+    if *rsi & 2 != 0 {
+        *rdx = !*rdx;
+        *rax |= 0xf000;
+    }
 }
 
 same_as_the_processor! {
@@ -152,7 +170,9 @@ same_as_the_processor! {
         "mul cl" "mul cx" "mul ecx" "mul rcx" "imul cl" "imul cx" "imul ecx" "imul rcx" "imul ax, cx" "imul eax, ecx"
         "imul rax, rcx" "imul ax, cx, -7" "imul eax, ecx, 0x12345" "imul rax, rcx, -3" "imul rdx, rdx, 0x7fffffff";
     division: divisible, 200,
-        "div cl" "div cx" "div ecx" "div rcx" "idiv cl" "idiv cx" "idiv ecx" "idiv rcx";
+        "div cl" "div cx" "div ecx" "div rcx";
+    signed_division: divisible_with_sign, 200,
+        "idiv cl" "idiv cx" "idiv ecx" "idiv rcx";
     bits: |_| (), 100,
         "bt ax, cx" "bt eax, ecx" "bt rax, rcx" "bts ax, cx" "bts eax, ecx" "bts rax, rcx" "btr ax, cx" "btr eax, ecx"
         "btr rax, rcx" "btc ax, cx" "btc eax, ecx" "btc rax, rcx" "bt eax, 31" "bts rax, 63" "btr dx, 3" "btc esi, 0"

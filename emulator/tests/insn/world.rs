@@ -313,6 +313,7 @@ impl World {
         if way == Way::Careful {
             start.flags = (u64::from(start.flags) | TF).into();
         }
+        let stack = self.peek(STACK_PAGE, PAGE as usize);
         self.emulator.set_cpu(start);
         let mut requests = Vec::new();
         let mut entry = Entry::Resume;
@@ -325,7 +326,7 @@ impl World {
             {
                 Exit::Request(request) if request.space == Space::Port && request.address == u64::from(END) => {
                     self.emulator.cancel();
-                    return self.end(way, requests);
+                    return self.end(way, requests, &stack);
                 }
                 Exit::Request(request) => {
                     requests.push((request.address, request.size, request.direction));
@@ -381,7 +382,7 @@ impl World {
     }
 
     /// Undoes what led from the instruction to the end.
-    fn end(&mut self, way: Way, requests: Vec<(u64, u8, Direction)>) -> End {
+    fn end(&mut self, way: Way, requests: Vec<(u64, u8, Direction)>, stack: &[u8]) -> End {
         let mut cpu = self.emulator.cpu().clone();
         let handler = cpu.rip.wrapping_sub(HANDLERS);
         let from_handler = handler < 0x200 && cpu.segments[Seg::Cs].base == 0;
@@ -392,11 +393,12 @@ impl World {
             let has_code = matches!(vector, 8 | 10..=14 | 17);
             let long = cpu.view.is_long();
             let width = if long { 8 } else { 4 };
-            let mut at = if long {
+            let frame = if long {
                 cpu.gpr.get(4)
             } else {
                 cpu.segments[Seg::Ss].base + cpu.gpr.get(4) & 0xffff_ffff
             };
+            let mut at = frame;
             let mut pop = || {
                 let bytes = self.peek(at, width);
                 at += width as u64;
@@ -415,6 +417,11 @@ impl World {
                 },
             );
             fault = Some((vector, code));
+            if !long {
+                // The frame lies where the stack had not grown to.
+                let start = (frame - STACK_PAGE) as usize;
+                self.poke(frame, &stack[start..][..if has_code { 16 } else { 12 }]);
+            }
         }
         if way == Way::Careful {
             assert!(fault.is_some(), "a single step ends in #DB");
