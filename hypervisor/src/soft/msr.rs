@@ -1,5 +1,4 @@
-//! The model-specific registers that belong to the platform, not to the processor: local APIC, time, kvmclock, and the
-//! few of AMD's that a kernel reads on a processor of that make.
+//! The model-specific registers that belong to the platform, not to the processor: local APIC, time, kvmclock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,24 +13,9 @@ use super::lapic::{Effect, GeneralProtection, Now};
 const IA32_TIME_STAMP_COUNTER: u32 = 0x10;
 const IA32_APIC_BASE: u32 = 0x1b;
 const IA32_TSC_ADJUST: u32 = 0x3b;
-const PATCH_LEVEL: u32 = 0x8b;
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
 const X2APIC_FIRST: u32 = 0x800;
 const X2APIC_LAST: u32 = 0x83f;
-
-/// AMD's system configuration, hardware configuration, north bridge configuration, pending interrupt message, MMIO
-/// configuration base, load-store, data cache and bus unit configuration.
-const SYSCFG: u32 = 0xc001_0010;
-const HWCR: u32 = 0xc001_0015;
-const NB_CFG: u32 = 0xc001_001f;
-const INT_PENDING: u32 = 0xc001_0055;
-const MMIO_CFG_BASE: u32 = 0xc001_0058;
-const LS_CFG: u32 = 0xc001_1020;
-const DC_CFG: u32 = 0xc001_1022;
-const BU_CFG2: u32 = 0xc001_102a;
-/// AMD's decode configuration; bit 1 makes LFENCE serialise, which it always does here.
-const DE_CFG: u32 = 0xc001_1029;
-const DE_CFG_VALUE: u64 = 1 << 1;
 
 /// What the CPU needs from its surroundings: its time-stamp counter, and chance.
 #[derive(Debug)]
@@ -77,7 +61,6 @@ pub struct Msrs {
     surroundings: Arc<Surroundings>,
     ram: Arc<Ram>,
     kvmclock: KvmClock,
-    hwcr: u64,
 }
 
 impl Msrs {
@@ -88,7 +71,6 @@ impl Msrs {
             surroundings,
             ram,
             kvmclock: KvmClock::default(),
-            hwcr: 0,
         }
     }
 
@@ -105,9 +87,6 @@ impl Msrs {
             IA32_APIC_BASE => Ok(lapic().base()),
             IA32_TSC_DEADLINE => Ok(lapic().tsc_deadline()),
             X2APIC_FIRST..=X2APIC_LAST => lapic().read_msr((msr - X2APIC_FIRST) as u8, now),
-            HWCR => Ok(self.hwcr),
-            DE_CFG => Ok(DE_CFG_VALUE),
-            PATCH_LEVEL | SYSCFG | NB_CFG | INT_PENDING | MMIO_CFG_BASE | LS_CFG | DC_CFG | BU_CFG2 => Ok(0),
             _ => self.kvmclock.read_msr(msr).ok_or(GeneralProtection),
         }
     }
@@ -138,14 +117,6 @@ impl Msrs {
                 Effect::Nothing
             }
             X2APIC_FIRST..=X2APIC_LAST => lapic().write_msr((msr - X2APIC_FIRST) as u8, value, now)?,
-            HWCR => {
-                self.hwcr = value;
-                Effect::Nothing
-            }
-            // There is nothing behind them to configure.
-            PATCH_LEVEL | DE_CFG | SYSCFG | NB_CFG | INT_PENDING | MMIO_CFG_BASE | LS_CFG | DC_CFG | BU_CFG2 => {
-                Effect::Nothing
-            }
             _ if self.kvmclock.write_msr(msr, value, &self.ram, &chipset.clock, now) => Effect::Nothing,
             _ => return Err(GeneralProtection),
         };
@@ -219,12 +190,5 @@ mod tests {
             assert_eq!(msrs.read(msr), Err(GeneralProtection), "{msr:#x}");
             assert_eq!(msrs.write(msr, 0), Err(GeneralProtection), "{msr:#x}");
         }
-    }
-
-    #[test]
-    fn lfence_serialises_whatever_is_written() {
-        let mut msrs = msrs();
-        msrs.write(DE_CFG, 0).unwrap();
-        assert_eq!(msrs.read(DE_CFG), Ok(2));
     }
 }

@@ -366,3 +366,6 @@ impl Kick for SoftKick {
         self.machine.chipset.seats()[self.index].bell.ring();
     }
 }
+
+#[cfg(test)]
+mod tests;
