@@ -8,7 +8,7 @@ use reprise_emulator::{Host, Ram};
 
 use super::chipset::Chipset;
 use super::kvmclock::KvmClock;
-use super::lapic::{Effect, GeneralProtection, Now};
+use super::lapic::{GeneralProtection, Now};
 
 const IA32_TIME_STAMP_COUNTER: u32 = 0x10;
 const IA32_APIC_BASE: u32 = 0x1b;
@@ -96,37 +96,31 @@ impl Msrs {
     /// # Errors
     /// [`GeneralProtection`] if there is no such register, or it does not take this value.
     pub fn write(&mut self, msr: u32, value: u64) -> Result<(), GeneralProtection> {
-        let now = self.surroundings.now();
-        let chipset = Arc::clone(&self.surroundings.chipset);
-        let lapic = || chipset.seats()[self.index].lapic();
-        let effect = match msr {
-            IA32_TIME_STAMP_COUNTER => {
-                self.adjust(value.wrapping_sub(now.clock));
-                Effect::Nothing
+        let Self {
+            index,
+            surroundings,
+            ram,
+            kvmclock,
+        } = self;
+        let (chipset, now) = (&surroundings.chipset, surroundings.now());
+        let lapic = || chipset.seats()[*index].lapic();
+        match msr {
+            IA32_TIME_STAMP_COUNTER | IA32_TSC_ADJUST => {
+                let own = msr == IA32_TSC_ADJUST;
+                let adjust = if own { value } else { value.wrapping_sub(now.clock) };
+                surroundings.adjust.store(adjust, Ordering::Relaxed);
+                kvmclock.refresh(ram, surroundings.now());
             }
-            IA32_TSC_ADJUST => {
-                self.adjust(value);
-                Effect::Nothing
+            IA32_APIC_BASE => lapic().set_base(value, PHYSICAL_BITS)?,
+            IA32_TSC_DEADLINE => lapic().set_tsc_deadline(value),
+            X2APIC_FIRST..=X2APIC_LAST => {
+                let effect = lapic().write_msr((msr - X2APIC_FIRST) as u8, value, now)?;
+                chipset.perform(effect);
             }
-            IA32_APIC_BASE => {
-                lapic().set_base(value, PHYSICAL_BITS)?;
-                Effect::Nothing
-            }
-            IA32_TSC_DEADLINE => {
-                lapic().set_tsc_deadline(value);
-                Effect::Nothing
-            }
-            X2APIC_FIRST..=X2APIC_LAST => lapic().write_msr((msr - X2APIC_FIRST) as u8, value, now)?,
-            _ if self.kvmclock.write_msr(msr, value, &self.ram, &chipset.clock, now) => Effect::Nothing,
+            _ if kvmclock.write_msr(msr, value, ram, &chipset.clock, now) => {}
             _ => return Err(GeneralProtection),
-        };
-        chipset.perform(effect);
+        }
         Ok(())
-    }
-
-    fn adjust(&mut self, adjust: u64) {
-        self.surroundings.adjust.store(adjust, Ordering::Relaxed);
-        self.kvmclock.refresh(&self.ram, self.surroundings.now());
     }
 }
 

@@ -326,6 +326,28 @@ fn an_nmi_waits_for_the_end_of_the_one_before() {
 }
 
 #[test]
+fn an_interrupt_that_came_with_an_nmi_follows_it() {
+    let world = World::new(1);
+    world.real_vector(2, HANDLER);
+    world.real_vector(0x41, HANDLER + 0x100);
+    world.code(16, CODE, |a| {
+        a.sti()?;
+        a.nop()?;
+        a.hlt()
+    });
+    world.code(16, HANDLER, |a| {
+        a.out(0x80, al)?;
+        a.iret()
+    });
+    world.code(16, HANDLER + 0x100, |a| a.out(0x81, al));
+    let mut vcpu = world.real(0);
+    world.vm.signal_msi(0xfee0_0000, 0x41);
+    world.vm.signal_msi(0xfee0_0000, NMI);
+    written(&mut *vcpu, 0x80);
+    next_written(&mut *vcpu, 0x81);
+}
+
+#[test]
 fn the_pit_interrupts_through_the_pics() {
     let world = World::new(1);
     world.real_vector(0x30, HANDLER);
