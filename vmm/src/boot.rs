@@ -23,7 +23,7 @@ mod error;
 pub mod layout;
 mod pvh;
 #[cfg(test)]
-mod test_images;
+pub(crate) mod test_images;
 mod unpack;
 mod zero_page;
 

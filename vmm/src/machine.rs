@@ -10,7 +10,9 @@
 //! never reset: the guest's wish for it is an end, after which the machine is built anew.
 
 mod board;
-mod gate;
+#[cfg(test)]
+pub(crate) mod double;
+pub(crate) mod gate;
 mod memory;
 mod postmortem;
 

@@ -1,4 +1,4 @@
-//! String instructions: MOVS, CMPS, SCAS, LODS, STOS, INS, OUTS, and the REP prefixes.
+//! String instructions: MOVS, CMPS, SCAS, LODS, STOS, and the REP prefixes.
 //!
 //! Each iteration of a repeated instruction commits by itself: registers are exact wherever a fault, an interrupt or a
 //! device stops it. The fast way commits many iterations before it looks for interrupts, and moves whole stretches of a
@@ -7,9 +7,7 @@
 use iced_x86::Code;
 
 use super::arith::set_difference_flags;
-use super::io::io_permitted;
 use crate::access::{Access, Linear, Outcome, Stop};
-use crate::careful::Careful;
 use crate::cpu::{Cpu, Seg, gpr};
 use crate::op::{Attr, Handler, Op};
 use crate::operand::Use;
@@ -227,42 +225,6 @@ impl<M: Access> Step<M> for Compare {
     const COMPARES: bool = true;
 }
 
-/// INS: the destination is checked before the port is asked.
-struct Input;
-
-impl Step<Careful> for Input {
-    fn step<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
-        let port = cpu.gpr.get(gpr::RDX) as u16;
-        io_permitted(cpu, m, port, T::SIZE as u8)?;
-        let to = destination(cpu, op, T::SIZE as u64, Use::Write)?;
-        m.check_write(cpu, to, T::SIZE as u64)?;
-        let value = m.port_read(port, T::SIZE as u8)?;
-        m.store::<T>(cpu, to, T::truncate(value))?;
-        step_index(cpu, op, gpr::RDI, T::SIZE as u64);
-        Ok(())
-    }
-}
-
-/// OUTS.
-struct Output;
-
-impl Step<Careful> for Output {
-    fn step<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
-        let port = cpu.gpr.get(gpr::RDX) as u16;
-        io_permitted(cpu, m, port, T::SIZE as u8)?;
-        let from = source(cpu, op, T::SIZE as u64)?;
-        let value = m.load::<T>(cpu, from)?.zero_extend();
-        m.port_write(port, T::SIZE as u8, value)?;
-        step_index(cpu, op, gpr::RSI, T::SIZE as u64);
-        Ok(())
-    }
-}
-
-/// A port string instruction; a careful one, as its element may leave the CPU.
-fn port_string<S: Step<Careful>, T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
-    string::<Careful, S, T>(cpu, m, op)
-}
-
 pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     macro_rules! rows {
         ($($step:ident: $b:ident $w:ident $d:ident $q:ident;)*) => {
@@ -283,15 +245,5 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     };
     for (code, handler) in rows {
         table.plain(code, handler);
-    }
-    for (code, handler) in [
-        (Code::Insb_m8_DX, port_string::<Input, u8> as Handler<Careful>),
-        (Code::Insw_m16_DX, port_string::<Input, u16>),
-        (Code::Insd_m32_DX, port_string::<Input, u32>),
-        (Code::Outsb_DX_m8, port_string::<Output, u8>),
-        (Code::Outsw_DX_m16, port_string::<Output, u16>),
-        (Code::Outsd_DX_m32, port_string::<Output, u32>),
-    ] {
-        table.careful(code, handler);
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use reprise_hypervisor::Hypervisor;
+use reprise_hypervisor::{Hypervisor, SoftHypervisor};
 
 use super::Failure;
 
@@ -32,25 +32,5 @@ pub(super) fn open(choice: Choice) -> Result<Arc<dyn Hypervisor>, Failure> {
             ));
         }
     }
-    Ok(soft())
-}
-
-// PLACEHOLDER: becomes the soft backend's own constructor when the branches meet.
-fn soft() -> Arc<dyn Hypervisor> {
-    struct None;
-    impl Hypervisor for None {
-        fn kind(&self) -> reprise_hypervisor::HypervisorKind {
-            reprise_hypervisor::HypervisorKind::Soft
-        }
-        fn max_vcpus(&self) -> u32 {
-            1
-        }
-        fn create_vm(
-            &self,
-            _: reprise_hypervisor::VmSettings,
-        ) -> Result<Arc<dyn reprise_hypervisor::Vm>, reprise_hypervisor::HypervisorError> {
-            Err(reprise_hypervisor::HypervisorError::VcpuCount { wanted: 1, max: 0 })
-        }
-    }
-    Arc::new(None)
+    Ok(Arc::new(SoftHypervisor))
 }
