@@ -57,7 +57,7 @@ fn the_interrupt_stack_table_counts_at_the_same_privilege_too() {
         world.gate(UD, 0x8e, 1);
         world.code(CODE, 64, |a| a.ud2());
         assert_eq!(world.run_to_handler(), UD);
-        assert_eq!(world.get(gpr::RSP), (world.tables + IST1 & !15) - 40);
+        assert_eq!(world.get(gpr::RSP), ((world.tables + IST1) & !15) - 40);
     });
 }
 

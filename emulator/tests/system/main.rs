@@ -2,6 +2,7 @@
 //! device that answers late.
 
 mod delivery;
+mod legacy;
 mod modes;
 mod registers;
 mod transfers;

@@ -231,6 +231,7 @@ impl World {
             self.device[start..start + bytes.len()].copy_from_slice(bytes);
         } else {
             self.ram.memory().write_slice(bytes, GuestAddress(at)).unwrap();
+            self.ram.written_by_host(at, bytes.len() as u64);
         }
     }
 
