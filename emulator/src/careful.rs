@@ -326,6 +326,8 @@ impl Careful {
             request,
             question: Some(question),
         });
+        // The pass is over, and what it staged was for nothing: the next one stages it again.
+        self.unstage();
         Stop::Await
     }
 
@@ -772,6 +774,11 @@ impl Access for Careful {
     fn check_move(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64) -> Result<(), Stop> {
         self.check_read(cpu, from, length)?;
         self.check_write(cpu, to, length)
+    }
+
+    fn check_comparison(&mut self, cpu: &Cpu, first: Linear, second: Linear, length: u64) -> Result<(), Stop> {
+        self.check_read(cpu, first, length)?;
+        self.check_read(cpu, second, length)
     }
 
     /// Each iteration is a transaction of its own.

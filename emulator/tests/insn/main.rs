@@ -12,6 +12,7 @@ mod world;
 mod arith;
 mod bits;
 mod control;
+mod devices;
 mod mov;
 mod muldiv;
 mod native;
