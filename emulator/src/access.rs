@@ -148,6 +148,13 @@ pub trait Access: Sized + 'static {
     /// As [`Access::load`] and [`Access::store`], in this order.
     fn check_move(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64) -> Result<(), Stop>;
 
+    /// Before `length` bytes are read at `first` and at `second`: checks both, so that a device at `first` is not asked in
+    /// vain. The fast way need not check.
+    ///
+    /// # Errors
+    /// As [`Access::load`], in this order.
+    fn check_comparison(&mut self, cpu: &Cpu, first: Linear, second: Linear, length: u64) -> Result<(), Stop>;
+
     /// Iterations of a repeated instruction that may be committed before events are looked at again.
     const ITERATIONS: u32;
 

@@ -20,6 +20,10 @@ use crate::word::Word;
 #[inline(always)]
 fn target<W: Word>(cpu: &Cpu, target: u64) -> Result<u64, Stop> {
     let target = target & W::MASK;
+    // What agrees with a canonical RIP in its upper bits is canonical, with four levels of paging or five.
+    if W::SIZE == 8 && (target ^ cpu.rip) >> 47 == 0 {
+        return Ok(target);
+    }
     let inside = if W::SIZE == 8 || cpu.view.is_long() {
         is_canonical(cpu, target)
     } else {

@@ -201,7 +201,7 @@ fn memory<M: Access, O: Shift, T: Word, N: Count, A: Addressing>(cpu: &mut Cpu, 
 /// A shift of two operands as one.
 trait DoubleShift: 'static {
     /// The result and the last bit out. `count` is masked and not zero. Counts above 16 at 16 bits are undefined: the
-    /// processor at hand shifts the source in a second time and clears the carry.
+    /// processor at hand shifts the source in a second time and clears the carry (what it does with OF is not modelled).
     fn shift<T: Word>(value: u64, filler: u64, count: u32) -> (u64, bool);
     fn overflow<T: Word>(result: u64, carry: bool) -> bool;
 }

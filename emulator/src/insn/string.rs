@@ -214,6 +214,7 @@ impl<M: Access> Step<M> for Compare {
         let size = T::SIZE as u64;
         let first = source(cpu, op, size)?;
         let second = destination(cpu, op, size, Use::Read)?;
+        m.check_comparison(cpu, first, second, size)?;
         let a = m.load::<T>(cpu, first)?.zero_extend();
         let b = m.load::<T>(cpu, second)?.zero_extend();
         set_difference_flags::<T>(cpu, a, b);

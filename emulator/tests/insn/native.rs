@@ -90,7 +90,7 @@ fn compare(text: &str, code: &[u8], native: fn(&mut [u64; 5], &mut u64), limit: 
             cpu.gpr.set(register, value);
         }
         cpu.flags = (flags | 2).into();
-        let end = world.run(code, &cpu, Way::Fast);
+        let end = world.run(code, &cpu, Way::Fast, false);
         let (mut after, mut flags_after) = (before, flags | 0x202);
         native(&mut after, &mut flags_after);
         let found = REGISTERS.map(|register| end.cpu.gpr.get(register));
@@ -114,6 +114,11 @@ macro_rules! same_as_the_processor {
             $(compare($text, code!($text), native!($text), $limit, $count);)*
         }
     )*};
+}
+
+/// Keeps a count below 16: beyond, OF of a 16-bit double shift follows no rule that we know.
+fn narrow_count(registers: &mut [u64; 5]) {
+    registers[1] &= !0x10;
 }
 
 /// Makes the upper half of a dividend smaller than its divisor, at every width.
@@ -163,8 +168,9 @@ same_as_the_processor! {
         "rol al, cl" "rol ax, cl" "rol eax, cl" "rol rax, cl" "ror al, cl" "ror ax, cl" "ror eax, cl" "ror rax, cl"
         "rcl al, cl" "rcl ax, cl" "rcl eax, cl" "rcl rax, cl" "rcr al, cl" "rcr ax, cl" "rcr eax, cl" "rcr rax, cl"
         "rol eax, 1" "ror dl, 1" "rcl rsi, 1" "rcr dx, 1" "rol dl, 5" "ror edx, 17" "rcl dl, 3" "rcr rdx, 63";
+    narrow_double_shifts: narrow_count, 200, "shld ax, dx, cl" "shrd ax, dx, cl";
     double_shifts: |_| (), 200,
-        "shld ax, dx, cl" "shld eax, edx, cl" "shld rax, rdx, cl" "shrd ax, dx, cl" "shrd eax, edx, cl" "shrd rax, rdx, cl"
+        "shld eax, edx, cl" "shld rax, rdx, cl" "shrd eax, edx, cl" "shrd rax, rdx, cl"
         "shld ax, si, 1" "shrd edi, esi, 1" "shld rdi, rsi, 63" "shrd ax, dx, 15";
     multiplication: |_| (), 200,
         "mul cl" "mul cx" "mul ecx" "mul rcx" "imul cl" "imul cx" "imul ecx" "imul rcx" "imul ax, cx" "imul eax, ecx"

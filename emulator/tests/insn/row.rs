@@ -213,12 +213,12 @@ impl Row {
                     None => flags,
                 };
                 let undefined = if self.after.flags.is_some() { undefined } else { 0 };
-                self.check_way(way, flags, expected, undefined);
+                self.check_way(way, !repeated, flags, expected, undefined);
             }
         }
     }
 
-    fn check_way(&self, way: Way, flags: u64, expected_flags: u64, undefined: u64) {
+    fn check_way(&self, way: Way, scramble: bool, flags: u64, expected_flags: u64, undefined: u64) {
         let context = || format!("\"{}\": {} ({way:?}, flags {flags:#x} before)", self.name, self.text);
         let mut cpu = self.start.clone();
         self.before.apply(&mut cpu);
@@ -227,7 +227,7 @@ impl Row {
         for (area, offset, bytes) in &self.before.memory {
             world.fill(*area, *offset, bytes);
         }
-        let end = world.run(self.code, &cpu, way);
+        let end = world.run(self.code, &cpu, way, scramble);
         assert_eq!(end.fault, self.after.fault, "{}: exception", context());
         let mut expected = cpu.clone();
         self.after.apply(&mut expected);

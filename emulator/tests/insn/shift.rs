@@ -28,5 +28,6 @@ rows! { double_shifts;
     "SHLD fills from the source's top": "shld dword ptr [rbx], ecx, 8", ecx = 0xab00_0000, m = 0x0012_3456u32 => m = 0x1234_56abu32, f = 0;
     "SHRD fills from the source's bottom": "shrd [rbx], rcx, cl", rcx = 8, m = 0x100u64 => m = 0x0800_0000_0000_0001u64, f = 0;
     "SHLD by one overflows if the sign changes": "shld ax, dx, 1", ax = 0x4000, dx = 0x8000 => ax = 0x8001, f = OF | SF;
+    "beyond 16 bits the source is shifted in again": "shld ax, dx, 20", ax = 1, dx = 0x8001 => ax = 0x0018, f = PF;
     "a count of zero changes nothing": "shld [rbx], ecx, cl", ecx = 32, m = 5u32 => ;
 }

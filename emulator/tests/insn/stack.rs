@@ -1,6 +1,8 @@
 //! PUSH, POP, PUSHA, POPA, PUSHF, ENTER, LEAVE (SDM Vol. 2).
 
-use crate::world::{D, M, STACK, narrow_mode, protected_mode};
+use reprise_emulator::cpu::flags::{CF, DF, RF};
+
+use crate::world::{Area, D, M, STACK, Way, World, long_mode, narrow_mode, protected_mode};
 
 rows! { push;
     "eight bytes below": "push rcx", rcx = 7 => rsp = STACK - 8, s = (-8, 7u64);
@@ -8,8 +10,7 @@ rows! { push;
     "an immediate is sign-extended": "push -2", rcx = 0 => rsp = STACK - 8, s = (-8, -2i64 as u64);
     "from memory": "push qword ptr [rbx]", m = 9u64 => rsp = STACK - 8, s = (-8, 9u64);
     "16 bits": "push cx", cx = 0x1234 => rsp = STACK - 2, s = (-2, 0x1234u16);
-    "a segment register": "push fs", rcx = 0 => rsp = STACK - 8, s = (-8, 0x10u64);
-    "flags, without VM and RF": "pushfq", f = 0, rcx = 0 => rsp = STACK - 8, s = (-8, 2u64);
+    "a segment register": ".byte 0x0f, 0xa0", rcx = 0 => rsp = STACK - 8, s = (-8, 0x10u64);
     "a stack that is not canonical is #SS": "push rcx", rsp = 1 << 62 => fault = (12, Some(0));
     "a stack that is not there is #PF": "push rcx", rsp = 0x20_0000_0000 => fault = (14, Some(2));
 }
@@ -32,7 +33,7 @@ rows! { frames;
 
 rows! { in_32_bits in protected_mode(), ".code32\n";
     "four bytes": "push ecx", ecx = 7 => s = (-4, 7u32), esp = STACK - 4;
-    "a segment register is zero-extended": "push ds", s = (-4, u32::MAX) => s = (-4, 0x10u32), esp = STACK - 4;
+    "a segment register is zero-extended": ".byte 0x1e", s = (-4, u32::MAX) => s = (-4, 0x10u32), esp = STACK - 4;
     "PUSHA pushes eight, and SP as it was": "pushad", eax = 1, ecx = 2, edx = 3, ebp = 4
         => s = (-4, 1u32), s = (-8, 2u32), s = (-12, 3u32), s = (-16, M as u32), s = (-20, STACK as u32), s = (-24, 4u32), s = (-28, M as u32), s = (-32, D as u32), esp = STACK - 32;
     "POPA skips the stack pointer": "popad", s = (0, 1u128 << 96 | 2), s = (16, 3u128 << 96)
@@ -44,4 +45,18 @@ rows! { in_16_bits in narrow_mode(), ".code16\n";
     "two bytes": "push cx", cx = 7 => s = (-2, 7u16), sp = 0x7fe;
     "PUSHA": "pusha", ax = 1, cx = 2, dx = 3, bx = 4, bp = 5, si = 6, di = 7
         => s = (-16, 0x0001_0002_0003_0004_0800_0005_0006_0007u128), sp = 0x7f0;
+}
+
+/// A row would not do: the single step shows in what is pushed.
+#[test]
+fn pushf_pushes_the_flags_but_for_rf() {
+    for way in [Way::Fast, Way::AllLate] {
+        let mut cpu = long_mode();
+        cpu.flags = (CF | DF | RF | 2).into();
+        let mut world = World::new(&cpu);
+        let end = world.run(code!("pushfq"), &cpu, way, true);
+        assert_eq!(end.cpu.gpr.get(4), STACK - 8);
+        let page = world.bytes(Area::Stack, way);
+        assert_eq!(page[0x7f8..0x800], (CF | DF | 2).to_le_bytes());
+    }
 }

@@ -238,7 +238,7 @@ impl World {
             self.poke64(table, next | 7);
         }
         for page in 0..512 {
-            self.poke64(PAGE_TABLE + 8 * page, page * PAGE | 7);
+            self.poke64(PAGE_TABLE + 8 * page, (page * PAGE) | 7);
         }
         let descriptors = [
             (0x08, 0x00af_9b00_0000_ffff),
@@ -258,12 +258,12 @@ impl World {
             if long {
                 self.poke64(
                     IDT + vector * 16,
-                    handler & 0xffff | 0x8 << 16 | 0x8e01 << 32 | (handler >> 16) << 48,
+                    (handler & 0xffff) | 0x8 << 16 | 0x8e01 << 32 | (handler >> 16) << 48,
                 );
             } else {
                 self.poke64(
                     IDT + vector * 8,
-                    handler & 0xffff | 0x18 << 16 | 0x8e00 << 32 | (handler >> 16) << 48,
+                    (handler & 0xffff) | 0x18 << 16 | 0x8e00 << 32 | (handler >> 16) << 48,
                 );
             }
         }
@@ -295,11 +295,12 @@ impl World {
     /// Makes a data page read-only.
     pub fn protect(&mut self, area: Area) {
         let page = area.page() / PAGE;
-        self.poke64(PAGE_TABLE + 8 * page, page * PAGE | 5);
+        self.poke64(PAGE_TABLE + 8 * page, (page * PAGE) | 5);
     }
 
-    /// Runs `code` from `cpu` until it is over: its successor has been reached, or the handler of its fault.
-    pub fn run(&mut self, code: &[u8], cpu: &Cpu, way: Way) -> End {
+    /// Runs `code` from `cpu` until it is over: its successor has been reached, or the handler of its fault. What it has read
+    /// is overwritten while it waits if `scramble` says so: not for a repeated instruction, which reads itself again.
+    pub fn run(&mut self, code: &[u8], cpu: &Cpu, way: Way, scramble: bool) -> End {
         let long = cpu.view.is_long();
         let code_at = cpu.segments[Seg::Cs].base + cpu.rip;
         self.poke(code_at & !(PAGE - 1), &[END; PAGE as usize]);
@@ -331,7 +332,7 @@ impl World {
                 Exit::Request(request) => {
                     requests.push((request.address, request.size, request.direction));
                     let value = self.answer(request);
-                    if request.direction == Direction::Read {
+                    if scramble && request.direction == Direction::Read {
                         self.scramble(code_at, way);
                     }
                     entry = Entry::Answer(Answer {
@@ -396,7 +397,7 @@ impl World {
             let frame = if long {
                 cpu.gpr.get(4)
             } else {
-                cpu.segments[Seg::Ss].base + cpu.gpr.get(4) & 0xffff_ffff
+                (cpu.segments[Seg::Ss].base + cpu.gpr.get(4)) & 0xffff_ffff
             };
             let mut at = frame;
             let mut pop = || {
