@@ -113,7 +113,16 @@ impl Guest {
         self.peek(FX, &mut state.fx);
         let trapped = exit == Exit::Shutdown;
         if trapped {
-            // FXSAVE was not reached; XMM registers and MXCSR are what an exception could have changed.
+            // FXSAVE was not reached.
+            let fpu = &cpu.fpu;
+            state.fx[2..4].copy_from_slice(&fpu.status.to_le_bytes());
+            state.fx[4] = fpu.tags;
+            for i in 0..8 {
+                let register = fpu.registers[fpu.physical(i)];
+                let at = 32 + 16 * usize::from(i);
+                state.fx[at..at + 8].copy_from_slice(&register.significand.to_le_bytes());
+                state.fx[at + 8..at + 10].copy_from_slice(&register.sign_exponent.to_le_bytes());
+            }
             state.fx[24..28].copy_from_slice(&cpu.fpu.mxcsr.to_le_bytes());
             for i in 0..16 {
                 state.fx[160 + 16 * i..][..16].copy_from_slice(&cpu.fpu.xmm(i as u8));
