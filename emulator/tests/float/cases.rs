@@ -237,7 +237,15 @@ pub fn encodings(code: Code, random: &mut Random) -> Vec<(Vec<u8>, String)> {
         encoder
             .encode(&instruction, 0)
             .unwrap_or_else(|error| panic!("{code:?}: {error}"));
-        let text = format!("{:?}", instruction.code().op_code().instruction_string());
+        let text = format!(
+            "{} with {:?}",
+            info.instruction_string(),
+            instruction
+                .op_kinds()
+                .zip(0..)
+                .map(|(kind, i)| (kind, instruction.op_register(i)))
+                .collect::<Vec<_>>()
+        );
         forms.push((encoder.take_buffer(), text));
     }
     forms
