@@ -139,16 +139,35 @@ impl Guest {
         Outcome { state, trapped }
     }
 
-    /// The instruction is #UD.
-    pub fn is_undefined(&mut self, instruction: &[u8]) -> bool {
-        let mut cpu = long_mode();
-        // What is executed writes here or faults; what is undefined never moves on from RIP and shuts down with no access.
-        cpu.gpr.set(6, RAM_DATA);
-        cpu.gpr.set(7, RAM_DATA);
+    /// Executes `instruction` with `data` at rsi in a CPU that `change` has prepared, from a given x87 and SSE state: true if
+    /// it raised an exception.
+    pub fn faults(&mut self, instruction: &[u8], data: &[u8], change: impl FnOnce(&mut Cpu)) -> bool {
         let code = [instruction, &[0xf4]].concat();
         self.poke(CODE, &code);
-        self.poke(RAM_DATA, &[0; 1024]);
+        self.poke(RAM_DATA, data);
+        let mut cpu = long_mode();
+        cpu.gpr.set(6, RAM_DATA);
+        change(&mut cpu);
+        cpu.refresh();
         self.go(cpu) == Exit::Shutdown
+    }
+
+    /// The CPU after the last instruction.
+    pub fn cpu(&self) -> &Cpu {
+        self.emulator.cpu()
+    }
+
+    /// What is at rsi after the last instruction.
+    pub fn data(&self) -> [u8; DATA] {
+        let mut data = [0; DATA];
+        self.peek(RAM_DATA, &mut data);
+        data
+    }
+
+    /// The instruction is #UD.
+    pub fn is_undefined(&mut self, instruction: &[u8]) -> bool {
+        // With an operand of zeros no other exception is to be had.
+        self.faults(instruction, &[0; DATA], |cpu| cpu.gpr.set(7, RAM_DATA))
     }
 
     fn go(&mut self, cpu: Cpu) -> Exit {

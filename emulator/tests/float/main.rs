@@ -8,7 +8,9 @@
 mod cases;
 mod guest;
 mod native;
+mod pointers;
 mod state;
+mod xsave;
 
 use iced_x86::{Code, CpuidFeature, EncodingKind};
 

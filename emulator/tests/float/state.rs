@@ -5,7 +5,7 @@ use std::fmt::{Display, Formatter, Result, Write};
 use crate::cases::Random;
 
 /// Bytes of the memory operand that rsi and rdi point at.
-pub const DATA: usize = 128;
+pub const DATA: usize = 1024;
 
 /// Registers and memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,7 +76,7 @@ impl State {
             fx[160 + 16 * i..][..16].copy_from_slice(&random.vector());
         }
         let mut data = [0; DATA];
-        for (i, chunk) in data.chunks_exact_mut(16).enumerate() {
+        for (i, chunk) in data[..128].chunks_exact_mut(16).enumerate() {
             match (i, random.next() % 3) {
                 (0, 0) => chunk[..10].copy_from_slice(&random.extended()),
                 (0, 1) => chunk[..8].copy_from_slice(&random.integer().to_le_bytes()),
