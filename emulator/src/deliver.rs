@@ -347,3 +347,68 @@ fn ia32e(cpu: &Cpu, m: &mut Careful, event: &Event) -> Result<Landing, Stop> {
     descriptor::check_target(cpu, &code.segment, gate.offset)?;
     gate.land(cpu, m, code, cpl, stack)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn exception(vector: u8) -> Event {
+        Event {
+            source: Source::Fault,
+            ..Event::external(vector)
+        }
+    }
+
+    /// The outcome as the manual's table has it: handled one after the other, double fault, shutdown.
+    fn outcome(first: &Event, second: u8) -> &'static str {
+        match combine(first, Exception::with_code(second, 0), 0x1000) {
+            Combined::Shutdown => "shutdown",
+            Combined::Deliver(event) if event.vector == event::DF => "double",
+            Combined::Deliver(event) => {
+                assert_eq!((event.vector, event.source), (second, Source::Fault));
+                "serial"
+            }
+        }
+    }
+
+    #[test]
+    fn exceptions_combine_as_the_table_of_double_faults_says() {
+        let (benign, contributory, page_fault) = (event::UD, event::GP, event::PF);
+        for (first, expected) in [
+            (benign, ["serial", "serial", "serial"]),
+            (contributory, ["serial", "double", "serial"]),
+            (page_fault, ["serial", "double", "double"]),
+            (event::DF, ["serial", "shutdown", "shutdown"]),
+        ] {
+            let outcomes = [event::AC, contributory, page_fault].map(|second| outcome(&exception(first), second));
+            assert_eq!(outcomes, expected, "first {first}");
+        }
+        for vector in [event::DE, event::TS, event::NP, event::SS] {
+            assert_eq!(outcome(&exception(vector), event::NP), "double", "first {vector}");
+        }
+    }
+
+    #[test]
+    fn interrupts_are_benign_whatever_their_vector() {
+        for source in [Source::External, Source::Software] {
+            let event = Event {
+                source,
+                ..Event::external(event::GP)
+            };
+            assert_eq!(outcome(&event, event::GP), "serial");
+        }
+    }
+
+    #[test]
+    fn a_double_fault_keeps_the_address_of_the_last_page_fault() {
+        let first = Event {
+            cr2: Some(0x5000),
+            ..exception(event::PF)
+        };
+        let cr2 = |second| match combine(&first, Exception::with_code(second, 0), 0x1000) {
+            Combined::Deliver(event) => event.cr2,
+            Combined::Shutdown => None,
+        };
+        assert_eq!((cr2(event::PF), cr2(event::GP)), (Some(0x1000), Some(0x5000)));
+    }
+}

@@ -1,4 +1,40 @@
 //! Virtual machines and virtual CPUs, driven with owned values.
+//!
+//! A [`Hypervisor`] makes a [`Vm`] with its interrupt controllers and timers; the [`Vm`] makes each [`Vcpu`] once. A thread
+//! then owns the vCPU and runs it: the answer to the last exit is the argument of the next
+//! [`run`](Vcpu::run). No device is ever called from inside, so a device may take its time to answer, and the thread may do
+//! something else meanwhile: the vCPU waits between two calls, not in one.
+//!
+//! [`SoftHypervisor`] needs nothing from the host: its CPU is software. A guest that reads one port and writes what it read
+//! to another:
+//!
+//! ```
+//! use reprise_hypervisor::{
+//!     Access, Answer, GuestMemory, Hypervisor, SoftHypervisor, VmEntry, VmExit, VmSettings,
+//! };
+//! use vm_memory::{Bytes, GuestAddress};
+//!
+//! let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10000)])?;
+//! //                    in al, 0x60  out 0x80, al
+//! memory.write_slice(&[0xe4, 0x60, 0xe6, 0x80], GuestAddress(0x1000))?;
+//! let vm = SoftHypervisor.create_vm(VmSettings { vcpus: 1, memory })?;
+//! let mut vcpu = vm.create_vcpu(0)?;
+//!
+//! let mut cpu = vcpu.state()?;
+//! cpu.segments[reprise_emulator::cpu::Seg::Cs].base = 0;
+//! cpu.rip = 0x1000;
+//! vcpu.set_state(&cpu)?;
+//!
+//! let VmExit::Io(read) = vcpu.run(VmEntry::Resume)? else { panic!() };
+//! assert_eq!((read.address, read.access), (0x60, Access::Read));
+//! let VmExit::Io(write) = vcpu.run(VmEntry::Answer(Answer { id: read.id, value: 7 }))? else { panic!() };
+//! assert_eq!((write.address, write.access), (0x80, Access::Write(7)));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! # Map
+//! - [`vm`], [`vcpu`]: what a backend is; [`exit`]: what crosses the boundary; [`error`]: what can go wrong.
+//! - [`soft`]: the backend whose CPU is software.
 #![deny(unsafe_code)]
 
 pub mod error;

@@ -26,44 +26,54 @@ fn defuse(image: &mut Image) {
     }
 }
 
-/// Executes the instruction with opcode bytes `OPCODE` and `MODRM` + `i`, a form without memory operand, with the status
-/// flags of `flags` (as LAHF has them); gives the flags after it.
-pub fn register<const OPCODE: u8, const MODRM: u8>(image: &mut Image, i: u8, flags: u8) -> u8 {
+/// Executes an instruction without memory operand on the state.
+macro_rules! execute {
+    ($image:ident, $flags:ident, $i:literal) => {{
+        let mut ax = u64::from($flags) << 8;
+        // SAFETY: an x87 instruction between registers; the state is 108 bytes, and FNSAVE leaves x87 initialised.
+        unsafe {
+            asm!(
+                "frstor [{image}]",
+                "sahf",
+                concat!(".byte {opcode}, {modrm} + ", $i),
+                "lahf",
+                "fnsave [{image}]",
+                image = in(reg) $image.as_mut_ptr(),
+                opcode = const OPCODE,
+                modrm = const MODRM,
+                inout("rax") ax,
+                out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
+                out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
+                options(nostack),
+            );
+        }
+        (ax >> 8) as u8
+    }};
+}
+
+/// Executes the instruction with opcode bytes `OPCODE` and `MODRM`, a form without operands.
+pub fn plain<const OPCODE: u8, const MODRM: u8>(image: &mut Image) {
     const { assert!(OPCODE >= 0xd8 && OPCODE <= 0xdf && MODRM >= 0xc0) };
     defuse(image);
-    let mut ax = u64::from(flags) << 8;
-    macro_rules! execute {
-        ($i:literal) => {
-            // SAFETY: an x87 instruction between registers; the state is 108 bytes, and FNSAVE leaves x87 initialised.
-            unsafe {
-                asm!(
-                    "frstor [{image}]",
-                    "sahf",
-                    concat!(".byte {opcode}, ({modrm} + ", $i, ") & 255"),
-                    "lahf",
-                    "fnsave [{image}]",
-                    image = in(reg) image.as_mut_ptr(),
-                    opcode = const OPCODE,
-                    modrm = const MODRM,
-                    inout("rax") ax,
-                    out("st(0)") _, out("st(1)") _, out("st(2)") _, out("st(3)") _,
-                    out("st(4)") _, out("st(5)") _, out("st(6)") _, out("st(7)") _,
-                    options(nostack),
-                );
-            }
-        };
+    let flags = 0u8;
+    let _: u8 = execute!(image, flags, "0");
+}
+
+/// Executes the instruction with opcode bytes `OPCODE` and `MODRM` + `i`, a form with operand ST(i), with the status flags
+/// of `flags` (as LAHF has them); gives the flags after it.
+pub fn register<const OPCODE: u8, const MODRM: u8>(image: &mut Image, i: u8, flags: u8) -> u8 {
+    const { assert!(OPCODE >= 0xd8 && OPCODE <= 0xdf && MODRM >= 0xc0 && MODRM & 7 == 0) };
+    defuse(image);
+    match i & 7 {
+        0 => execute!(image, flags, "0"),
+        1 => execute!(image, flags, "1"),
+        2 => execute!(image, flags, "2"),
+        3 => execute!(image, flags, "3"),
+        4 => execute!(image, flags, "4"),
+        5 => execute!(image, flags, "5"),
+        6 => execute!(image, flags, "6"),
+        _ => execute!(image, flags, "7"),
     }
-    match i {
-        0 => execute!("0"),
-        1 => execute!("1"),
-        2 => execute!("2"),
-        3 => execute!("3"),
-        4 => execute!("4"),
-        5 => execute!("5"),
-        6 => execute!("6"),
-        _ => execute!("7"),
-    }
-    (ax >> 8) as u8
 }
 
 /// Executes the instruction with opcode byte `OPCODE` and reg field `DIGIT`, a form with a memory operand.

@@ -6,7 +6,7 @@
 
 mod exceptions;
 
-use iced_x86::Code::{self, *};
+use iced_x86::Code::*;
 
 use super::{available, sse_int};
 use crate::access::{Access, Outcome, Stop};

@@ -55,7 +55,17 @@ fn point_at_data<M>(cpu: &mut Cpu, op: &Op<M>) {
     cpu.fpu.ds = cpu.segments[Seg::from_number(op.seg)].selector;
 }
 
-/// An instruction without memory operand. One of its operands is ST(0), so the other's number is the sum.
+/// An instruction without operands.
+fn plain<M: Access, const OPCODE: u8, const MODRM: u8>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
+    available::x87(cpu)?;
+    let mut image = image(cpu);
+    host::plain::<OPCODE, MODRM>(&mut image);
+    commit(cpu, &image);
+    point(cpu, op);
+    Ok(())
+}
+
+/// An instruction on ST(i). One of its operands is ST(0), so the other's number is the sum.
 fn register<M: Access, const OPCODE: u8, const MODRM: u8>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     available::x87(cpu)?;
     let mut image = image(cpu);

@@ -30,7 +30,7 @@ rows! { sub_sbb_cmp;
     "a borrow and all ones borrow again": "sbb al, [rbx]", al = 0, m = 0xffu8, f = CF => al = 0, f = CF | AF | ZF | PF;
     "SBB of a register with itself spreads the carry": "sbb eax, eax", f = CF => eax = 0xffff_ffff, f = CF | AF | SF | PF;
     "CMP leaves its operands": "cmp [rbx], rcx", rcx = 1, m = 0u64 => f = CF | AF | SF | PF;
-    "CMP with an immediate does not write": "cmp byte ptr [rbx], 0x80", m = 0x7fu8 => f = CF | SF | OF;
+    "CMP with an immediate does not write": "cmp byte ptr [rbx], 0x80", m = 0x7fu8 => f = CF | SF | PF | OF;
     "CMP from memory": "cmp cx, [rbx]", cx = 3, m = 3u16 => f = ZF | PF;
 }
 
@@ -62,7 +62,7 @@ rows! { exchange_and_add;
 
 rows! { compare_and_exchange;
     "equal: the destination is replaced": "lock cmpxchg [rbx], rcx", rax = 5, rcx = 9, m = 5u64 => m = 9u64, f = ZF | PF;
-    "different: the accumulator learns it": "lock cmpxchg [rbx], ecx", rax = u64::MAX, ecx = 9, m = 5u32 => eax = 5, f = SF;
+    "different: the accumulator learns it": "lock cmpxchg [rbx], ecx", rax = u64::MAX, ecx = 9, m = 5u32 => eax = 5, f = SF | PF;
     "without LOCK it is the same": "cmpxchg [rbx], cl", al = 1, cl = 2, m = 0u8 => al = 0, f = 0;
     "an equal 32-bit accumulator keeps its upper half": "cmpxchg [rbx], ecx", rax = 7 << 32, ecx = 1, m = 0u32 => m = 1u32, f = ZF | PF;
     "a register that differs keeps its upper half": "cmpxchg edx, ecx", rdx = 3 << 32 | 1, eax = 2, ecx = 1 => eax = 1, f = 0;

@@ -41,12 +41,12 @@ macro_rules! native {
                     $text,
                     "pushfq",
                     "pop {flags}",
-                    flags = inout(reg) *flags,
-                    inout("rax") *rax,
-                    inout("rcx") *rcx,
-                    inout("rdx") *rdx,
-                    inout("rsi") *rsi,
-                    inout("rdi") *rdi,
+                    flags = inout(reg) * flags,
+                    inout("rax") * rax,
+                    inout("rcx") * rcx,
+                    inout("rdx") * rdx,
+                    inout("rsi") * rsi,
+                    inout("rdi") * rdi,
                 );
             }
         }

@@ -125,8 +125,7 @@ impl State {
 
     /// At an offset of -0x800 to 0x7ff from rsp.
     pub fn s(mut self, (offset, bytes): (i64, impl Bytes)) -> State {
-        self.memory
-            .push((Area::Stack, (0x800 + offset) as u64, bytes.bytes()));
+        self.memory.push((Area::Stack, (0x800 + offset) as u64, bytes.bytes()));
         self
     }
 

@@ -187,7 +187,8 @@ fn finish(mut cpu: Cpu) -> Cpu {
     };
     cpu.rip = CODE;
     for register in 0..16 {
-        cpu.gpr.set(register, 0x0101_0101_0101_0101 * (0xa0 + u64::from(register)));
+        cpu.gpr
+            .set(register, 0x0101_0101_0101_0101 * (0xa0 + u64::from(register)));
     }
     for (register, value) in [(3, M), (6, M), (7, D), (4, STACK)] {
         cpu.gpr.set(register, value);
@@ -255,9 +256,15 @@ impl World {
         for vector in 0..32 {
             let handler = HANDLERS + vector * 16;
             if long {
-                self.poke64(IDT + vector * 16, handler & 0xffff | 0x8 << 16 | 0x8e01 << 32 | (handler >> 16) << 48);
+                self.poke64(
+                    IDT + vector * 16,
+                    handler & 0xffff | 0x8 << 16 | 0x8e01 << 32 | (handler >> 16) << 48,
+                );
             } else {
-                self.poke64(IDT + vector * 8, handler & 0xffff | 0x18 << 16 | 0x8e00 << 32 | (handler >> 16) << 48);
+                self.poke64(
+                    IDT + vector * 8,
+                    handler & 0xffff | 0x18 << 16 | 0x8e00 << 32 | (handler >> 16) << 48,
+                );
             }
         }
         self.poke(HANDLERS, &[END; 0x200]);
@@ -311,7 +318,11 @@ impl World {
         let mut entry = Entry::Resume;
         // A repeated instruction makes many requests, but not endlessly many.
         for _ in 0..10_000 {
-            match self.emulator.run(entry).expect("re-execution sees what the first pass saw") {
+            match self
+                .emulator
+                .run(entry)
+                .expect("re-execution sees what the first pass saw")
+            {
                 Exit::Request(request) if request.space == Space::Port && request.address == u64::from(END) => {
                     self.emulator.cancel();
                     return self.end(way, requests);
@@ -327,7 +338,11 @@ impl World {
                         reply: Reply::Value(value),
                     });
                 }
-                exit => panic!("{exit:?} at {:#x}: {:?}", self.emulator.cpu().rip, self.emulator.cpu().event),
+                exit => panic!(
+                    "{exit:?} at {:#x}: {:?}",
+                    self.emulator.cpu().rip,
+                    self.emulator.cpu().event
+                ),
             }
         }
         panic!("the instruction does not end");
@@ -377,7 +392,11 @@ impl World {
             let has_code = matches!(vector, 8 | 10..=14 | 17);
             let long = cpu.view.is_long();
             let width = if long { 8 } else { 4 };
-            let mut at = if long { cpu.gpr.get(4) } else { cpu.segments[Seg::Ss].base + cpu.gpr.get(4) & 0xffff_ffff };
+            let mut at = if long {
+                cpu.gpr.get(4)
+            } else {
+                cpu.segments[Seg::Ss].base + cpu.gpr.get(4) & 0xffff_ffff
+            };
             let mut pop = || {
                 let bytes = self.peek(at, width);
                 at += width as u64;
@@ -387,7 +406,14 @@ impl World {
             let (rip, _, flags) = (pop(), pop(), pop());
             cpu.rip = rip;
             cpu.flags = (flags & !TF & !RF).into();
-            cpu.gpr.set(4, if long { pop() } else { cpu.gpr.get(4).wrapping_add(if has_code { 16 } else { 12 }) });
+            cpu.gpr.set(
+                4,
+                if long {
+                    pop()
+                } else {
+                    cpu.gpr.get(4).wrapping_add(if has_code { 16 } else { 12 })
+                },
+            );
             fault = Some((vector, code));
         }
         if way == Way::Careful {

@@ -1,5 +1,4 @@
-//! The model-specific registers that belong to the platform, not to the processor: local APIC, time, kvmclock, and the
-//! few of AMD's that a kernel reads on a processor of that make.
+//! The model-specific registers that belong to the platform, not to the processor: local APIC, time, kvmclock.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,29 +8,14 @@ use reprise_emulator::{Host, Ram};
 
 use super::chipset::Chipset;
 use super::kvmclock::KvmClock;
-use super::lapic::{Effect, GeneralProtection, Now};
+use super::lapic::{GeneralProtection, Now};
 
 const IA32_TIME_STAMP_COUNTER: u32 = 0x10;
 const IA32_APIC_BASE: u32 = 0x1b;
 const IA32_TSC_ADJUST: u32 = 0x3b;
-const PATCH_LEVEL: u32 = 0x8b;
 const IA32_TSC_DEADLINE: u32 = 0x6e0;
 const X2APIC_FIRST: u32 = 0x800;
 const X2APIC_LAST: u32 = 0x83f;
-
-/// AMD's system configuration, hardware configuration, north bridge configuration, pending interrupt message, MMIO
-/// configuration base, load-store, data cache and bus unit configuration.
-const SYSCFG: u32 = 0xc001_0010;
-const HWCR: u32 = 0xc001_0015;
-const NB_CFG: u32 = 0xc001_001f;
-const INT_PENDING: u32 = 0xc001_0055;
-const MMIO_CFG_BASE: u32 = 0xc001_0058;
-const LS_CFG: u32 = 0xc001_1020;
-const DC_CFG: u32 = 0xc001_1022;
-const BU_CFG2: u32 = 0xc001_102a;
-/// AMD's decode configuration; bit 1 makes LFENCE serialise, which it always does here.
-const DE_CFG: u32 = 0xc001_1029;
-const DE_CFG_VALUE: u64 = 1 << 1;
 
 /// What the CPU needs from its surroundings: its time-stamp counter, and chance.
 #[derive(Debug)]
@@ -77,7 +61,6 @@ pub struct Msrs {
     surroundings: Arc<Surroundings>,
     ram: Arc<Ram>,
     kvmclock: KvmClock,
-    hwcr: u64,
 }
 
 impl Msrs {
@@ -88,7 +71,6 @@ impl Msrs {
             surroundings,
             ram,
             kvmclock: KvmClock::default(),
-            hwcr: 0,
         }
     }
 
@@ -105,9 +87,6 @@ impl Msrs {
             IA32_APIC_BASE => Ok(lapic().base()),
             IA32_TSC_DEADLINE => Ok(lapic().tsc_deadline()),
             X2APIC_FIRST..=X2APIC_LAST => lapic().read_msr((msr - X2APIC_FIRST) as u8, now),
-            HWCR => Ok(self.hwcr),
-            DE_CFG => Ok(DE_CFG_VALUE),
-            PATCH_LEVEL | SYSCFG | NB_CFG | INT_PENDING | MMIO_CFG_BASE | LS_CFG | DC_CFG | BU_CFG2 => Ok(0),
             _ => self.kvmclock.read_msr(msr).ok_or(GeneralProtection),
         }
     }
@@ -117,45 +96,31 @@ impl Msrs {
     /// # Errors
     /// [`GeneralProtection`] if there is no such register, or it does not take this value.
     pub fn write(&mut self, msr: u32, value: u64) -> Result<(), GeneralProtection> {
-        let now = self.surroundings.now();
-        let chipset = Arc::clone(&self.surroundings.chipset);
-        let lapic = || chipset.seats()[self.index].lapic();
-        let effect = match msr {
-            IA32_TIME_STAMP_COUNTER => {
-                self.adjust(value.wrapping_sub(now.clock));
-                Effect::Nothing
+        let Self {
+            index,
+            surroundings,
+            ram,
+            kvmclock,
+        } = self;
+        let (chipset, now) = (&surroundings.chipset, surroundings.now());
+        let lapic = || chipset.seats()[*index].lapic();
+        match msr {
+            IA32_TIME_STAMP_COUNTER | IA32_TSC_ADJUST => {
+                let own = msr == IA32_TSC_ADJUST;
+                let adjust = if own { value } else { value.wrapping_sub(now.clock) };
+                surroundings.adjust.store(adjust, Ordering::Relaxed);
+                kvmclock.refresh(ram, surroundings.now());
             }
-            IA32_TSC_ADJUST => {
-                self.adjust(value);
-                Effect::Nothing
+            IA32_APIC_BASE => lapic().set_base(value, PHYSICAL_BITS)?,
+            IA32_TSC_DEADLINE => lapic().set_tsc_deadline(value),
+            X2APIC_FIRST..=X2APIC_LAST => {
+                let effect = lapic().write_msr((msr - X2APIC_FIRST) as u8, value, now)?;
+                chipset.perform(effect);
             }
-            IA32_APIC_BASE => {
-                lapic().set_base(value, PHYSICAL_BITS)?;
-                Effect::Nothing
-            }
-            IA32_TSC_DEADLINE => {
-                lapic().set_tsc_deadline(value);
-                Effect::Nothing
-            }
-            X2APIC_FIRST..=X2APIC_LAST => lapic().write_msr((msr - X2APIC_FIRST) as u8, value, now)?,
-            HWCR => {
-                self.hwcr = value;
-                Effect::Nothing
-            }
-            // There is nothing behind them to configure.
-            PATCH_LEVEL | DE_CFG | SYSCFG | NB_CFG | INT_PENDING | MMIO_CFG_BASE | LS_CFG | DC_CFG | BU_CFG2 => {
-                Effect::Nothing
-            }
-            _ if self.kvmclock.write_msr(msr, value, &self.ram, &chipset.clock, now) => Effect::Nothing,
+            _ if kvmclock.write_msr(msr, value, ram, &chipset.clock, now) => {}
             _ => return Err(GeneralProtection),
-        };
-        chipset.perform(effect);
+        }
         Ok(())
-    }
-
-    fn adjust(&mut self, adjust: u64) {
-        self.surroundings.adjust.store(adjust, Ordering::Relaxed);
-        self.kvmclock.refresh(&self.ram, self.surroundings.now());
     }
 }
 
@@ -219,12 +184,5 @@ mod tests {
             assert_eq!(msrs.read(msr), Err(GeneralProtection), "{msr:#x}");
             assert_eq!(msrs.write(msr, 0), Err(GeneralProtection), "{msr:#x}");
         }
-    }
-
-    #[test]
-    fn lfence_serialises_whatever_is_written() {
-        let mut msrs = msrs();
-        msrs.write(DE_CFG, 0).unwrap();
-        assert_eq!(msrs.read(DE_CFG), Ok(2));
     }
 }

@@ -115,17 +115,16 @@ impl SoftVcpu {
 
     /// Gives the CPU the interrupt it has to take next, or has it say when it can take one.
     fn interrupt(&mut self) {
-        let mut lapic = self.machine.chipset.seats()[self.index].lapic();
-        if lapic.nmi_pending() {
+        if self.seat().lapic().nmi_pending() {
             if self.emulator.cpu().accepts_nmi() {
-                lapic.take_nmi();
-                drop(lapic);
+                self.seat().lapic().take_nmi();
                 self.inject(Event::nmi());
                 self.counters.nmis += 1;
-                return;
+            } else {
+                self.emulator.request_nmi_window();
             }
-            self.emulator.request_nmi_window();
         }
+        let lapic = self.machine.chipset.seats()[self.index].lapic();
         let external = lapic.external_pending();
         if !external && lapic.pending().is_none() {
             return;
@@ -366,3 +365,6 @@ impl Kick for SoftKick {
         self.machine.chipset.seats()[self.index].bell.ring();
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -150,3 +150,89 @@ impl Drop for Source {
         self.set(false);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use vm_memory::GuestAddress;
+
+    use super::*;
+    use crate::{GuestMemory, Hypervisor, HypervisorKind, SoftHypervisor};
+
+    fn settings(vcpus: u32) -> VmSettings {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+        VmSettings { vcpus, memory }
+    }
+
+    #[test]
+    fn there_are_1_to_255_vcpus() {
+        for wanted in [0, 256, u32::MAX] {
+            let refused = SoftHypervisor.create_vm(settings(wanted)).err();
+            assert!(
+                matches!(refused, Some(HypervisorError::VcpuCount { max: 255, .. })),
+                "{wanted}"
+            );
+        }
+        assert!(SoftHypervisor.create_vm(settings(255)).is_ok());
+        assert_eq!(
+            (SoftHypervisor.kind(), SoftHypervisor.max_vcpus()),
+            (HypervisorKind::Soft, 255)
+        );
+    }
+
+    #[test]
+    fn each_vcpu_is_made_once() {
+        let vm = SoftVm::new(settings(2)).unwrap();
+        assert!(vm.create_vcpu(1).is_ok());
+        for index in [1, 2] {
+            let refused = vm.create_vcpu(index).err();
+            assert!(matches!(refused, Some(HypervisorError::VcpuIndex { .. })), "{index}");
+        }
+        assert!(vm.create_vcpu(0).is_ok());
+    }
+
+    #[test]
+    fn there_are_24_lines() {
+        let vm = SoftVm::new(settings(1)).unwrap();
+        assert!(vm.interrupt_line(23).is_ok());
+        let refused = vm.interrupt_line(24).err();
+        assert!(matches!(refused, Some(HypervisorError::Gsi { gsi: 24, max: 23 })));
+    }
+
+    /// Whether line 5 is up, as the PICs see it: they are told to be level-triggered there, and to show requests.
+    fn is_up(vm: &SoftVm) -> bool {
+        let chipset = &vm.machine.chipset;
+        chipset.write_ports(0x4d0, 1, 0x20);
+        chipset.write_ports(0x20, 1, 0x0a);
+        chipset.read_ports(0x20, 1).unwrap() & 0x20 != 0
+    }
+
+    #[test]
+    fn a_line_is_up_while_any_of_its_sources_asserts_it() {
+        let vm = SoftVm::new(settings(1)).unwrap();
+        let (one, other) = (vm.interrupt_line(5).unwrap(), vm.interrupt_line(5).unwrap());
+        one.set(true);
+        one.set(true);
+        other.set(true);
+        one.set(false);
+        assert!(is_up(&vm));
+        drop(other);
+        assert!(!is_up(&vm), "a source that is gone asserts nothing");
+    }
+
+    #[test]
+    fn the_machine_lives_as_long_as_somebody_holds_on_to_it() {
+        let vm = SoftVm::new(settings(1)).unwrap();
+        let (vcpu, line) = (vm.create_vcpu(0).unwrap(), vm.interrupt_line(5).unwrap());
+        let chipset = Arc::downgrade(&vm.machine.chipset);
+        drop(vm);
+        line.pulse();
+        drop(vcpu);
+        drop(line);
+        assert!(chipset.upgrade().is_none(), "the alarm clock's thread has ended");
+    }
+
+    #[test]
+    fn messages_that_are_no_interrupts_are_ignored() {
+        SoftVm::new(settings(1)).unwrap().signal_msi(0x1234, 0x41);
+    }
+}

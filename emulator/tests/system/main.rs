@@ -1,0 +1,8 @@
+//! System instructions, mode switches, exceptions and interrupts (SDM Vol. 3), each with its tables in RAM and in a
+//! device that answers late.
+
+mod delivery;
+mod modes;
+mod registers;
+mod transfers;
+mod world;
