@@ -410,15 +410,15 @@ impl Slot<'_, u64> {
             return None;
         }
         let (mut low, mut high) = (expected as u64, (expected >> 64) as u64);
-        // SAFETY: 16 aligned bytes lie within the page, and the instruction is there. RBX, which the compiler keeps for
-        // itself, is put back.
+        // SAFETY: 16 aligned bytes lie within the page, and the instruction is there. RBX cannot be named as an
+        // operand, so it is put back; the others are named, lest one of them be RBX.
         unsafe {
             core::arch::asm!(
-                "xchg rbx, {new}",
-                "lock cmpxchg16b xmmword ptr [{pointer}]",
-                "xchg rbx, {new}",
-                new = inout(reg) new as u64 => _,
-                pointer = in(reg) self.pointer,
+                "xchg rbx, rsi",
+                "lock cmpxchg16b xmmword ptr [rdi]",
+                "xchg rbx, rsi",
+                inout("rsi") new as u64 => _,
+                in("rdi") self.pointer,
                 inout("rax") low,
                 inout("rdx") high,
                 in("rcx") (new >> 64) as u64,

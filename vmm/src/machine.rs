@@ -18,7 +18,6 @@ mod postmortem;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -289,10 +288,10 @@ impl Machine {
         all
     }
 
-    /// Where the serial port can be reached: a socket, or the pseudo-terminal that was made for it.
+    /// The host's end of the serial port, if there is one. Whoever holds it keeps it open when the machine is gone.
     #[must_use]
-    pub fn console_path(&self) -> Option<&Path> {
-        self.console.as_deref()?.path()
+    pub fn console(&self) -> Option<Arc<Console>> {
+        self.console.clone()
     }
 
     /// Ends every thread, and gives memory and devices back. Output that the console has not taken yet is waited for, but

@@ -123,8 +123,8 @@ packed! {
     Psubusb: |a, b| zip(a, b, u8::saturating_sub);
     Psubusw: |a, b| zip(a, b, u16::saturating_sub);
     Pmullw: |a, b| zip(a, b, u16::wrapping_mul);
-    Pmulhw: |a, b| zip(a, b, |a: i16, b: i16| (i32::from(a) * i32::from(b) >> 16) as i16);
-    Pmulhuw: |a, b| zip(a, b, |a: u16, b: u16| (u32::from(a) * u32::from(b) >> 16) as u16);
+    Pmulhw: |a, b| zip(a, b, |a: i16, b: i16| ((i32::from(a) * i32::from(b)) >> 16) as i16);
+    Pmulhuw: |a, b| zip(a, b, |a: u16, b: u16| ((u32::from(a) * u32::from(b)) >> 16) as u16);
     Pmuludq: |a, b| zip(a, b, |a: u64, b: u64| (a & 0xffff_ffff) * (b & 0xffff_ffff));
     Pmaddwd: multiply_add;
     Psadbw: sum_of_differences;

@@ -142,9 +142,8 @@ fn mmx<M: Access>(table: &mut Table<M>) {
         |cpu, _, op| {
             available::sse_mmx(cpu)?;
             let source = low(cpu.fpu.mm(op.r2));
-            packed_to_low_singles(cpu, op.r1, source)?;
             cpu.fpu.enter_mmx();
-            Ok(())
+            packed_to_low_singles(cpu, op.r1, source)
         },
         |cpu, m, op| {
             available::sse(cpu)?;
@@ -282,8 +281,9 @@ fn to_mmx_memory<M: Access, O: Operation, const SIZE: u64>(cpu: &mut Cpu, m: &mu
 }
 
 fn set_mmx<O: Operation>(cpu: &mut Cpu, register: u8, source: [u8; 16]) -> Outcome {
-    let value = exceptions::compute::<O>(cpu, source, source)?;
+    // The processor at hand goes over to MMX use even if the conversion then raises #XM.
     cpu.fpu.enter_mmx();
+    let value = exceptions::compute::<O>(cpu, source, source)?;
     cpu.fpu.set_mm(register, u128::from_le_bytes(value) as u64);
     Ok(())
 }

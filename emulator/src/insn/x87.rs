@@ -9,7 +9,7 @@ mod control;
 mod environment;
 mod rows;
 
-use crate::access::{Access, Outcome};
+use crate::access::{Access, Outcome, Stop};
 use crate::cpu::fpu::status::{IE, OE, UE};
 use crate::cpu::{Cpu, Seg};
 use crate::host_float::x87::{self as host, Image, Operand};
@@ -52,7 +52,12 @@ fn point<M>(cpu: &mut Cpu, op: &Op<M>) {
 fn point_at_data<M>(cpu: &mut Cpu, op: &Op<M>) {
     point(cpu, op);
     cpu.fpu.dp = effective_address(cpu, op);
-    cpu.fpu.ds = cpu.segments[Seg::from_number(op.seg)].selector;
+    let seg = match Seg::from_number(op.seg) {
+        // In 64-bit mode a CS prefix does nothing.
+        Seg::Cs if cpu.view.is_long() => Seg::Ds,
+        seg => seg,
+    };
+    cpu.fpu.ds = cpu.segments[seg].selector;
 }
 
 /// An instruction without operands.
@@ -89,7 +94,7 @@ fn compare<M: Access, const OPCODE: u8, const MODRM: u8>(cpu: &mut Cpu, _: &mut 
 }
 
 /// A memory operand of 2, 4, 8 or 10 bytes.
-fn operand<M: Access, const SIZE: u64>(cpu: &Cpu, m: &mut M, op: &Op<M>) -> Result<Operand, crate::access::Stop> {
+fn operand<M: Access, const SIZE: u64>(cpu: &Cpu, m: &mut M, op: &Op<M>) -> Result<Operand, Stop> {
     let at = General::linear(cpu, op, SIZE, Use::Read)?;
     let mut operand = [0; 16];
     match SIZE {

@@ -190,11 +190,11 @@ pub fn encodings(code: Code, random: &mut Random) -> Vec<(Vec<u8>, String)> {
         for (i, kind) in info.op_kinds().iter().enumerate() {
             use OpCodeOperandKind as K;
             let i = i as u32;
-            let mut register = |instruction: &mut Instruction, register: Register| {
+            let register = |instruction: &mut Instruction, register: Register| {
                 instruction.set_op_kind(i, OpKind::Register);
                 instruction.set_op_register(i, register);
             };
-            let mut at_rsi = |instruction: &mut Instruction| {
+            let at_rsi = |instruction: &mut Instruction| {
                 instruction.set_op_kind(i, OpKind::Memory);
                 instruction.set_memory_base(Register::RSI);
             };
@@ -237,7 +237,15 @@ pub fn encodings(code: Code, random: &mut Random) -> Vec<(Vec<u8>, String)> {
         encoder
             .encode(&instruction, 0)
             .unwrap_or_else(|error| panic!("{code:?}: {error}"));
-        let text = format!("{:?}", instruction.code().op_code().instruction_string());
+        let text = format!(
+            "{} with {:?}",
+            info.instruction_string(),
+            instruction
+                .op_kinds()
+                .zip(0..)
+                .map(|(kind, i)| (kind, instruction.op_register(i)))
+                .collect::<Vec<_>>()
+        );
         forms.push((encoder.take_buffer(), text));
     }
     forms

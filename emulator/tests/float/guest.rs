@@ -113,7 +113,16 @@ impl Guest {
         self.peek(FX, &mut state.fx);
         let trapped = exit == Exit::Shutdown;
         if trapped {
-            // FXSAVE was not reached; XMM registers and MXCSR are what an exception could have changed.
+            // FXSAVE was not reached.
+            let fpu = &cpu.fpu;
+            state.fx[2..4].copy_from_slice(&fpu.status.to_le_bytes());
+            state.fx[4] = fpu.tags;
+            for i in 0..8 {
+                let register = fpu.registers[fpu.physical(i)];
+                let at = 32 + 16 * usize::from(i);
+                state.fx[at..at + 8].copy_from_slice(&register.significand.to_le_bytes());
+                state.fx[at + 8..at + 10].copy_from_slice(&register.sign_exponent.to_le_bytes());
+            }
             state.fx[24..28].copy_from_slice(&cpu.fpu.mxcsr.to_le_bytes());
             for i in 0..16 {
                 state.fx[160 + 16 * i..][..16].copy_from_slice(&cpu.fpu.xmm(i as u8));
@@ -130,16 +139,35 @@ impl Guest {
         Outcome { state, trapped }
     }
 
-    /// The instruction is #UD.
-    pub fn is_undefined(&mut self, instruction: &[u8]) -> bool {
-        let mut cpu = long_mode();
-        // What is executed writes here or faults; what is undefined never moves on from RIP and shuts down with no access.
-        cpu.gpr.set(6, RAM_DATA);
-        cpu.gpr.set(7, RAM_DATA);
+    /// Executes `instruction` with `data` at rsi in a CPU that `change` has prepared, from a given x87 and SSE state: true if
+    /// it raised an exception.
+    pub fn faults(&mut self, instruction: &[u8], data: &[u8], change: impl FnOnce(&mut Cpu)) -> bool {
         let code = [instruction, &[0xf4]].concat();
         self.poke(CODE, &code);
-        self.poke(RAM_DATA, &[0; 1024]);
+        self.poke(RAM_DATA, data);
+        let mut cpu = long_mode();
+        cpu.gpr.set(6, RAM_DATA);
+        change(&mut cpu);
+        cpu.refresh();
         self.go(cpu) == Exit::Shutdown
+    }
+
+    /// The CPU after the last instruction.
+    pub fn cpu(&self) -> &Cpu {
+        self.emulator.cpu()
+    }
+
+    /// What is at rsi after the last instruction.
+    pub fn data(&self) -> [u8; DATA] {
+        let mut data = [0; DATA];
+        self.peek(RAM_DATA, &mut data);
+        data
+    }
+
+    /// The instruction is #UD.
+    pub fn is_undefined(&mut self, instruction: &[u8]) -> bool {
+        // With an operand of zeros no other exception is to be had.
+        self.faults(instruction, &[0; DATA], |cpu| cpu.gpr.set(7, RAM_DATA))
     }
 
     fn go(&mut self, cpu: Cpu) -> Exit {

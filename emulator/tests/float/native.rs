@@ -4,6 +4,7 @@
 
 use std::sync::Once;
 
+use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 
 use crate::state::{Outcome, State};
@@ -78,7 +79,7 @@ impl Drop for Native {
 
 /// A function of (frame, data) that executes the instruction on the frame's state. r13 holds the frame, r15 where to go on
 /// after an exception, r14 becomes 1 then.
-fn assemble(instruction: &[u8], at: u64) -> Result<Vec<u8>, iced_x86::IcedError> {
+fn assemble(instruction: &[u8], at: u64) -> Result<Vec<u8>, IcedError> {
     let gpr = core::mem::offset_of!(State, gpr) as i32;
     let flags = core::mem::offset_of!(State, flags) as i32;
     let trapped = core::mem::offset_of!(Frame, trapped) as i32;

@@ -46,6 +46,7 @@ struct Counters {
     sleeps: u64,
     platform_accesses: u64,
     device_accesses: u64,
+    stale_answers: u64,
 }
 
 impl SoftVcpu {
@@ -246,16 +247,16 @@ impl Vcpu for SoftVcpu {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
         let mut entry = match entry {
             VmEntry::Resume => Entry::Resume,
-            VmEntry::Answer(answer) => {
-                // INIT does not wait for a device; its answer then finds no taker.
-                if self.seat().lapic().init_pending() {
-                    self.emulator.cancel();
-                }
-                Entry::Answer(Answer {
-                    id: answer.id.0,
-                    reply: Reply::Value(answer.value),
-                })
+            // INIT does not wait for a device; its answer then finds no taker.
+            VmEntry::Answer(_) if self.seat().lapic().init_pending() => {
+                self.emulator.cancel();
+                self.counters.stale_answers += 1;
+                Entry::Resume
             }
+            VmEntry::Answer(answer) => Entry::Answer(Answer {
+                id: answer.id.0,
+                reply: Reply::Value(answer.value),
+            }),
         };
         loop {
             if !self.emulator.is_in_flight() {
@@ -321,7 +322,7 @@ impl Vcpu for SoftVcpu {
             ("careful_passes", cpu.passes),
             ("replayed_reads", cpu.replays),
             ("requests", cpu.requests),
-            ("stale_answers", cpu.stale_answers),
+            ("stale_answers", cpu.stale_answers + own.stale_answers),
             ("cancellations", cpu.cancellations),
             ("events", cpu.events),
             ("blocks_decoded", cpu.blocks),

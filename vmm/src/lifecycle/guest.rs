@@ -1,12 +1,13 @@
 //! What the lifecycle asks of a machine, and the real machine behind it.
 
 use std::error::Error;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use reprise_hypervisor::Hypervisor;
 
 use super::VmCounters;
-use crate::config::VmConfig;
+use crate::config::{ConsoleConfig, VmConfig};
+use crate::console::Console;
 use crate::machine::{Machine, MachineEnd, MachineOptions};
 
 /// Why a machine refused.
@@ -42,6 +43,11 @@ pub trait Guest: Send {
     fn power_button(&self);
     /// Figures by device and name.
     fn counters(&self) -> VmCounters;
+    /// The host's end of its serial port. Whoever holds it while the machine is built anew keeps it open, and whoever is
+    /// connected to it connected.
+    fn console(&self) -> Option<Arc<Console>> {
+        None
+    }
     /// Ends every thread of the machine and gives its memory back.
     fn stop(self: Box<Self>);
 }
@@ -50,12 +56,18 @@ pub trait Guest: Send {
 pub struct HypervisorGuests {
     hypervisor: Arc<dyn Hypervisor>,
     options: MachineOptions,
+    /// The last machine's console and what it was opened from: the next machine's too, if somebody kept it open.
+    last: Mutex<Option<(ConsoleConfig, Weak<Console>)>>,
 }
 
 impl HypervisorGuests {
     /// Machines on `hypervisor`, each built with `options`.
     pub fn new(hypervisor: Arc<dyn Hypervisor>, options: MachineOptions) -> Self {
-        Self { hypervisor, options }
+        Self {
+            hypervisor,
+            options,
+            last: Mutex::new(None),
+        }
     }
 }
 
@@ -65,12 +77,15 @@ impl Guests for HypervisorGuests {
     }
 
     fn build(&self, config: &VmConfig, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError> {
-        Ok(Box::new(Machine::new(
-            config,
-            &*self.hypervisor,
-            self.options.clone(),
-            on_end,
-        )?))
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = last.take().filter(|(serial, _)| *serial == config.serial);
+        let mut options = self.options.clone();
+        options.console = options.console.or_else(|| kept?.1.upgrade());
+        let machine = Machine::new(config, &*self.hypervisor, options, on_end)?;
+        *last = machine
+            .console()
+            .map(|console| (config.serial.clone(), Arc::downgrade(&console)));
+        Ok(Box::new(machine))
     }
 }
 
@@ -93,6 +108,10 @@ impl Guest for Machine {
 
     fn counters(&self) -> VmCounters {
         VmCounters(Self::counters(self))
+    }
+
+    fn console(&self) -> Option<Arc<Console>> {
+        Self::console(self)
     }
 
     fn stop(self: Box<Self>) {

@@ -46,7 +46,7 @@ fn compute_unmasked<O: Operation>(cpu: &mut Cpu, a: [u8; 16], b: [u8; 16]) -> Re
                 // Each element alone tells whether it is the one that left the range.
                 let (_, alone) = O::run(keep(a, i, O::RANGE), keep(b, i, O::RANGE), control);
                 let Some(element) = elements.clone().nth(i) else { break };
-                let leaves = alone & unmasked & OE != 0 || unmasked & UE != 0 && element.is_tiny();
+                let leaves = alone & unmasked & (OE | UE) != 0 || unmasked & UE != 0 && element.is_tiny();
                 let inexact = if leaves { element.is_inexact() } else { alone & PE != 0 };
                 if inexact {
                     raised |= PE;

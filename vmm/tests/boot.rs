@@ -1,0 +1,346 @@
+//! Whole guests: Debian's kernel, booted through REST or on the command line, used through its serial console.
+//!
+//! `scripts/guest.sh` makes the guest; without it these tests say that they are skipped, and with `REPRISE_REQUIRE=guest`
+//! in the environment they fail instead.
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Long enough for anything that is going to happen, on a slow host and without optimisation.
+const EVENTUALLY: Duration = Duration::from_secs(600);
+
+/// The guest's files.
+struct Guest {
+    kernel: PathBuf,
+    packed: PathBuf,
+    initramfs: PathBuf,
+    /// One whole guest at a time: they are as fast as the host, and several on one host only wait for each other.
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Guest {
+    fn get() -> Option<Self> {
+        static TURN: Mutex<()> = Mutex::new(());
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
+        let [kernel, packed, initramfs] = ["vmlinux", "vmlinuz", "initramfs.cpio.gz"].map(|name| folder.join(name));
+        if kernel.exists() && packed.exists() && initramfs.exists() {
+            let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+            return Some(Self {
+                kernel,
+                packed,
+                initramfs,
+                _turn,
+            });
+        }
+        let required = std::env::var("REPRISE_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "guest"));
+        assert!(
+            !required,
+            "there is no guest in {}; scripts/guest.sh makes one",
+            folder.display()
+        );
+        eprintln!(
+            "skipped: there is no guest in {}; scripts/guest.sh makes one",
+            folder.display()
+        );
+        None
+    }
+}
+
+/// A running `reprise serve`, killed at the end if it still runs.
+struct Serve {
+    child: Child,
+    folder: TempDir,
+}
+
+impl Serve {
+    fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_reprise"))
+            .args(["serve", "--hypervisor", "soft", "--api-socket"])
+            .arg(folder.path().join("api"))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let serve = Self { child, folder };
+        eventually("the API socket", || {
+            UnixStream::connect(serve.folder.path().join("api")).ok()
+        });
+        serve
+    }
+
+    fn console(&self) -> PathBuf {
+        self.folder.path().join("console")
+    }
+
+    /// One call: the status and the body.
+    fn call(&self, method: &str, name: &str, body: Option<&Value>) -> (u16, Value) {
+        let mut stream = UnixStream::connect(self.folder.path().join("api")).unwrap();
+        let body = body.map(Value::to_string).unwrap_or_default();
+        write!(
+            stream,
+            "{method} /api/v1/{name} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (status, serde_json::from_str(body).unwrap_or(Value::Null))
+    }
+
+    fn put(&self, name: &str) {
+        let (status, body) = self.call("PUT", name, None);
+        assert_eq!(status, 204, "{name}: {body}");
+    }
+
+    fn get(&self, name: &str) -> Value {
+        let (status, body) = self.call("GET", name, None);
+        assert_eq!(status, 200, "{name}: {body}");
+        body
+    }
+
+    fn state(&self) -> String {
+        self.get("vm.info")["state"].as_str().unwrap().to_owned()
+    }
+
+    /// Creates and boots the machine, and connects to its console.
+    fn boot(&self, guest: &Guest, kernel: &Path, vcpus: u32) -> Console {
+        let config = json!({
+            "cpus": {"boot_vcpus": vcpus, "max_vcpus": vcpus},
+            "memory": {"size": 512 << 20},
+            "payload": {"kernel": kernel, "initramfs": guest.initramfs, "cmdline": "console=ttyS0"},
+            "serial": {"mode": "Socket", "socket": self.console()},
+        });
+        let (status, body) = self.call("PUT", "vm.create", Some(&config));
+        assert_eq!(status, 204, "{body}");
+        self.put("vm.boot");
+        Console::connect(&self.console())
+    }
+}
+
+impl Drop for Serve {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A guest's serial console.
+struct Console {
+    stream: UnixStream,
+    /// All that was printed so far.
+    seen: String,
+    /// How much of it has been expected.
+    expected: usize,
+}
+
+impl Console {
+    fn connect(path: &Path) -> Self {
+        let stream = eventually("the console", || UnixStream::connect(path).ok());
+        Self {
+            stream,
+            seen: String::new(),
+            expected: 0,
+        }
+    }
+
+    /// Waits for `text` after what was expected before; what lies between.
+    fn expect(&mut self, text: &str) -> String {
+        let deadline = Instant::now() + EVENTUALLY;
+        self.stream.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        loop {
+            if let Some(at) = self.seen[self.expected..].find(text) {
+                let between = self.seen[self.expected..self.expected + at].to_owned();
+                self.expected += at + text.len();
+                return between;
+            }
+            let mut bytes = [0; 4096];
+            let read = self.stream.read(&mut bytes);
+            let ended = matches!(read, Ok(0));
+            self.seen += &String::from_utf8_lossy(&bytes[..read.unwrap_or(0)]);
+            let late = Instant::now() > deadline;
+            assert!(!(ended || late), "{text:?} never came; the guest said:\n{}", self.seen);
+        }
+    }
+
+    fn wait_for_shell(&mut self) {
+        self.expect("reprise: init reached");
+        self.expect("reprise: shell ready");
+        self.expect("guest# ");
+    }
+
+    /// Runs a command in the guest's shell; what it printed.
+    fn run(&mut self, command: &str) -> String {
+        self.stream.write_all(format!("{command}\n").as_bytes()).unwrap();
+        // The terminal echoes the command first.
+        self.expect(command);
+        self.expect("\n");
+        self.expect("guest# ")
+    }
+}
+
+fn eventually<T>(what: &str, mut get: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + EVENTUALLY;
+    loop {
+        if let Some(got) = get() {
+            return got;
+        }
+        assert!(Instant::now() < deadline, "{what} never came");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_stock_kernel_boots_over_rest_and_is_used_through_its_console() {
+    let Some(guest) = Guest::get() else { return };
+    let serve = Serve::start();
+    let mut console = serve.boot(&guest, &guest.kernel, 1);
+    console.wait_for_shell();
+    assert!(console.run("uname -a").contains("Linux guest"));
+    assert_eq!(console.run("nproc").trim(), "1");
+    let memory = console.run("free -m");
+    let total: u32 = memory
+        .lines()
+        .find_map(|line| line.strip_prefix("Mem:"))
+        .unwrap()
+        .split_whitespace()
+        .next()
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!((400..512).contains(&total), "{memory}");
+    assert!(console.run("cat /proc/cpuinfo").contains("model name"));
+    assert_eq!(console.run("cat /sys/class/tty/console/active").trim(), "ttyS0");
+    assert_eq!(
+        console.run("echo $((6 * 7)); false; echo $?").trim().replace('\r', ""),
+        "42\n1"
+    );
+
+    // Job control: Ctrl-C ends what runs, not the shell.
+    console.stream.write_all(b"sleep 100000\n").unwrap();
+    console.expect("sleep 100000");
+    thread::sleep(Duration::from_millis(500));
+    console.stream.write_all(b"\x03").unwrap();
+    console.expect("guest# ");
+
+    let counters = serve.get("vm.counters");
+    assert!(counters["serial"]["written"].as_u64().unwrap() > 1000, "{counters}");
+    assert_eq!(serve.state(), "Running");
+    console.stream.write_all(b"poweroff\n").unwrap();
+    eventually("the power-off", || (serve.state() == "Shutdown").then_some(()));
+    assert!(!serve.console().exists(), "no socket is left behind");
+    serve.put("vm.delete");
+    serve.put("vmm.shutdown");
+}
+
+#[test]
+fn two_vcpus_boot_and_both_work() {
+    let Some(guest) = Guest::get() else { return };
+    let serve = Serve::start();
+    let mut console = serve.boot(&guest, &guest.kernel, 2);
+    console.wait_for_shell();
+    assert_eq!(console.run("nproc").trim(), "2");
+    for cpu in ["0", "1"] {
+        let mask = if cpu == "0" { "1" } else { "2" };
+        let ran_on = console.run(&format!("taskset {mask} cut -d' ' -f39 /proc/self/stat"));
+        assert_eq!(ran_on.trim(), cpu);
+    }
+    console.run("for i in 1 2 3 4; do (dd if=/dev/zero bs=64k count=200 2>/dev/null | md5sum > /tmp/$i) & done; wait");
+    let sums = console.run("cat /tmp/1 /tmp/2 /tmp/3 /tmp/4 | sort -u | wc -l");
+    assert_eq!(sums.trim(), "1", "four times the same sum");
+    for vcpu in ["vcpu0", "vcpu1"] {
+        assert!(serve.get("vm.counters")[vcpu].is_object());
+    }
+    serve.put("vm.shutdown");
+    assert_eq!(serve.state(), "Shutdown");
+}
+
+#[test]
+fn the_power_button_runs_the_guest_s_own_shutdown() {
+    let Some(guest) = Guest::get() else { return };
+    let serve = Serve::start();
+    let mut console = serve.boot(&guest, &guest.kernel, 1);
+    console.wait_for_shell();
+    serve.put("vm.power-button");
+    console.expect("reprise: power button");
+    console.expect("The system is going down NOW!");
+    eventually("the power-off", || (serve.state() == "Shutdown").then_some(()));
+}
+
+#[test]
+fn a_paused_guest_is_silent_and_goes_on_where_it_was() {
+    let Some(guest) = Guest::get() else { return };
+    let serve = Serve::start();
+    let mut console = serve.boot(&guest, &guest.kernel, 1);
+    console.wait_for_shell();
+    console.run("i=0; (while true; do i=$((i + 1)); echo tick $i; done) > /dev/ttyS0 &");
+    console.expect("tick 20");
+    serve.put("vm.pause");
+    assert_eq!(serve.state(), "Paused");
+    let before = serve.get("vm.counters");
+    thread::sleep(Duration::from_millis(300));
+    let after = serve.get("vm.counters");
+    assert_eq!(before["vcpu0"], after["vcpu0"]);
+    assert_eq!(before["serial"]["writes"], after["serial"]["writes"]);
+    serve.put("vm.resume");
+    let seen: u32 = console.seen.matches("tick ").count().try_into().unwrap();
+    console.expect(&format!("tick {}\r\n", seen + 20));
+    let numbers: Vec<u32> = console
+        .seen
+        .lines()
+        .filter_map(|line| line.strip_prefix("tick ")?.parse().ok())
+        .collect();
+    assert!(
+        numbers.windows(2).all(|pair| pair[1] == pair[0] + 1),
+        "not a line is lost: {numbers:?}"
+    );
+    serve.put("vm.shutdown");
+}
+
+#[test]
+fn a_reboot_boots_again() {
+    let Some(guest) = Guest::get() else { return };
+    let serve = Serve::start();
+    let mut console = serve.boot(&guest, &guest.kernel, 1);
+    console.expect("reprise: shell ready");
+    console.stream.write_all(b"reboot -f\n").unwrap();
+    console.expect("reboot: Restarting system");
+    console.expect("reprise: shell ready");
+    serve.put("vm.reboot");
+    console.expect("reprise: shell ready");
+    assert_eq!(serve.state(), "Running");
+    serve.put("vm.shutdown");
+}
+
+#[test]
+fn a_distribution_s_vmlinuz_boots_on_the_command_line_and_powers_off_with_status_0() {
+    let Some(guest) = Guest::get() else { return };
+    let output = Command::new(env!("CARGO_BIN_EXE_reprise"))
+        .args(["run", "--hypervisor", "soft", "--memory", "512M", "--cmdline"])
+        .arg(r#"console=ttyS0 reprise.quiet reprise.run="uname -r; poweroff -f""#)
+        .arg("--kernel")
+        .arg(&guest.packed)
+        .arg("--initramfs")
+        .arg(&guest.initramfs)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(printed.contains("Hypervisor detected"), "{printed}");
+    assert!(printed.contains("reprise: init reached"), "{printed}");
+    assert!(
+        output.status.success(),
+        "{:?}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
