@@ -10,6 +10,7 @@ mod row;
 mod world;
 
 mod arith;
+mod bcd;
 mod bits;
 mod control;
 mod devices;
