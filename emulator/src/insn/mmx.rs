@@ -7,10 +7,11 @@
 
 use iced_x86::Code::{self, *};
 
-use super::packed::{self, Lane, Packed, PackedImmediate, sign_mask};
+use super::shuffle::{self, Lane, PackedImmediate, sign_mask};
 use super::{available, sse_mov};
 use crate::access::{Access, Outcome, Stop};
 use crate::cpu::Cpu;
+use crate::native::packed::{self, Packed};
 use crate::op::Op;
 use crate::operand::{Addressing, General, Use};
 use crate::table::Table;
@@ -18,9 +19,9 @@ use crate::word::Word;
 
 pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     macro_rules! rows {
-        ($row:ident: $($op:ident $code:ident,)*) => { $($row::<M, packed::$op>(table, $code);)* };
+        ($row:ident($from:ident): $($op:ident $code:ident,)*) => { $($row::<M, $from::$op>(table, $code);)* };
     }
-    rows! { row:
+    rows! { row(packed):
         Pand Pand_mm_mmm64, Por Por_mm_mmm64, Pxor Pxor_mm_mmm64, Pandn Pandn_mm_mmm64,
         Pcmpeqb Pcmpeqb_mm_mmm64, Pcmpeqw Pcmpeqw_mm_mmm64, Pcmpeqd Pcmpeqd_mm_mmm64,
         Pcmpgtb Pcmpgtb_mm_mmm64, Pcmpgtw Pcmpgtw_mm_mmm64, Pcmpgtd Pcmpgtd_mm_mmm64,
@@ -37,18 +38,18 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
         Psrlw Psrlw_mm_mmm64, Psrld Psrld_mm_mmm64, Psrlq Psrlq_mm_mmm64,
         Psraw Psraw_mm_mmm64, Psrad Psrad_mm_mmm64,
     }
-    rows! { row_low:
+    rows! { row_low(packed):
         Punpcklbw Punpcklbw_mm_mmm32, Punpcklwd Punpcklwd_mm_mmm32, Punpckldq Punpckldq_mm_mmm32,
     }
-    rows! { by_count:
+    rows! { by_count(packed):
         Psllw Psllw_mm_imm8, Pslld Pslld_mm_imm8, Psllq Psllq_mm_imm8,
         Psrlw Psrlw_mm_imm8, Psrld Psrld_mm_imm8, Psrlq Psrlq_mm_imm8,
         Psraw Psraw_mm_imm8, Psrad Psrad_mm_imm8,
     }
     table.rm(
         Pshufw_mm_mmm64_imm8,
-        immediate::<M, packed::Pshufw>,
-        immediate_memory::<M, packed::Pshufw>,
+        immediate::<M, shuffle::Pshufw>,
+        immediate_memory::<M, shuffle::Pshufw>,
     );
     moves(table);
     table.plain(Emms, |cpu, _, _| {
@@ -130,55 +131,56 @@ fn operand<M: Access, T: Word>(cpu: &Cpu, m: &mut M, op: &Op<M>) -> Result<u64, 
 }
 
 /// Writes the destination; the last thing an instruction does.
-fn finish(cpu: &mut Cpu, register: u8, value: [u8; 8]) -> Outcome {
+fn finish(cpu: &mut Cpu, register: u8, value: u64) -> Outcome {
     cpu.fpu.enter_mmx();
-    cpu.fpu.set_mm(register, u64::from_le_bytes(value));
+    cpu.fpu.set_mm(register, value);
     Ok(())
 }
 
 fn registers<M: Access, O: Packed>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     available::mmx(cpu)?;
-    let value = O::apply(cpu.fpu.mm(op.r1).to_le_bytes(), cpu.fpu.mm(op.r2).to_le_bytes());
+    let value = O::mm(cpu.fpu.mm(op.r1), cpu.fpu.mm(op.r2));
     finish(cpu, op.r1, value)
 }
 
 fn memory<M: Access, O: Packed, T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::mmx(cpu)?;
     let source = operand::<M, T>(cpu, m, op)?;
-    let value = O::apply(cpu.fpu.mm(op.r1).to_le_bytes(), source.to_le_bytes());
+    let value = O::mm(cpu.fpu.mm(op.r1), source);
     finish(cpu, op.r1, value)
 }
 
 fn count<M: Access, O: Packed>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     available::mmx(cpu)?;
-    let count = u64::from(op.imm as u8).to_le_bytes();
-    let value = O::apply(cpu.fpu.mm(op.r1).to_le_bytes(), count);
+    let value = O::mm(cpu.fpu.mm(op.r1), u64::from(op.imm as u8));
     finish(cpu, op.r1, value)
 }
 
 fn immediate<M: Access, O: PackedImmediate>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     available::mmx(cpu)?;
     let (a, b) = (cpu.fpu.mm(op.r1), cpu.fpu.mm(op.r2));
-    finish(cpu, op.r1, O::apply(a.to_le_bytes(), b.to_le_bytes(), op.imm as u8))
+    let value = O::apply(a.to_le_bytes(), b.to_le_bytes(), op.imm as u8);
+    finish(cpu, op.r1, u64::from_le_bytes(value))
 }
 
 fn immediate_memory<M: Access, O: PackedImmediate>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::mmx(cpu)?;
     let b = operand::<M, u64>(cpu, m, op)?;
     let a = cpu.fpu.mm(op.r1);
-    finish(cpu, op.r1, O::apply(a.to_le_bytes(), b.to_le_bytes(), op.imm as u8))
+    let value = O::apply(a.to_le_bytes(), b.to_le_bytes(), op.imm as u8);
+    finish(cpu, op.r1, u64::from_le_bytes(value))
 }
 
 fn from_general<M: Access, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     available::mmx(cpu)?;
     let value = cpu.gpr.read::<T>(op.r2);
-    finish(cpu, op.r1, value.to_le_bytes())
+    finish(cpu, op.r1, value)
 }
 
 fn load<M: Access, T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::mmx(cpu)?;
     let value = operand::<M, T>(cpu, m, op)?;
-    finish(cpu, op.r1, value.to_le_bytes())
+    finish(cpu, op.r1, value)
 }
 
 fn to_general<M: Access, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
@@ -199,7 +201,7 @@ fn store<M: Access, T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
 fn copy<M: Access>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     available::mmx(cpu)?;
     let value = cpu.fpu.mm(op.r2);
-    finish(cpu, op.r1, value.to_le_bytes())
+    finish(cpu, op.r1, value)
 }
 
 fn insert<M: Access>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
@@ -217,5 +219,5 @@ fn insert_memory<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
 fn insert_word<M>(cpu: &mut Cpu, op: &Op<M>, word: u16) -> Outcome {
     let mut value = cpu.fpu.mm(op.r1).to_le_bytes();
     word.put(&mut value, usize::from(op.imm as u8 & 3));
-    finish(cpu, op.r1, value)
+    finish(cpu, op.r1, u64::from_le_bytes(value))
 }

@@ -1,7 +1,7 @@
 //! SSE and SSE2 floating point.
 //!
 //! Each operation runs on the host under the guest's rounding, DAZ and FTZ with everything masked (see
-//! [`host_float`](crate::host_float)); which exception the guest gets follows from the flags raised. An operation that
+//! [`native`](crate::native)); which exception the guest gets follows from the flags raised. An operation that
 //! raises #XM leaves its destination, but MXCSR says why (SDM Vol. 1, SIMD Floating-Point Exceptions).
 
 mod exceptions;
@@ -11,7 +11,7 @@ use iced_x86::Code::*;
 use super::{available, sse_int};
 use crate::access::{Access, Outcome, Stop};
 use crate::cpu::{Cpu, flags};
-use crate::host_float::sse::{self, Compare, FromInteger, Operation, ToInteger};
+use crate::native::sse::{self, Compare, FromInteger, Operation, ToInteger};
 use crate::op::Op;
 use crate::operand::{Addressing, General, Use};
 use crate::table::Table;

@@ -2,26 +2,27 @@
 
 use iced_x86::Code::{self, *};
 
-use super::packed::{self, Lane, Packed, PackedImmediate, sign_mask};
+use super::shuffle::{self, Lane, PackedImmediate, sign_mask};
 use super::{available, sse_mov};
 use crate::access::{Access, Outcome, Stop};
 use crate::cpu::Cpu;
+use crate::native::packed::{self, Packed};
 use crate::op::Op;
 use crate::operand::{Addressing, Flat, General, Use};
 use crate::table::Table;
 
 pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     macro_rules! rows {
-        ($row:ident: $($op:ident $code:ident,)*) => { $($row::<M, packed::$op>(table, $code);)* };
+        ($row:ident($from:ident): $($op:ident $code:ident,)*) => { $($row::<M, $from::$op>(table, $code);)* };
     }
-    rows! { row_flat:
+    rows! { row_flat(packed):
         Pand Pand_xmm_xmmm128, Por Por_xmm_xmmm128, Pxor Pxor_xmm_xmmm128, Pandn Pandn_xmm_xmmm128,
         Pand Andps_xmm_xmmm128, Por Orps_xmm_xmmm128, Pxor Xorps_xmm_xmmm128, Pandn Andnps_xmm_xmmm128,
         Pand Andpd_xmm_xmmm128, Por Orpd_xmm_xmmm128, Pxor Xorpd_xmm_xmmm128, Pandn Andnpd_xmm_xmmm128,
         Pcmpeqb Pcmpeqb_xmm_xmmm128, Pcmpeqw Pcmpeqw_xmm_xmmm128, Pcmpeqd Pcmpeqd_xmm_xmmm128,
         Pminub Pminub_xmm_xmmm128, Paddd Paddd_xmm_xmmm128, Paddq Paddq_xmm_xmmm128,
     }
-    rows! { row:
+    rows! { row(packed):
         Paddb Paddb_xmm_xmmm128, Paddw Paddw_xmm_xmmm128, Paddsb Paddsb_xmm_xmmm128, Paddsw Paddsw_xmm_xmmm128,
         Paddusb Paddusb_xmm_xmmm128, Paddusw Paddusw_xmm_xmmm128,
         Psubb Psubb_xmm_xmmm128, Psubw Psubw_xmm_xmmm128, Psubd Psubd_xmm_xmmm128, Psubq Psubq_xmm_xmmm128,
@@ -42,12 +43,12 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
         Psrlw Psrlw_xmm_xmmm128, Psrld Psrld_xmm_xmmm128, Psrlq Psrlq_xmm_xmmm128,
         Psraw Psraw_xmm_xmmm128, Psrad Psrad_xmm_xmmm128,
     }
-    rows! { by_count:
+    rows! { by_count(packed):
         Psllw Psllw_xmm_imm8, Pslld Pslld_xmm_imm8, Psllq Psllq_xmm_imm8,
         Psrlw Psrlw_xmm_imm8, Psrld Psrld_xmm_imm8, Psrlq Psrlq_xmm_imm8,
         Psraw Psraw_xmm_imm8, Psrad Psrad_xmm_imm8, Pslldq Pslldq_xmm_imm8, Psrldq Psrldq_xmm_imm8,
     }
-    rows! { with_immediate:
+    rows! { with_immediate(shuffle):
         Pshufd Pshufd_xmm_xmmm128_imm8, Pshuflw Pshuflw_xmm_xmmm128_imm8, Pshufhw Pshufhw_xmm_xmmm128_imm8,
         Shufps Shufps_xmm_xmmm128_imm8, Shufpd Shufpd_xmm_xmmm128_imm8,
     }
@@ -88,7 +89,7 @@ pub(super) fn operand<M: Access, A: Addressing>(cpu: &Cpu, m: &mut M, op: &Op<M>
 
 fn registers<M: Access, O: Packed>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     available::sse(cpu)?;
-    let value = O::apply(cpu.fpu.xmm(op.r1), cpu.fpu.xmm(op.r2));
+    let value = O::xmm(cpu.fpu.xmm(op.r1), cpu.fpu.xmm(op.r2));
     cpu.fpu.set_xmm(op.r1, value);
     Ok(())
 }
@@ -96,7 +97,7 @@ fn registers<M: Access, O: Packed>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outc
 fn memory<M: Access, O: Packed, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::sse(cpu)?;
     let source = operand::<M, A>(cpu, m, op)?;
-    let value = O::apply(cpu.fpu.xmm(op.r1), source);
+    let value = O::xmm(cpu.fpu.xmm(op.r1), source);
     cpu.fpu.set_xmm(op.r1, value);
     Ok(())
 }
@@ -105,7 +106,7 @@ fn memory<M: Access, O: Packed, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op
 fn count<M: Access, O: Packed>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     available::sse(cpu)?;
     let count = u128::from(op.imm as u8).to_le_bytes();
-    let value = O::apply(cpu.fpu.xmm(op.r1), count);
+    let value = O::xmm(cpu.fpu.xmm(op.r1), count);
     cpu.fpu.set_xmm(op.r1, value);
     Ok(())
 }

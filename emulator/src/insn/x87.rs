@@ -1,7 +1,7 @@
 //! x87 floating point.
 //!
 //! Instructions that compute or move registers run on the host, on the guest's own x87 state (see
-//! [`host_float`](crate::host_float)): results, tags, condition codes, stack faults and the responses to masked and
+//! [`native`](crate::native)): results, tags, condition codes, stack faults and the responses to masked and
 //! unmasked exceptions are the processor's. Control instructions are in `control`, the layouts of what they store in
 //! `environment`.
 
@@ -12,7 +12,7 @@ mod rows;
 use crate::access::{Access, Outcome, Stop};
 use crate::cpu::fpu::status::{IE, OE, UE};
 use crate::cpu::{Cpu, Seg};
-use crate::host_float::x87::{self as host, Image, Operand};
+use crate::native::x87::{self as host, Image, Operand};
 use crate::op::Op;
 use crate::operand::{Addressing, General, Use, effective_address};
 use crate::table::Table;

@@ -10,8 +10,8 @@
 use crate::access::{Outcome, Stop};
 use crate::cpu::{Cpu, Cr4};
 use crate::event::{self, Exception};
-use crate::host_float::sse::{Arithmetic, DAZ, DE, Element, FTZ, IE, MASKS, OE, Operation, PE, Range, UE, ZE};
-use crate::host_float::x87::is_inexact;
+use crate::native::sse::{Arithmetic, DAZ, DE, Element, FTZ, IE, MASKS, OE, Operation, PE, Range, UE, ZE};
+use crate::native::x87::is_inexact;
 
 /// Exceptions found before computing.
 const BEFORE: u32 = IE | DE | ZE;

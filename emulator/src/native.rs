@@ -1,4 +1,4 @@
-//! Floating point as the host's processor computes it.
+//! Vectors and floating point as the host's processor computes them.
 //!
 //! # Purpose
 //! Guests see every bit of rounding, flags and approximations. The emulator runs on the architecture that it emulates, so
@@ -11,5 +11,6 @@
 //! * No exception reaches the host: SSE operations run with all exceptions masked, and x87 operations, which report
 //!   exceptions only at the next waiting instruction, are followed by none.
 
+pub(crate) mod packed;
 pub(crate) mod sse;
 pub(crate) mod x87;
