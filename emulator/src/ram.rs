@@ -9,7 +9,7 @@
 //! * A [`HostPage`] points at 4096 bytes of a mapping that lives as long as the [`Ram`] it came from.
 //! * A [`Slot`] lies within one page.
 //!
-//! This is one of the two modules with unsafe code (the other is the TLB, which keeps `HostPage`s): pointers into memory
+//! This is one of the modules with unsafe code (the TLB, which keeps `HostPage`s, is another): pointers into memory
 //! that others change at any time cannot be had otherwise.
 #![allow(
     unsafe_code,

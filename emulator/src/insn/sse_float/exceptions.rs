@@ -36,7 +36,7 @@ fn compute_unmasked<O: Operation>(cpu: &mut Cpu, a: [u8; 16], b: [u8; 16]) -> Re
     let control = if unmasked & UE != 0 { mxcsr & !FTZ } else { mxcsr };
     let (value, mut raised) = O::run(a, b, control);
     if raised & unmasked & BEFORE == 0 {
-        let elements = Elements::of(O::RANGE, mxcsr, a, b, value);
+        let elements = operands(O::RANGE, mxcsr, a, b, value);
         if unmasked & UE != 0 && elements.clone().any(|element| element.is_tiny()) {
             raised |= UE;
         }
@@ -115,46 +115,42 @@ impl Operands {
     }
 }
 
-/// The elements of an operation whose results can leave the range.
-struct Elements;
-
-impl Elements {
-    fn of(
-        range: Range,
-        mxcsr: u32,
-        a: [u8; 16],
-        b: [u8; 16],
-        value: [u8; 16],
-    ) -> impl Iterator<Item = Operands> + Clone {
-        let count = match range {
-            Range::Safe => 0,
-            Range::Arithmetic(_, _, count) | Range::Narrowing(count) => count,
-        };
-        (0..count).map(move |i| match range {
-            Range::Arithmetic(arithmetic, Element::Single, _) => Operands {
-                arithmetic,
-                element: Element::Single,
-                a: f64::from(flushed(mxcsr, f32::from_bits(single(a, i)))),
-                b: f64::from(flushed(mxcsr, f32::from_bits(single(b, i)))),
-                value: u64::from(single(value, i)),
-            },
-            Range::Arithmetic(arithmetic, Element::Double, _) => Operands {
-                arithmetic,
-                element: Element::Double,
-                a: flushed_double(mxcsr, f64::from_bits(double(a, i))),
-                b: flushed_double(mxcsr, f64::from_bits(double(b, i))),
-                value: double(value, i),
-            },
-            // A conversion is a multiplication by one that rounds to single precision.
-            Range::Narrowing(_) | Range::Safe => Operands {
-                arithmetic: Arithmetic::Mul,
-                element: Element::Single,
-                a: flushed_double(mxcsr, f64::from_bits(double(b, i))),
-                b: 1.0,
-                value: u64::from(single(value, i)),
-            },
-        })
-    }
+/// The elements of an operation, if its results can leave the range.
+fn operands(
+    range: Range,
+    mxcsr: u32,
+    a: [u8; 16],
+    b: [u8; 16],
+    value: [u8; 16],
+) -> impl Iterator<Item = Operands> + Clone {
+    let count = match range {
+        Range::Safe => 0,
+        Range::Arithmetic(_, _, count) | Range::Narrowing(count) => count,
+    };
+    (0..count).map(move |i| match range {
+        Range::Arithmetic(arithmetic, Element::Single, _) => Operands {
+            arithmetic,
+            element: Element::Single,
+            a: f64::from(flushed(mxcsr, f32::from_bits(single(a, i)))),
+            b: f64::from(flushed(mxcsr, f32::from_bits(single(b, i)))),
+            value: u64::from(single(value, i)),
+        },
+        Range::Arithmetic(arithmetic, Element::Double, _) => Operands {
+            arithmetic,
+            element: Element::Double,
+            a: flushed_double(mxcsr, f64::from_bits(double(a, i))),
+            b: flushed_double(mxcsr, f64::from_bits(double(b, i))),
+            value: double(value, i),
+        },
+        // A conversion is a multiplication by one that rounds to single precision.
+        Range::Narrowing(_) | Range::Safe => Operands {
+            arithmetic: Arithmetic::Mul,
+            element: Element::Single,
+            a: flushed_double(mxcsr, f64::from_bits(double(b, i))),
+            b: 1.0,
+            value: u64::from(single(value, i)),
+        },
+    })
 }
 
 fn single(bytes: [u8; 16], i: usize) -> u32 {
