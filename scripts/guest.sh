@@ -168,7 +168,7 @@ for alias in $(find /sys/devices -name modalias -exec cat {} + | sort -u); do
     modprobe -q -b "$alias"
 done 2>/dev/null
 modprobe -q evdev 2>/dev/null
-[ -e /dev/input/event0 ] && acpid
+[ -e /dev/input/event0 ] && acpid -l /dev/null -p /run/acpid.pid
 commands=$(sed -n 's/.*reprise\.run="\([^"]*\)".*/\1/p' /proc/cmdline)
 [ -z "$commands" ] || sh -c "$commands"
 exit 0
@@ -183,7 +183,7 @@ SHELL
     # What busybox's acpid calls the power button.
     cat >"$root/etc/acpi/PWRF/00000080" <<'POWER'
 #!/bin/sh
-echo "reprise: power button"
+echo "reprise: power button" >/dev/console
 exec poweroff
 POWER
     cat >"$root/etc/profile" <<'PROFILE'

@@ -176,6 +176,8 @@ impl Console {
         self.expect("reprise: init reached");
         self.expect("reprise: shell ready");
         self.expect("guest# ");
+        // A serial port has no size, and the shell breaks the lines that it echoes at the 80th column.
+        self.run("stty cols 1000");
     }
 
     /// Runs a command in the guest's shell; what it printed.
