@@ -29,10 +29,12 @@ use crate::tlb::FetchPage;
 const BLOCK_OPS: usize = 32;
 /// Most bytes in a block, so that an [`Op::off`] holds it.
 const BLOCK_BYTES: usize = 224;
-/// Most decoded instructions of one CPU, 20 MiB of them; a Debian boot decodes 0.4 million.
+/// Most decoded instructions of one CPU, 16 MiB of them; a Debian boot decodes 0.4 million.
 const OPS: usize = 1 << 19;
 /// Entries of the jump cache.
-const JUMPS: usize = 4096;
+const JUMPS: usize = 1 << 14;
+/// Bits that remember, by page number, where the blocks of the jump cache may lie.
+const EXECUTED: usize = 1 << 14;
 
 /// A decoded block.
 #[derive(Debug, Clone, Copy)]
@@ -64,6 +66,8 @@ pub struct Blocks {
     by_place: HashMap<u64, Block, BuildHasherDefault<PlaceHasher>>,
     jumps: Box<[Jump]>,
     epoch: u64,
+    /// Pages that the jump cache may have blocks of in this epoch; others share their bits.
+    executed: Box<[u64; EXECUTED / 64]>,
     /// Blocks decoded, ever.
     pub(crate) decoded: u64,
 }
@@ -110,6 +114,7 @@ impl Blocks {
             by_place: HashMap::default(),
             jumps: vec![empty; JUMPS].into_boxed_slice(),
             epoch: 0,
+            executed: Box::new([0; EXECUTED / 64]),
             decoded: 0,
         }
     }
@@ -118,6 +123,12 @@ impl Blocks {
     #[inline(always)]
     pub(crate) fn ops(&self, block: Block) -> &[Op<Fast>] {
         &self.ops[block.first as usize..][..usize::from(block.count)]
+    }
+
+    /// Nobody has written over the block's page since it was decoded.
+    #[inline(always)]
+    pub(crate) fn is_valid(&self, block: Block, ram: &Ram) -> bool {
+        ram.code.generation(block.page as usize) == block.generation
     }
 
     #[inline(always)]
@@ -131,13 +142,27 @@ impl Blocks {
         let jump = &self.jumps[Blocks::slot(linear)];
         let hit = jump.linear == linear
             && jump.context == self.epoch | u64::from(code_context)
-            && ram.code.generation(jump.block.page as usize) == jump.block.generation;
+            && self.is_valid(jump.block, ram);
         hit.then_some(jump.block)
     }
 
     /// Forgets which block is at which linear address.
     pub(crate) fn forget_linear(&mut self) {
         self.epoch += 0x100;
+        self.executed.fill(0);
+    }
+
+    /// Forgets which blocks are in one linear page. Most pages whose translation is invalidated hold data.
+    pub(crate) fn forget_page(&mut self, linear: u64) {
+        let (word, bit) = Blocks::executed_bit(linear);
+        if self.executed[word] & bit != 0 {
+            self.forget_linear();
+        }
+    }
+
+    fn executed_bit(linear: u64) -> (usize, u64) {
+        let number = (linear / PAGE_SIZE) as usize % EXECUTED;
+        (number / 64, 1 << (number % 64))
     }
 
     /// Finds or decodes the block at `linear`, in `page`.
@@ -166,6 +191,8 @@ impl Blocks {
             }
         };
         let context = self.epoch | u64::from(code_context);
+        let (word, bit) = Blocks::executed_bit(linear);
+        self.executed[word] |= bit;
         self.jumps[Blocks::slot(linear)] = Jump { linear, context, block };
         block
     }
@@ -184,7 +211,7 @@ impl Blocks {
         fast: &mut Fast,
         attention: &Attention,
     ) -> Block {
-        if self.ops.len() + BLOCK_OPS > OPS {
+        if self.ops.len() + BLOCK_OPS > OPS || self.by_place.len() >= OPS {
             self.clear();
         }
         self.decoded += 1;

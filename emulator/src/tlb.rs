@@ -208,11 +208,12 @@ impl Tlb {
         }
     }
 
-    /// Forgets the translation of one linear address, whatever the size of its page.
-    pub(crate) fn flush_page(&mut self, linear: u64) {
+    /// Forgets the translation of one linear address, whatever the size of its page; true if that meant to forget all.
+    pub(crate) fn flush_page(&mut self, linear: u64) -> bool {
         let large = self.large[(linear >> 63) as usize];
         if (large.start..large.end).contains(&linear) {
-            return self.flush();
+            self.flush();
+            return true;
         }
         let number = (linear / PAGE_SIZE) as usize;
         for entries in self.read.iter_mut().chain(&mut self.write) {
@@ -221,5 +222,6 @@ impl Tlb {
         for entries in &mut self.fetch {
             entries[number % FETCH_SIZE].tag = INVALID;
         }
+        false
     }
 }
