@@ -17,7 +17,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::attention::Attention;
 use crate::code_pages::line_mask;
-use crate::cpu::CodeSize;
+use crate::cpu::{CodeSize, View};
 use crate::decode::decode;
 use crate::fast::Fast;
 use crate::op::Op;
@@ -58,6 +58,18 @@ struct Jump {
     /// Epoch and code context.
     context: u64,
     block: Block,
+}
+
+/// What decoding depends on besides the bytes.
+pub(crate) struct Decoding<'a> {
+    /// The instructions there are.
+    pub(crate) table: &'a Table<Fast>,
+    /// The CPU's mode.
+    pub(crate) view: View,
+    /// Translations for writing that go when a page becomes code.
+    pub(crate) fast: &'a mut Fast,
+    /// The CPU's own signals.
+    pub(crate) attention: &'a Attention,
 }
 
 /// All decoded blocks of a CPU.
@@ -168,49 +180,26 @@ impl Blocks {
     /// Finds or decodes the block at `linear`, in `page`.
     #[cold]
     #[inline(never)]
-    pub(crate) fn find(
-        &mut self,
-        table: &Table<Fast>,
-        page: FetchPage,
-        linear: u64,
-        code: CodeSize,
-        code_context: u8,
-        fast: &mut Fast,
-        attention: &Attention,
-    ) -> Block {
+    pub(crate) fn find(&mut self, page: FetchPage, linear: u64, decoding: &mut Decoding<'_>) -> Block {
         let gpa = page.gpa | linear & (PAGE_SIZE - 1);
-        let place = gpa << 2 | code as u64;
-        let ram = fast.tlb.ram().clone();
-        let known = self.by_place.get(&place).copied();
-        let block = match known {
-            Some(block) if block.generation == ram.code.generation(page.number) => block,
+        let place = gpa << 2 | decoding.view.code as u64;
+        let ram = decoding.fast.tlb.ram().clone();
+        let block = match self.by_place.get(&place).copied() {
+            Some(block) if self.is_valid(block, &ram) => block,
             _ => {
-                let block = self.decode(table, page.number, gpa, code, &ram, fast, attention);
+                let block = self.decode(page.number, gpa, &ram, decoding);
                 self.by_place.insert(place, block);
                 block
             }
         };
-        let context = self.epoch | u64::from(code_context);
+        let context = self.epoch | u64::from(decoding.view.code_context);
         let (word, bit) = Blocks::executed_bit(linear);
         self.executed[word] |= bit;
         self.jumps[Blocks::slot(linear)] = Jump { linear, context, block };
         block
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "everything decoding depends on, none of which belongs together"
-    )]
-    fn decode(
-        &mut self,
-        table: &Table<Fast>,
-        page: usize,
-        gpa: u64,
-        code: CodeSize,
-        ram: &Ram,
-        fast: &mut Fast,
-        attention: &Attention,
-    ) -> Block {
+    fn decode(&mut self, page: usize, gpa: u64, ram: &Ram, decoding: &mut Decoding<'_>) -> Block {
         if self.ops.len() + BLOCK_OPS > OPS || self.by_place.len() >= OPS {
             self.clear();
         }
@@ -221,14 +210,16 @@ impl Blocks {
         let first = self.ops.len();
         loop {
             // The order is that of the module `code_pages`.
-            ram.code.publish(page, lines, attention, || fast.tlb.flush_writes());
+            let fast = &mut *decoding.fast;
+            ram.code
+                .publish(page, lines, decoding.attention, || fast.tlb.flush_writes());
             let generation = ram.code.generation(page);
             let mut bytes = [0; BLOCK_BYTES + 15];
             let bytes = &mut bytes[..available];
             if let Some(span) = ram.page(gpa).and_then(|page| page.span(gpa, available)) {
                 span.load(bytes);
             }
-            let (advance, length) = self.decode_ops(table, code, bytes);
+            let (advance, length) = self.decode_ops(decoding.table, decoding.view.code, bytes);
             if ram.code.still_published(page, lines) {
                 let count = (self.ops.len() - first) as u8;
                 return Block {

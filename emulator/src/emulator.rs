@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::access::Stop;
 use crate::attention::Attention;
-use crate::blocks::{Block, Blocks};
+use crate::blocks::{Block, Blocks, Decoding};
 use crate::careful::{Careful, Flush};
 use crate::cpu::{Activity, Cpu, Shadow, flags, gpr};
 use crate::cpuid::CpuidTable;
@@ -382,16 +382,13 @@ impl Emulator {
     #[cold]
     fn find_block(&mut self, linear: u64) -> Option<Block> {
         let page = self.fast.fetch_page(&self.cpu, linear)?;
-        let view = self.cpu.view;
-        Some(self.blocks.find(
-            &self.model.fast,
-            page,
-            linear,
-            view.code,
-            view.code_context,
-            &mut self.fast,
-            &self.attention,
-        ))
+        let mut decoding = Decoding {
+            table: &self.model.fast,
+            view: self.cpu.view,
+            fast: &mut self.fast,
+            attention: &self.attention,
+        };
+        Some(self.blocks.find(page, linear, &mut decoding))
     }
 
     /// An instruction of a block did not simply run on into the next.
