@@ -130,7 +130,8 @@ vmw_vsock_virtio_transport virtiofs virtio_pmem button evdev'
 make_initramfs() {
     root=$work/root
     mkdir -p "$root/bin" "$root/sbin" "$root/dev" "$root/proc" "$root/sys" "$root/tmp" "$root/run" "$root/root" \
-        "$root/mnt" "$root/usr/bin" "$root/usr/sbin" "$root/etc/acpi/PWRF"
+        "$root/mnt" "$root/usr/bin" "$root/usr/sbin" "$root/etc/acpi/PWRF" \
+        "$root/var/log" "$root/var/run"
     cp "$busybox" "$root/bin/busybox"
     chmod 755 "$root/bin/busybox"
     for applet in $("$busybox" --list); do
@@ -168,7 +169,8 @@ for alias in $(find /sys/devices -name modalias -exec cat {} + | sort -u); do
     modprobe -q -b "$alias"
 done 2>/dev/null
 modprobe -q evdev 2>/dev/null
-[ -e /dev/input/event0 ] && acpid -l /dev/null -p /run/acpid.pid
+# As a daemon it ends at once unless /var/log is there.
+[ -e /dev/input/event0 ] && acpid
 commands=$(sed -n 's/.*reprise\.run="\([^"]*\)".*/\1/p' /proc/cmdline)
 [ -z "$commands" ] || sh -c "$commands"
 exit 0

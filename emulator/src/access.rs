@@ -45,13 +45,18 @@ impl Linear {
 
 /// Why an instruction did not simply run on into the next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Stop {
     /// The instruction earned an exception; nothing has changed.
     Fault(Exception),
+    /// The fast way has just learned a translation; nothing has changed, and the instruction is to be tried again.
+    Retry,
     /// The fast way cannot execute this; nothing has changed.
     Careful,
     /// A device owes an answer; nothing has changed.
     Await,
+    /// A conditional branch retired and was taken: RIP is set, nothing else has changed.
+    Taken,
     /// Retired. The next instruction follows, but mode, translations, events or activity may have changed.
     Next,
     /// Retired, RIP is set, and mode, translations, events or activity may have changed.

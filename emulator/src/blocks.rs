@@ -17,7 +17,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::attention::Attention;
 use crate::code_pages::line_mask;
-use crate::cpu::CodeSize;
+use crate::cpu::{CodeSize, View};
 use crate::decode::decode;
 use crate::fast::Fast;
 use crate::op::Op;
@@ -29,10 +29,12 @@ use crate::tlb::FetchPage;
 const BLOCK_OPS: usize = 32;
 /// Most bytes in a block, so that an [`Op::off`] holds it.
 const BLOCK_BYTES: usize = 224;
-/// Most decoded instructions of one CPU, 20 MiB of them; a Debian boot decodes 0.4 million.
+/// Most decoded instructions of one CPU, 16 MiB of them; a Debian boot decodes 0.4 million.
 const OPS: usize = 1 << 19;
 /// Entries of the jump cache.
-const JUMPS: usize = 4096;
+const JUMPS: usize = 1 << 14;
+/// Bits that remember, by page number, where the blocks of the jump cache may lie.
+const EXECUTED: usize = 1 << 14;
 
 /// A decoded block.
 #[derive(Debug, Clone, Copy)]
@@ -58,12 +60,26 @@ struct Jump {
     block: Block,
 }
 
+/// What decoding depends on besides the bytes.
+pub(crate) struct Decoding<'a> {
+    /// The instructions there are.
+    pub(crate) table: &'a Table<Fast>,
+    /// The CPU's mode.
+    pub(crate) view: View,
+    /// Translations for writing that go when a page becomes code.
+    pub(crate) fast: &'a mut Fast,
+    /// The CPU's own signals.
+    pub(crate) attention: &'a Attention,
+}
+
 /// All decoded blocks of a CPU.
 pub struct Blocks {
     ops: Vec<Op<Fast>>,
     by_place: HashMap<u64, Block, BuildHasherDefault<PlaceHasher>>,
     jumps: Box<[Jump]>,
     epoch: u64,
+    /// Pages that the jump cache may have blocks of in this epoch; others share their bits.
+    executed: Box<[u64; EXECUTED / 64]>,
     /// Blocks decoded, ever.
     pub(crate) decoded: u64,
 }
@@ -110,6 +126,7 @@ impl Blocks {
             by_place: HashMap::default(),
             jumps: vec![empty; JUMPS].into_boxed_slice(),
             epoch: 0,
+            executed: Box::new([0; EXECUTED / 64]),
             decoded: 0,
         }
     }
@@ -118,6 +135,12 @@ impl Blocks {
     #[inline(always)]
     pub(crate) fn ops(&self, block: Block) -> &[Op<Fast>] {
         &self.ops[block.first as usize..][..usize::from(block.count)]
+    }
+
+    /// Nobody has written over the block's page since it was decoded.
+    #[inline(always)]
+    pub(crate) fn is_valid(&self, block: Block, ram: &Ram) -> bool {
+        ram.code.generation(block.page as usize) == block.generation
     }
 
     #[inline(always)]
@@ -131,60 +154,53 @@ impl Blocks {
         let jump = &self.jumps[Blocks::slot(linear)];
         let hit = jump.linear == linear
             && jump.context == self.epoch | u64::from(code_context)
-            && ram.code.generation(jump.block.page as usize) == jump.block.generation;
+            && self.is_valid(jump.block, ram);
         hit.then_some(jump.block)
     }
 
     /// Forgets which block is at which linear address.
     pub(crate) fn forget_linear(&mut self) {
         self.epoch += 0x100;
+        self.executed.fill(0);
+    }
+
+    /// Forgets which blocks are in one linear page. Most pages whose translation is invalidated hold data.
+    pub(crate) fn forget_page(&mut self, linear: u64) {
+        let (word, bit) = Blocks::executed_bit(linear);
+        if self.executed[word] & bit != 0 {
+            self.forget_linear();
+        }
+    }
+
+    fn executed_bit(linear: u64) -> (usize, u64) {
+        let number = (linear / PAGE_SIZE) as usize % EXECUTED;
+        (number / 64, 1 << (number % 64))
     }
 
     /// Finds or decodes the block at `linear`, in `page`.
     #[cold]
     #[inline(never)]
-    pub(crate) fn find(
-        &mut self,
-        table: &Table<Fast>,
-        page: FetchPage,
-        linear: u64,
-        code: CodeSize,
-        code_context: u8,
-        fast: &mut Fast,
-        attention: &Attention,
-    ) -> Block {
+    pub(crate) fn find(&mut self, page: FetchPage, linear: u64, decoding: &mut Decoding<'_>) -> Block {
         let gpa = page.gpa | linear & (PAGE_SIZE - 1);
-        let place = gpa << 2 | code as u64;
-        let ram = fast.tlb.ram().clone();
-        let known = self.by_place.get(&place).copied();
-        let block = match known {
-            Some(block) if block.generation == ram.code.generation(page.number) => block,
+        let place = gpa << 2 | decoding.view.code as u64;
+        let ram = decoding.fast.tlb.ram().clone();
+        let block = match self.by_place.get(&place).copied() {
+            Some(block) if self.is_valid(block, &ram) => block,
             _ => {
-                let block = self.decode(table, page.number, gpa, code, &ram, fast, attention);
+                let block = self.decode(page.number, gpa, &ram, decoding);
                 self.by_place.insert(place, block);
                 block
             }
         };
-        let context = self.epoch | u64::from(code_context);
+        let context = self.epoch | u64::from(decoding.view.code_context);
+        let (word, bit) = Blocks::executed_bit(linear);
+        self.executed[word] |= bit;
         self.jumps[Blocks::slot(linear)] = Jump { linear, context, block };
         block
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "everything decoding depends on, none of which belongs together"
-    )]
-    fn decode(
-        &mut self,
-        table: &Table<Fast>,
-        page: usize,
-        gpa: u64,
-        code: CodeSize,
-        ram: &Ram,
-        fast: &mut Fast,
-        attention: &Attention,
-    ) -> Block {
-        if self.ops.len() + BLOCK_OPS > OPS {
+    fn decode(&mut self, page: usize, gpa: u64, ram: &Ram, decoding: &mut Decoding<'_>) -> Block {
+        if self.ops.len() + BLOCK_OPS > OPS || self.by_place.len() >= OPS {
             self.clear();
         }
         self.decoded += 1;
@@ -194,14 +210,16 @@ impl Blocks {
         let first = self.ops.len();
         loop {
             // The order is that of the module `code_pages`.
-            ram.code.publish(page, lines, attention, || fast.tlb.flush_writes());
+            let fast = &mut *decoding.fast;
+            ram.code
+                .publish(page, lines, decoding.attention, || fast.tlb.flush_writes());
             let generation = ram.code.generation(page);
             let mut bytes = [0; BLOCK_BYTES + 15];
             let bytes = &mut bytes[..available];
             if let Some(span) = ram.page(gpa).and_then(|page| page.span(gpa, available)) {
                 span.load(bytes);
             }
-            let (advance, length) = self.decode_ops(table, code, bytes);
+            let (advance, length) = self.decode_ops(decoding.table, decoding.view.code, bytes);
             if ram.code.still_published(page, lines) {
                 let count = (self.ops.len() - first) as u8;
                 return Block {

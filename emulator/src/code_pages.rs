@@ -88,15 +88,17 @@ impl CodePages {
                     cpus.iter()
                         .filter(|cpu| !core::ptr::eq(&raw const ***cpu, &raw const *me))
                 };
-                others().for_each(|cpu| cpu.request_drop());
+                for cpu in others() {
+                    cpu.request_drop();
+                }
                 for cpu in others() {
                     let mut spins = 0;
                     while !cpu.has_dropped() {
                         spins += 1;
                         if spins % 256 == 0 {
-                            std::thread::yield_now()
+                            std::thread::yield_now();
                         } else {
-                            core::hint::spin_loop()
+                            core::hint::spin_loop();
                         }
                     }
                 }

@@ -79,11 +79,9 @@ fn blank<M>() -> Op<M> {
         disp: 0,
         base: gpr::ZERO,
         index: gpr::ZERO,
-        scale: 0,
-        seg: 3,
+        seg_scale: 3 << 2,
         r1: 0,
         r2: 0,
-        r3: 0,
         attr: Attr::default(),
         len: 0,
         off: 0,
@@ -116,7 +114,7 @@ fn lower<M>(instruction: &Instruction, code: CodeSize, bytes: &[u8], off: u8) ->
         off,
         ..blank()
     };
-    let mut registers = [0; 3];
+    let mut registers = [0; 2];
     let mut count = 0;
     for (i, kind) in instruction.op_kinds().enumerate() {
         let i = i as u32;
@@ -149,8 +147,8 @@ fn lower<M>(instruction: &Instruction, code: CodeSize, bytes: &[u8], off: u8) ->
                     register if register.is_gpr() && !register.is_gpr8() => number(register),
                     _ => gpr::ZERO,
                 };
-                op.scale = instruction.memory_index_scale().trailing_zeros() as u8;
-                op.seg = segment(instruction);
+                let scale = instruction.memory_index_scale().trailing_zeros() as u8;
+                op.seg_scale = segment(instruction) << 2 | scale;
             }
             OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI => {}
             OpKind::MemorySegSI
@@ -158,11 +156,11 @@ fn lower<M>(instruction: &Instruction, code: CodeSize, bytes: &[u8], off: u8) ->
             | OpKind::MemorySegRSI
             | OpKind::MemorySegDI
             | OpKind::MemorySegEDI
-            | OpKind::MemorySegRDI => op.seg = segment(instruction),
+            | OpKind::MemorySegRDI => op.seg_scale = segment(instruction) << 2,
             _ => op.imm = instruction.immediate(i),
         }
     }
-    [op.r1, op.r2, op.r3] = registers;
+    [op.r1, op.r2] = registers;
     if let Some(opcode) = x87_opcode(instruction, bytes) {
         op.imm = opcode;
     }

@@ -72,7 +72,7 @@ pub(crate) fn combine(first: &Event, second: Exception, fault_address: u64) -> C
     let (vector, error_code) = if double {
         (event::DF, Some(0))
     } else {
-        (second.vector, second.error_code)
+        (second.vector, second.error_code())
     };
     Combined::Deliver(Event {
         vector,
@@ -134,12 +134,13 @@ pub(crate) fn deliver(cpu: &mut Cpu, m: &mut Careful, event: Event) -> Result<()
 
 /// Sets EXT in error codes that have it, unless a software interrupt was being delivered.
 fn mark_external(stop: Stop, event: &Event) -> Stop {
+    const WITH_EXT: [u8; 4] = [event::TS, event::NP, event::SS, event::GP];
     match stop {
-        Stop::Fault(Exception {
-            vector: vector @ (event::TS | event::NP | event::SS | event::GP),
-            error_code: Some(code),
-        }) if event.source != Source::Software => Exception::with_code(vector, code | EXT).into(),
-        other => other,
+        Stop::Fault(exception) if event.source != Source::Software && WITH_EXT.contains(&exception.vector) => {
+            let code = exception.error_code().unwrap_or(0);
+            Exception::with_code(exception.vector, code | EXT).into()
+        }
+        _ => stop,
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::access::Stop;
 use crate::attention::Attention;
-use crate::blocks::{Block, Blocks};
+use crate::blocks::{Block, Blocks, Decoding};
 use crate::careful::{Careful, Flush};
 use crate::cpu::{Activity, Cpu, Shadow, flags, gpr};
 use crate::cpuid::CpuidTable;
@@ -265,7 +265,11 @@ impl Emulator {
             return self.pass();
         }
         let shadow = self.cpu.shadow;
-        let left = self.run_blocks(if shadow == Shadow::None { usize::MAX } else { 1 });
+        let left = if shadow == Shadow::None {
+            self.run_blocks()
+        } else {
+            self.run_one()
+        };
         match left {
             Left::LookAround => {
                 self.end_shadow(shadow);
@@ -282,39 +286,73 @@ impl Emulator {
         }
     }
 
-    /// Executes blocks the fast way, or only the first `limit` instructions of the first one.
-    fn run_blocks(&mut self, limit: usize) -> Left {
-        loop {
-            if self.attention.any() && limit != 1 {
+    /// Executes blocks the fast way.
+    fn run_blocks(&mut self) -> Left {
+        'blocks: loop {
+            if self.attention.any() {
                 return Left::LookAround;
             }
             let Some(block) = self.block() else {
                 return Left::Careful;
             };
-            self.cpu.gpr.set(gpr::BLOCK_IP, self.cpu.rip);
             let ops = self.blocks.ops(block);
-            let ops = &ops[..ops.len().min(limit)];
-            for (done, op) in ops.iter().enumerate() {
-                if let Err(stop) = (op.run)(&mut self.cpu, &mut self.fast, op) {
+            if ops.is_empty() {
+                return Left::Careful;
+            }
+            let start = self.cpu.rip;
+            self.cpu.gpr.set(gpr::BLOCK_IP, start);
+            'again: loop {
+                for (done, op) in ops.iter().enumerate() {
+                    let Err(stop) = (op.run)(&mut self.cpu, &mut self.fast, op) else {
+                        continue;
+                    };
+                    if stop == Stop::Taken {
+                        self.counters.instructions += done as u64 + 1;
+                        // A loop around one block needs no search for it.
+                        let same = self.cpu.rip == start && !self.attention.any();
+                        if same && self.blocks.is_valid(block, self.fast.tlb.ram()) {
+                            continue 'again;
+                        }
+                        continue 'blocks;
+                    }
+                    let Err(stop) = try_again(&mut self.cpu, &mut self.fast, op, stop) else {
+                        continue;
+                    };
                     let (len, off) = (op.len, op.off);
                     self.counters.instructions += done as u64;
                     return self.stopped(stop, len, off);
                 }
+                break;
             }
             self.counters.instructions += ops.len() as u64;
-            if ops.is_empty() {
-                return Left::Careful;
-            }
-            if ops.len() < usize::from(block.count) {
-                self.cpu.rip = ops[ops.len() - 1].next_ip(&self.cpu);
-                return Left::LookAround;
-            }
             self.cpu.rip = self
                 .cpu
                 .truncate_ip(self.cpu.rip.wrapping_add(u64::from(block.advance)));
-            if limit == 1 {
-                return Left::LookAround;
+        }
+    }
+
+    /// Executes one instruction the fast way.
+    fn run_one(&mut self) -> Left {
+        let Some(block) = self.block() else {
+            return Left::Careful;
+        };
+        let Some(op) = self.blocks.ops(block).first() else {
+            return Left::Careful;
+        };
+        let jumps = block.count == 1 && block.advance == 0;
+        let (len, off) = (op.len, op.off);
+        self.cpu.gpr.set(gpr::BLOCK_IP, self.cpu.rip);
+        let outcome = (op.run)(&mut self.cpu, &mut self.fast, op)
+            .or_else(|stop| try_again(&mut self.cpu, &mut self.fast, op, stop));
+        match outcome {
+            Ok(()) => {
+                if !jumps {
+                    self.cpu.rip = self.cpu.truncate_ip(self.cpu.rip.wrapping_add(u64::from(len)));
+                }
+                self.counters.instructions += 1;
+                Left::LookAround
             }
+            Err(stop) => self.stopped(stop, len, off),
         }
     }
 
@@ -344,16 +382,13 @@ impl Emulator {
     #[cold]
     fn find_block(&mut self, linear: u64) -> Option<Block> {
         let page = self.fast.fetch_page(&self.cpu, linear)?;
-        let view = self.cpu.view;
-        Some(self.blocks.find(
-            &self.model.fast,
-            page,
-            linear,
-            view.code,
-            view.code_context,
-            &mut self.fast,
-            &self.attention,
-        ))
+        let mut decoding = Decoding {
+            table: &self.model.fast,
+            view: self.cpu.view,
+            fast: &mut self.fast,
+            attention: &self.attention,
+        };
+        Some(self.blocks.find(page, linear, &mut decoding))
     }
 
     /// An instruction of a block did not simply run on into the next.
@@ -361,7 +396,7 @@ impl Emulator {
     fn stopped(&mut self, stop: Stop, len: u8, off: u8) -> Left {
         let ip = self.cpu.truncate_ip(self.cpu.rip.wrapping_add(u64::from(off)));
         match stop {
-            Stop::Careful | Stop::Await | Stop::Failed => {
+            Stop::Careful | Stop::Retry | Stop::Await | Stop::Failed => {
                 self.cpu.rip = ip;
                 Left::Careful
             }
@@ -370,7 +405,7 @@ impl Emulator {
                 self.fault(exception, self.fast.fault_address);
                 Left::LookAround
             }
-            Stop::Next | Stop::Jumped | Stop::Stay => {
+            Stop::Next | Stop::Jumped | Stop::Taken | Stop::Stay => {
                 match stop {
                     Stop::Next => self.cpu.rip = self.cpu.truncate_ip(ip.wrapping_add(u64::from(len))),
                     Stop::Stay => self.cpu.rip = ip,
@@ -385,7 +420,7 @@ impl Emulator {
     /// Raises the exception that the instruction under RIP earned.
     fn fault(&mut self, exception: Exception, address: u64) {
         let cr2 = (exception.vector == event::PF).then_some(address);
-        let Exception { vector, error_code } = exception;
+        let (vector, error_code) = (exception.vector, exception.error_code());
         self.cpu.event = Some(Event {
             vector,
             source: Source::Fault,
@@ -409,7 +444,7 @@ impl Emulator {
         let stepping = self.cpu.flags.any(flags::TF) && self.cpu.shadow != Shadow::MovSs;
         let shadow = self.cpu.shadow;
         match self.execute() {
-            Ok(()) | Err(Stop::Next | Stop::Jumped | Stop::Stay) => {
+            Ok(()) | Err(Stop::Next | Stop::Jumped | Stop::Taken | Stop::Stay) => {
                 self.counters.instructions += 1;
                 self.end_shadow(shadow);
                 if stepping && self.cpu.event.is_none() {
@@ -536,11 +571,31 @@ impl Emulator {
     fn forget(&mut self, flush: Flush) {
         match flush {
             Flush::None => return,
-            Flush::Page(linear) => self.fast.tlb.flush_page(linear),
+            Flush::Page(linear) => {
+                if !self.fast.tlb.flush_page(linear) {
+                    return self.blocks.forget_page(linear);
+                }
+            }
             Flush::All => self.fast.tlb.flush(),
         }
         self.blocks.forget_linear();
     }
+}
+
+/// Tries an instruction again as long as the fast way learns translations for it. Two operands may compete for one place
+/// in the TLB, so there is an end to that.
+#[cold]
+#[inline(never)]
+fn try_again(cpu: &mut Cpu, fast: &mut Fast, op: &Op<Fast>, stop: Stop) -> Result<(), Stop> {
+    const TRIES: u32 = 8;
+    let mut outcome = Err(stop);
+    for _ in 0..TRIES {
+        if outcome != Err(Stop::Retry) {
+            return outcome;
+        }
+        outcome = (op.run)(cpu, fast, op);
+    }
+    outcome
 }
 
 /// Why the fast way came back.

@@ -39,33 +39,42 @@ pub const XM: u8 = 19;
 
 /// A fault or trap that an instruction earned.
 ///
-/// It is eight bytes with everything, so that the outcome of an instruction fits a register; the linear address of a page
+/// It is four bytes with everything, so that the outcome of an instruction fits a register; the linear address of a page
 /// fault is kept beside it, by the accessor that found it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(4))]
 pub struct Exception {
     /// Vector, 0 to 31.
     pub vector: u8,
-    /// What is pushed on the handler's stack, for the vectors that have one.
-    pub error_code: Option<u16>,
+    has_error_code: bool,
+    error_code: u16,
 }
 
 impl Exception {
     /// An exception without an error code.
     #[inline]
-    pub fn plain(vector: u8) -> Exception {
+    pub const fn plain(vector: u8) -> Exception {
         Exception {
             vector,
-            error_code: None,
+            has_error_code: false,
+            error_code: 0,
         }
     }
 
     /// An exception with an error code.
     #[inline]
-    pub fn with_code(vector: u8, error_code: u16) -> Exception {
+    pub const fn with_code(vector: u8, error_code: u16) -> Exception {
         Exception {
             vector,
-            error_code: Some(error_code),
+            has_error_code: true,
+            error_code,
         }
+    }
+
+    /// What is pushed on the handler's stack, for the vectors that have one.
+    #[inline]
+    pub fn error_code(self) -> Option<u16> {
+        self.has_error_code.then_some(self.error_code)
     }
 
     /// #UD.

@@ -82,10 +82,19 @@ impl Fast {
         }
     }
 
-    /// Makes the page of a data access hit, or says why it cannot.
+    /// Makes the page of a data access hit when the instruction is tried again, or says why it cannot.
+    ///
+    /// It is the last thing a handler does, so that the handler itself saves no registers around a call.
     #[cold]
     #[inline(never)]
-    fn fill(&mut self, cpu: &Cpu, at: Linear, size: u64, intent: Intent) -> Result<(), Stop> {
+    fn fill(&mut self, cpu: &Cpu, at: Linear, size: u64, intent: Intent) -> Stop {
+        match self.learn(cpu, at, size, intent) {
+            Ok(()) => Stop::Retry,
+            Err(stop) => stop,
+        }
+    }
+
+    fn learn(&mut self, cpu: &Cpu, at: Linear, size: u64, intent: Intent) -> Result<(), Stop> {
         let linear = at.address;
         // The last byte in another page: the careful way knows how.
         if (linear & (PAGE_SIZE - 1)) + size > PAGE_SIZE || cpu.view.checks_alignment() {
@@ -153,15 +162,12 @@ pub(crate) fn non_canonical(at: Linear) -> Stop {
     Exception::with_code(vector, 0).into()
 }
 
-/// A hit in the TLB, at once or after filling it.
+/// A hit in the TLB; a miss ends the handler.
 macro_rules! hit {
     ($self:ident, $cpu:ident, $at:ident, $size:expr, $intent:ident, $lookup:ident $(::<$t:ty>)? $(, $length:expr)?) => {
         match $self.tlb.$lookup$(::<$t>)?($cpu.view.context, $at.address $(, $length)?) {
             Some(hit) => hit,
-            None => {
-                $self.fill($cpu, $at, $size as u64, Intent::$intent)?;
-                $self.tlb.$lookup$(::<$t>)?($cpu.view.context, $at.address $(, $length)?).ok_or(Stop::Careful)?
-            }
+            None => return Err($self.fill($cpu, $at, $size as u64, Intent::$intent)),
         }
     };
 }

@@ -1,8 +1,8 @@
 //! A decoded instruction, compact and specialised: which function executes it and on what.
 //!
 //! # Operands
-//! Lowering is the same for every instruction. Register operands fill `r1`, `r2` and `r3` in the order in which the
-//! instruction lists them (implied registers such as AL or CL included), an immediate fills `imm`, a near branch target
+//! Lowering is the same for every instruction. Register operands fill `r1` and `r2` in the order in which the
+//! instruction lists them (implied registers such as AL included; a third one is always CL), an immediate fills `imm`, a near branch target
 //! fills `imm` as a distance from the start of the block, and a memory operand fills `base`, `index`, `scale`, `seg` and
 //! `disp`. Registers are numbered as instructions number them: general-purpose 0 to 15 (AH, CH, DH, BH are 32 to 35),
 //! segment registers 0 to 5, ST(i), MMi and XMMi by i, control and debug registers by number.
@@ -27,16 +27,12 @@ pub struct Op<M: 'static> {
     pub base: u8,
     /// Index register, or 16 for none.
     pub index: u8,
-    /// Left shift of the index, 0 to 3.
-    pub scale: u8,
-    /// Segment register of the memory operand (the prefix or the default).
-    pub seg: u8,
+    /// Segment register of the memory operand (the prefix or the default) in bits 4:2, left shift of the index in 1:0.
+    pub(crate) seg_scale: u8,
     /// First register operand.
     pub r1: u8,
     /// Second register operand.
     pub r2: u8,
-    /// Third register operand.
-    pub r3: u8,
     /// Prefixes and sizes.
     pub attr: Attr,
     /// Length in bytes, 1 to 15.
@@ -54,6 +50,18 @@ impl<M> Clone for Op<M> {
 impl<M> Copy for Op<M> {}
 
 impl<M> Op<M> {
+    /// Number of the memory operand's segment register: that of the prefix, or the default.
+    #[inline(always)]
+    pub fn seg(&self) -> u8 {
+        self.seg_scale >> 2
+    }
+
+    /// Left shift of the index, 0 to 3.
+    #[inline(always)]
+    pub fn scale(&self) -> u8 {
+        self.seg_scale & 3
+    }
+
     /// Offset of this instruction in CS, untruncated.
     #[inline(always)]
     pub fn ip(&self, cpu: &Cpu) -> u64 {

@@ -39,8 +39,8 @@ pub fn effective_address<M>(cpu: &Cpu, op: &Op<M>) -> u64 {
 impl Addressing for Flat {
     #[inline(always)]
     fn linear<M>(cpu: &Cpu, op: &Op<M>, _: u64, _: Use) -> Result<Linear, Stop> {
-        let address = flat_address(cpu, op).wrapping_add(cpu.view.flat_base[usize::from(op.seg & 7)]);
-        Ok(Linear { address, seg: op.seg })
+        let address = flat_address(cpu, op).wrapping_add(cpu.view.flat_base[usize::from(op.seg() & 7)]);
+        Ok(Linear { address, seg: op.seg() })
     }
 }
 
@@ -49,14 +49,14 @@ impl Addressing for Flat {
 pub fn flat_address<M>(cpu: &Cpu, op: &Op<M>) -> u64 {
     cpu.gpr
         .get(op.base)
-        .wrapping_add(cpu.gpr.get(op.index) << (op.scale & 3))
+        .wrapping_add(cpu.gpr.get(op.index) << op.scale())
         .wrapping_add(op.disp)
 }
 
 impl Addressing for General {
     #[inline(never)]
     fn linear<M>(cpu: &Cpu, op: &Op<M>, size: u64, usage: Use) -> Result<Linear, Stop> {
-        cpu.linear(Seg::from_number(op.seg), effective_address(cpu, op), size, usage)
+        cpu.linear(Seg::from_number(op.seg()), effective_address(cpu, op), size, usage)
     }
 }
 

@@ -53,10 +53,11 @@ unsafe impl Sync for Ram {}
 
 /// A page of guest memory in the host's address space.
 #[derive(Debug, Clone, Copy)]
-pub struct HostPage {
-    pub(crate) pointer: *mut u8,
+pub struct HostPage<'a> {
+    pointer: *mut u8,
     /// The page's number in [`CodePages`].
     pub(crate) number: usize,
+    life: PhantomData<&'a Ram>,
 }
 
 impl Ram {
@@ -97,16 +98,18 @@ impl Ram {
 
     /// The page that holds guest-physical address `gpa`, if that is RAM.
     #[inline]
-    pub fn page(&self, gpa: u64) -> Option<HostPage> {
+    pub fn page(&self, gpa: u64) -> Option<HostPage<'_>> {
         for region in &self.regions {
             let offset = gpa.wrapping_sub(region.start);
             if offset < region.length {
                 let page = offset / PAGE_SIZE;
                 // SAFETY: the offset is below the region's length, which is within the mapping.
                 let pointer = unsafe { region.host.add((page * PAGE_SIZE) as usize) };
+                let number = region.first_page + page as usize;
                 return Some(HostPage {
                     pointer,
-                    number: region.first_page + page as usize,
+                    number,
+                    life: PhantomData,
                 });
             }
         }
@@ -194,10 +197,29 @@ pub enum RamError {
     },
 }
 
-impl HostPage {
+impl<'a> HostPage<'a> {
+    /// Takes the page out of the lifetime of its [`Ram`], for a cache that keeps the `Ram` alive itself.
+    pub(crate) fn pointer(self) -> *mut u8 {
+        self.pointer
+    }
+
+    /// The page that was taken out with [`HostPage::pointer`].
+    ///
+    /// # Safety
+    /// The page's `Ram` lives for `'a`.
+    #[inline(always)]
+    pub(crate) unsafe fn from_pointer(pointer: *mut u8) -> HostPage<'a> {
+        // Whoever comes from a pointer accesses memory only; the number is not known any more.
+        HostPage {
+            pointer,
+            number: usize::MAX,
+            life: PhantomData,
+        }
+    }
+
     /// The operand at this offset (bits above the page offset are ignored), if it does not cross the page's end.
     #[inline(always)]
-    pub fn slot<'a, T: Word>(self, address: u64) -> Option<Slot<'a, T>> {
+    pub fn slot<T: Word>(self, address: u64) -> Option<Slot<'a, T>> {
         let offset = address & (PAGE_SIZE - 1);
         // SAFETY: the operand lies within the page.
         (offset + T::SIZE as u64 <= PAGE_SIZE).then(|| unsafe { self.slot_unchecked(offset) })
@@ -205,11 +227,15 @@ impl HostPage {
 
     /// The bytes at this offset (bits above the page offset are ignored), if they do not cross the page's end.
     #[inline(always)]
-    pub fn span<'a>(self, address: u64, length: usize) -> Option<Span<'a>> {
+    pub fn span(self, address: u64, length: usize) -> Option<Span<'a>> {
         let offset = (address & (PAGE_SIZE - 1)) as usize;
-        // SAFETY: the bytes lie within the page.
-        (length <= PAGE_SIZE as usize - offset).then(|| Span {
-            pointer: unsafe { self.pointer.add(offset) },
+        if length > PAGE_SIZE as usize - offset {
+            return None;
+        }
+        // SAFETY: the offset lies within the page.
+        let pointer = unsafe { self.pointer.add(offset) };
+        Some(Span {
+            pointer,
             length,
             life: PhantomData,
         })
@@ -220,10 +246,11 @@ impl HostPage {
     /// # Safety
     /// `offset + T::SIZE` is at most 4096.
     #[inline(always)]
-    pub(crate) unsafe fn slot_unchecked<'a, T: Word>(self, offset: u64) -> Slot<'a, T> {
+    pub(crate) unsafe fn slot_unchecked<T: Word>(self, offset: u64) -> Slot<'a, T> {
         // SAFETY: the caller keeps the operand within the page.
+        let pointer = unsafe { self.pointer.add(offset as usize) };
         Slot {
-            pointer: unsafe { self.pointer.add(offset as usize) },
+            pointer,
             life: PhantomData,
         }
     }
@@ -316,7 +343,7 @@ impl Span<'_> {
                 self.pointer
                     .add(i * T::SIZE)
                     .cast::<Unaligned<T>>()
-                    .write_volatile(Unaligned(T::truncate(value)))
+                    .write_volatile(Unaligned(T::truncate(value)));
             };
         }
     }

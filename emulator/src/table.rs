@@ -32,9 +32,9 @@ impl<M> Copy for Form<M> {}
 /// How control continues after an instruction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Flow {
-    /// The next instruction follows, and nothing about the mode has changed.
+    /// The next instruction follows, unless a condition holds and the instruction says that it was taken.
     Next,
-    /// The instruction sets RIP itself.
+    /// The instruction always sets RIP itself.
     Branch,
     /// The block ends here: the instruction may change the mode, translations, events or code.
     End,
@@ -103,6 +103,11 @@ impl<M: Access> Table<M> {
                 flow: Flow::Next,
             },
         );
+    }
+
+    /// Adds an encoding without memory operand that sets RIP itself.
+    pub(crate) fn jump(&mut self, code: Code, handler: Handler<M>) {
+        self.branch(code, handler, handler, handler);
     }
 
     /// Adds an encoding that sets RIP itself.

@@ -90,13 +90,14 @@ impl Tlb {
 
     /// The page of an operand of `size` bytes, 1 to 4096, if it does not cross into another.
     #[inline(always)]
-    fn hit(entries: &[Entry; SIZE], linear: u64, size: u64) -> Option<HostPage> {
+    fn hit(entries: &[Entry; SIZE], linear: u64, size: u64) -> Option<HostPage<'_>> {
         let entry = &entries[(linear / PAGE_SIZE) as usize % SIZE];
         // The last byte's page is compared with the first byte's entry: what crosses a page misses.
-        (entry.tag == linear.wrapping_add(size - 1) & PAGE).then_some(HostPage {
-            pointer: entry.pointer,
-            number: 0,
-        })
+        if entry.tag != linear.wrapping_add(size - 1) & PAGE {
+            return None;
+        }
+        // SAFETY: the entry is valid, so its page is one of `ram`, which lives as long as the entries do.
+        Some(unsafe { HostPage::from_pointer(entry.pointer) })
     }
 
     /// The operand at `linear`, if it may be read.
@@ -135,19 +136,19 @@ impl Tlb {
         (entry.tag == linear & PAGE).then_some(*entry)
     }
 
-    pub(crate) fn insert_read(&mut self, context: u8, linear: u64, page: HostPage, page_bits: u32) {
+    pub(crate) fn insert_read(&mut self, context: u8, linear: u64, page: HostPage<'_>, page_bits: u32) {
         let entry = Entry {
             tag: linear & PAGE,
-            pointer: page.pointer,
+            pointer: page.pointer(),
         };
         self.read[usize::from(context & 3)][(linear / PAGE_SIZE) as usize % SIZE] = entry;
         self.note_size(linear, page_bits);
     }
 
-    pub(crate) fn insert_write(&mut self, context: u8, linear: u64, page: HostPage, page_bits: u32) {
+    pub(crate) fn insert_write(&mut self, context: u8, linear: u64, page: HostPage<'_>, page_bits: u32) {
         let entry = Entry {
             tag: linear & PAGE,
-            pointer: page.pointer,
+            pointer: page.pointer(),
         };
         self.write[usize::from(context & 3)][(linear / PAGE_SIZE) as usize % SIZE] = entry;
         self.note_size(linear, page_bits);
@@ -158,7 +159,7 @@ impl Tlb {
         user: bool,
         linear: u64,
         gpa: u64,
-        page: HostPage,
+        page: HostPage<'_>,
         page_bits: u32,
     ) -> FetchPage {
         let entry = FetchPage {
@@ -208,11 +209,12 @@ impl Tlb {
         }
     }
 
-    /// Forgets the translation of one linear address, whatever the size of its page.
-    pub(crate) fn flush_page(&mut self, linear: u64) {
+    /// Forgets the translation of one linear address, whatever the size of its page; true if that meant to forget all.
+    pub(crate) fn flush_page(&mut self, linear: u64) -> bool {
         let large = self.large[(linear >> 63) as usize];
         if (large.start..large.end).contains(&linear) {
-            return self.flush();
+            self.flush();
+            return true;
         }
         let number = (linear / PAGE_SIZE) as usize;
         for entries in self.read.iter_mut().chain(&mut self.write) {
@@ -221,5 +223,6 @@ impl Tlb {
         for entries in &mut self.fetch {
             entries[number % FETCH_SIZE].tag = INVALID;
         }
+        false
     }
 }

@@ -162,7 +162,7 @@ impl Machine {
         config: &VmConfig,
         hypervisor: &dyn Hypervisor,
         options: MachineOptions,
-        on_end: Box<dyn Fn(MachineEnd) + Send + Sync>,
+        on_end: OnEnd,
     ) -> Result<Self, MachineError> {
         let kernel = config.payload.kernel.as_deref().ok_or(MachineError::NoKernel)?;
         let vcpus = config.cpus.boot_vcpus;
@@ -359,16 +359,19 @@ fn chain(error: &dyn std::error::Error) -> String {
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
+/// Who is told of a machine's end.
+type OnEnd = Box<dyn Fn(MachineEnd) + Send + Sync>;
+
 /// What the threads of a machine share.
 struct Shared {
     gate: Arc<Gate>,
     kicks: OnceLock<Vec<Arc<dyn Kick>>>,
     /// Taken by the first who ends the machine.
-    on_end: Mutex<Option<Box<dyn Fn(MachineEnd) + Send + Sync>>>,
+    on_end: Mutex<Option<OnEnd>>,
 }
 
 impl Shared {
-    fn new(vcpus: usize, on_end: Box<dyn Fn(MachineEnd) + Send + Sync>) -> Self {
+    fn new(vcpus: usize, on_end: OnEnd) -> Self {
         Self {
             gate: Gate::new(vcpus),
             kicks: OnceLock::new(),

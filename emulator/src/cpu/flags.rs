@@ -87,15 +87,7 @@ impl Flags {
         let carry = self.carries >> 63;
         self.set_arithmetic::<T>(result, carries);
         let overflow = (self.carries ^ (self.carries << 1)) >> 63;
-        self.carries = carry << 63 | (carry ^ overflow) << 62;
-    }
-
-    /// Records the result of a logical operation of width `T`: CF, OF and AF clear.
-    #[inline(always)]
-    pub(crate) fn set_logic<T: Word>(&mut self, result: u64) {
-        self.result = sign_extend::<T>(result);
-        self.carries = 0;
-        self.low = 0;
+        self.carries = (carry << 63) | ((carry ^ overflow) << 62);
     }
 
     /// Records a result of width `T` with CF and OF given; AF as given.
@@ -163,12 +155,13 @@ impl Flags {
     /// The status flags as bits of RFLAGS.
     #[inline]
     pub fn status(&self) -> u64 {
-        u64::from(self.carry()) * CF
-            | u64::from(self.parity()) * PF
-            | u64::from(self.adjust()) * AF
-            | u64::from(self.zero()) * ZF
-            | u64::from(self.sign()) * SF
-            | u64::from(self.overflow()) * OF
+        let bit = |set: bool, flag: u64| if set { flag } else { 0 };
+        bit(self.carry(), CF)
+            | bit(self.parity(), PF)
+            | bit(self.adjust(), AF)
+            | bit(self.zero(), ZF)
+            | bit(self.sign(), SF)
+            | bit(self.overflow(), OF)
     }
 
     /// Sets the status flags from bits of RFLAGS; other bits of `bits` are ignored.

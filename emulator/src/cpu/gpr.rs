@@ -34,7 +34,7 @@ pub(crate) const HIGH: u8 = 32;
 ///
 /// The array is longer than sixteen so that operand numbers index it without a bounds check, and so that absent base and
 /// index registers are a slot that reads zero instead of a branch.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Default, Serialize, Deserialize)]
 #[serde(from = "[u64; 16]", into = "[u64; 16]")]
 pub struct Gprs([u64; 32]);
 
@@ -76,12 +76,6 @@ impl Gprs {
             _ => value,
         };
         self.set(register, merged);
-    }
-}
-
-impl Default for Gprs {
-    fn default() -> Gprs {
-        Gprs([0; 32])
     }
 }
 

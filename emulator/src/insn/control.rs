@@ -10,7 +10,7 @@ use super::stack::{self, pop_slot, push_slot};
 use crate::access::{Access, Outcome, Stop};
 use crate::cpu::{Cpu, Seg, gpr};
 use crate::event::Exception;
-use crate::op::{Handler, Op};
+use crate::op::Op;
 use crate::operand::{Addressing, Flat, General, Use};
 use crate::paging::is_canonical;
 use crate::table::Table;
@@ -48,14 +48,20 @@ fn jump<M: Access, W: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     Ok(())
 }
 
+/// Ends a conditional transfer that is taken; one that is not simply retires.
+#[inline(always)]
+fn take<M, W: Word>(cpu: &mut Cpu, op: &Op<M>) -> Outcome {
+    cpu.rip = relative::<M, W>(cpu, op)?;
+    Err(Stop::Taken)
+}
+
 /// Jcc rel.
 fn jump_if<M: Access, W: Word, const C: u8>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
-    cpu.rip = if holds::<C>(&cpu.flags) {
-        relative::<M, W>(cpu, op)?
+    if holds::<C>(&cpu.flags) {
+        take::<M, W>(cpu, op)
     } else {
-        op.next_ip(cpu)
-    };
-    Ok(())
+        Ok(())
+    }
 }
 
 /// JMP r.
@@ -124,35 +130,34 @@ fn loop_<M: Access, W: Word, N: Word, const C: u8>(cpu: &mut Cpu, _: &mut M, op:
             _ => !cpu.flags.zero(),
         };
     let to = if goes_on {
-        relative::<M, W>(cpu, op)?
+        Some(relative::<M, W>(cpu, op)?)
     } else {
-        op.next_ip(cpu)
+        None
     };
     cpu.gpr.write::<N>(gpr::RCX, count);
+    let Some(to) = to else { return Ok(()) };
     cpu.rip = to;
-    Ok(())
+    Err(Stop::Taken)
 }
 
 /// JCXZ, JECXZ, JRCXZ.
 fn jump_if_zero<M: Access, W: Word, N: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
-    cpu.rip = if cpu.gpr.read::<N>(gpr::RCX) == 0 {
-        relative::<M, W>(cpu, op)?
+    if cpu.gpr.read::<N>(gpr::RCX) == 0 {
+        take::<M, W>(cpu, op)
     } else {
-        op.next_ip(cpu)
-    };
-    Ok(())
+        Ok(())
+    }
 }
 
 pub(super) fn fill<M: Access>(table: &mut Table<M>) {
-    let mut simple = |code, handler: Handler<M>| table.branch(code, handler, handler, handler);
     macro_rules! conditions {
         ($($c:literal: $r8_16:ident $r8_32:ident $r8_64:ident $r16:ident $r32_32:ident $r32_64:ident;)*) => {$(
-            simple(Code::$r8_16, jump_if::<M, u16, $c>);
-            simple(Code::$r8_32, jump_if::<M, u32, $c>);
-            simple(Code::$r8_64, jump_if::<M, u64, $c>);
-            simple(Code::$r16, jump_if::<M, u16, $c>);
-            simple(Code::$r32_32, jump_if::<M, u32, $c>);
-            simple(Code::$r32_64, jump_if::<M, u64, $c>);
+            table.plain(Code::$r8_16, jump_if::<M, u16, $c>);
+            table.plain(Code::$r8_32, jump_if::<M, u32, $c>);
+            table.plain(Code::$r8_64, jump_if::<M, u64, $c>);
+            table.plain(Code::$r16, jump_if::<M, u16, $c>);
+            table.plain(Code::$r32_32, jump_if::<M, u32, $c>);
+            table.plain(Code::$r32_64, jump_if::<M, u64, $c>);
         )*};
     }
     conditions! {
@@ -174,20 +179,20 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
         15: Jg_rel8_16 Jg_rel8_32 Jg_rel8_64 Jg_rel16 Jg_rel32_32 Jg_rel32_64;
     }
     macro_rules! rows {
-        ($handler:ident: $($code:ident $($t:ty),+ $(; $c:literal)?;)*) => {$(
-            simple(Code::$code, $handler::<M, $($t),+ $(, $c)?>);
+        ($add:ident $handler:ident: $($code:ident $($t:ty),+;)*) => {$(
+            table.$add(Code::$code, $handler::<M, $($t),+>);
         )*};
     }
-    rows! { jump:
+    rows! { jump jump:
         Jmp_rel8_16 u16; Jmp_rel8_32 u32; Jmp_rel8_64 u64; Jmp_rel16 u16; Jmp_rel32_32 u32; Jmp_rel32_64 u64;
     }
-    rows! { call: Call_rel16 u16; Call_rel32_32 u32; Call_rel32_64 u64; }
-    rows! { ret:
+    rows! { jump call: Call_rel16 u16; Call_rel32_32 u32; Call_rel32_64 u64; }
+    rows! { jump ret:
         Retnw u16; Retnd u32; Retnq u64; Retnw_imm16 u16; Retnd_imm16 u32; Retnq_imm16 u64;
     }
     macro_rules! counted {
         ($($c:literal: $($code:ident $w:ty, $n:ty;)*)*) => {$($(
-            simple(Code::$code, loop_::<M, $w, $n, $c>);
+            table.plain(Code::$code, loop_::<M, $w, $n, $c>);
         )*)*};
     }
     counted! {
@@ -199,7 +204,7 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
            Loopne_rel8_32_ECX u32, u32; Loopne_rel8_64_ECX u64, u32; Loopne_rel8_16_RCX u16, u64;
            Loopne_rel8_64_RCX u64, u64;
     }
-    rows! { jump_if_zero:
+    rows! { plain jump_if_zero:
         Jcxz_rel8_16 u16, u16; Jcxz_rel8_32 u32, u16; Jecxz_rel8_16 u16, u32; Jecxz_rel8_32 u32, u32;
         Jecxz_rel8_64 u64, u32; Jrcxz_rel8_16 u16, u64; Jrcxz_rel8_64 u64, u64;
     }

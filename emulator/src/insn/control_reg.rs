@@ -260,9 +260,9 @@ fn invlpg(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     check_privilege(cpu)?;
     let offset = effective_address(cpu, op);
     let linear = if cpu.view.is_long() {
-        offset.wrapping_add(cpu.view.flat_base[usize::from(op.seg & 7)])
+        offset.wrapping_add(cpu.view.flat_base[usize::from(op.seg() & 7)])
     } else {
-        offset.wrapping_add(cpu.segments[Seg::from_number(op.seg)].base) & 0xffff_ffff
+        offset.wrapping_add(cpu.segments[Seg::from_number(op.seg())].base) & 0xffff_ffff
     };
     // What is not canonical has no translation.
     if is_canonical(cpu, linear) {
@@ -340,7 +340,7 @@ fn monitor<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
         return Err(Exception::gp(0).into());
     }
     let offset = cpu.gpr.get(gpr::RAX) & op.attr.address_mask();
-    let at = cpu.linear(Seg::from_number(op.seg), offset, 1, Use::Read)?;
+    let at = cpu.linear(Seg::from_number(op.seg()), offset, 1, Use::Read)?;
     m.load::<u8>(cpu, at)?;
     Ok(())
 }

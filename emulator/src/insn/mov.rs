@@ -128,7 +128,7 @@ fn bswap<M: Access, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
 /// The table's index is AL, zero-extended, which no general address has.
 fn xlat<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     let offset = cpu.gpr.get(gpr::RBX).wrapping_add(cpu.gpr.read::<u8>(gpr::RAX)) & op.attr.address_mask();
-    let at = cpu.linear(Seg::from_number(op.seg), offset, 1, Use::Read)?;
+    let at = cpu.linear(Seg::from_number(op.seg()), offset, 1, Use::Read)?;
     let value = m.load::<u8>(cpu, at)?;
     cpu.gpr.write::<u8>(gpr::RAX, u64::from(value));
     Ok(())

@@ -287,7 +287,7 @@ pub(super) fn store_masked(cpu: &Cpu, m: &mut Careful, op: &Op<Careful>, bytes: 
         if end > start {
             let offset = offset.wrapping_add(start as u64) & op.attr.address_mask();
             let length = (end - start) as u64;
-            let at = cpu.linear(Seg::from_number(op.seg), offset, length, Use::Write)?;
+            let at = cpu.linear(Seg::from_number(op.seg()), offset, length, Use::Write)?;
             m.store_bytes(cpu, at, &bytes[start..end])?;
         }
         start = end + 1;

@@ -97,7 +97,7 @@ pub(super) fn step_index<M>(cpu: &mut Cpu, op: &Op<M>, register: u8, bytes: u64)
 #[inline(always)]
 pub(super) fn source<M>(cpu: &Cpu, op: &Op<M>, size: u64) -> Result<Linear, Stop> {
     let offset = cpu.gpr.get(gpr::RSI) & op.attr.address_mask();
-    cpu.linear(Seg::from_number(op.seg), offset, size, Use::Read)
+    cpu.linear(Seg::from_number(op.seg()), offset, size, Use::Read)
 }
 
 /// The destination element, at DI in ES.

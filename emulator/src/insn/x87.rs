@@ -52,7 +52,7 @@ fn point<M>(cpu: &mut Cpu, op: &Op<M>) {
 fn point_at_data<M>(cpu: &mut Cpu, op: &Op<M>) {
     point(cpu, op);
     cpu.fpu.dp = effective_address(cpu, op);
-    let seg = match Seg::from_number(op.seg) {
+    let seg = match Seg::from_number(op.seg()) {
         // In 64-bit mode a CS prefix does nothing.
         Seg::Cs if cpu.view.is_long() => Seg::Ds,
         seg => seg,

@@ -174,11 +174,11 @@ impl Headers {
             let magic = u32::from_be_bytes([ident[0], ident[1], ident[2], ident[3]]);
             return unsuitable("magic number", magic.into(), "0x7f 'E' 'L' 'F'");
         }
-        if ident[EI_CLASS as usize] != CLASS_64 {
-            return unsuitable("class", ident[EI_CLASS as usize].into(), "2, 64-bit");
+        if ident[EI_CLASS] != CLASS_64 {
+            return unsuitable("class", ident[EI_CLASS].into(), "2, 64-bit");
         }
-        if u32::from(ident[EI_DATA as usize]) != u32::from(ELFDATA2LSB) {
-            return unsuitable("data encoding", ident[EI_DATA as usize].into(), "1, little-endian");
+        if u32::from(ident[EI_DATA]) != u32::from(ELFDATA2LSB) {
+            return unsuitable("data encoding", ident[EI_DATA].into(), "1, little-endian");
         }
         if header.e_machine != MACHINE_X86_64 {
             return unsuitable("machine", header.e_machine.into(), "62, x86-64");

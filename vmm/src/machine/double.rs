@@ -156,7 +156,7 @@ impl Vcpu for Scripted {
     }
 
     fn set_state(&mut self, state: &Cpu) -> Result<(), VcpuError> {
-        self.state = Box::new(state.clone());
+        *self.state = state.clone();
         Ok(())
     }
 

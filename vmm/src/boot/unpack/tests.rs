@@ -57,7 +57,7 @@ fn every_format_gives_back_what_was_packed() {
         (Format::Zstd, with_size(zstd(&data), data.len())),
     ] {
         assert_eq!(Format::of(&packed), Some(format));
-        let unpacked = unpack(&packed).unwrap_or_else(|error| panic!("{format}: {error}: {:?}", error));
+        let unpacked = unpack(&packed).unwrap_or_else(|error| panic!("{format}: {error}: {error:?}"));
         assert!(unpacked == data, "{format}");
     }
 }
