@@ -99,7 +99,7 @@ await() {
 type_command() {
     from=$(($(wc -c <"$run/console") + 1))
     echo "$1" >&3
-    await "^guest# \$"
+    await "^guest# "
     output=$(tail -c +"$from" "$run/console" | tr -d '\r')
 }
 
@@ -118,7 +118,7 @@ check_guest() {
     exec 3>"$run/keyboard"
     create_and_boot || fail "the microVM cannot be booted"
     from=1
-    await "^guest# \$"
+    await "^guest# "
     wrong=
     type_command "uname -a"
     expect "^Linux .*x86_64" "uname -a names no Linux on x86_64"
