@@ -9,6 +9,11 @@
 //! - [`events`]: what happens, one JSON object a line
 #![cfg_attr(feature = "api", doc = "- [`api`]: the REST server")]
 #![cfg_attr(feature = "cli", doc = "- [`cli`]: the command line of the binary `reprise`")]
+//!
+//! # A microVM inside another program
+//! ```no_run
+#![doc = include_str!("../examples/embed.rs")]
+//! ```
 #![forbid(unsafe_code)]
 
 pub mod acpi;
