@@ -12,8 +12,23 @@
 //!
 //! # A microVM inside another program
 //! ```no_run
-#![doc = include_str!("../examples/embed.rs")]
+//! use reprise_hypervisor::SoftHypervisor;
+//! use reprise_vmm::config::VmConfig;
+//! use reprise_vmm::machine::{Machine, MachineOptions};
+//!
+//! let mut config = VmConfig::default();
+//! config.payload.kernel = Some("vmlinux".into());
+//! config.payload.initramfs = Some("initramfs.cpio.gz".into());
+//! config.validate()?;
+//! let (tell, ended) = std::sync::mpsc::channel();
+//! let on_end = Box::new(move |end| tell.send(end).expect("somebody waits for the end"));
+//! let machine = Machine::new(&config, &SoftHypervisor, MachineOptions::default(), on_end)?;
+//! machine.start();
+//! println!("the machine ended: {:?}", ended.recv()?);
+//! machine.stop();
+//! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
+//! `examples/embed.rs` reads the guest's console too.
 #![forbid(unsafe_code)]
 
 pub mod acpi;

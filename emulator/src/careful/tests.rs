@@ -3,6 +3,10 @@
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::*;
+use crate::access::{Access, Linear, Stop};
+use crate::cpu::Cpu;
+use crate::event::Exception;
+use crate::replay::Kind;
 
 struct Still;
 

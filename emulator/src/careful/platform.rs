@@ -1,0 +1,150 @@
+//! What only careful instructions do: instruction bytes, descriptors and task state, ports, MSRs, hypercalls.
+
+use super::{Careful, Flush};
+use crate::access::{Linear, Stop};
+use crate::cpu::{Cpu, Seg};
+use crate::event::Exception;
+use crate::paging::{Intent, Privilege};
+use crate::replay::Kind;
+use crate::request::{Direction, Space};
+use crate::word::Word;
+
+impl Careful {
+    /// Fetches up to 15 instruction bytes at linear address `at`: those of the first page, and more only if `more` bytes
+    /// are asked for. Returns how many there are.
+    pub(crate) fn fetch(&mut self, cpu: &Cpu, linear: u64, bytes: &mut [u8]) -> Result<(), Stop> {
+        let at = Linear::new(Seg::Cs, linear);
+        let place = self.place(cpu, at, bytes.len() as u64, Intent::Fetch, Privilege::of(cpu.cpl()))?;
+        for (gpa, width, offset) in place.parts() {
+            let value = self.read_part(Kind::Fetch, gpa, width)?;
+            bytes[offset..offset + usize::from(width)].copy_from_slice(&value.to_le_bytes()[..usize::from(width)]);
+        }
+        Ok(())
+    }
+
+    /// Reads descriptor tables and task state: with the processor's own rights.
+    ///
+    /// # Errors
+    /// As [`Access::load`].
+    pub fn load_system<T: Word>(&mut self, cpu: &Cpu, address: u64) -> Result<T, Stop> {
+        let at = Linear::new(Seg::Ds, address);
+        let place = self.place(cpu, at, T::SIZE as u64, Intent::Read, Privilege::Implicit)?;
+        Ok(T::truncate(self.load_place(place)?))
+    }
+
+    /// Writes task state with the processor's own rights.
+    ///
+    /// # Errors
+    /// As [`Access::store`].
+    pub fn store_system<T: Word>(&mut self, cpu: &Cpu, address: u64, value: T) -> Result<(), Stop> {
+        let at = Linear::new(Seg::Ds, address);
+        let place = self.place(cpu, at, T::SIZE as u64, Intent::Write, Privilege::Implicit)?;
+        self.stage_place(place, value.zero_extend())
+    }
+
+    /// Changes a descriptor atomically (accessed and busy bits) with the processor's own rights.
+    ///
+    /// # Errors
+    /// As [`Access::atomic`].
+    pub fn atomic_system<T: Word, R>(
+        &mut self,
+        cpu: &Cpu,
+        address: u64,
+        f: impl FnMut(T) -> (Option<T>, R),
+    ) -> Result<R, Stop> {
+        let at = Linear::new(Seg::Ds, address);
+        let place = self.place(cpu, at, T::SIZE as u64, Intent::Write, Privilege::Implicit)?;
+        self.atomic_place(place, f)
+    }
+
+    /// Stages a store with the rights of privilege level `cpl`: pushes on the stack of a level about to be entered.
+    ///
+    /// # Errors
+    /// As [`Access::store`].
+    pub fn store_at<T: Word>(&mut self, cpu: &Cpu, cpl: u8, at: Linear, value: T) -> Result<(), Stop> {
+        let place = self.place(cpu, at, T::SIZE as u64, Intent::Write, Privilege::of(cpl))?;
+        self.stage_place(place, value.zero_extend())
+    }
+
+    /// Reads with the rights of privilege level `cpl`.
+    ///
+    /// # Errors
+    /// As [`Access::load`].
+    pub fn load_at<T: Word>(&mut self, cpu: &Cpu, cpl: u8, at: Linear) -> Result<T, Stop> {
+        let place = self.place(cpu, at, T::SIZE as u64, Intent::Read, Privilege::of(cpl))?;
+        Ok(T::truncate(self.load_place(place)?))
+    }
+
+    /// Reads a port of 1, 2 or 4 bytes.
+    ///
+    /// # Errors
+    /// [`Stop::Await`] until the device has answered.
+    pub fn port_read(&mut self, port: u16, size: u8) -> Result<u64, Stop> {
+        Ok(self
+            .ask(Space::Port, u64::from(port), size, Direction::Read)?
+            .unwrap_or(u64::MAX))
+    }
+
+    /// Writes a port of 1, 2 or 4 bytes, at retirement.
+    ///
+    /// # Errors
+    /// [`Stop::Failed`].
+    pub fn port_write(&mut self, port: u16, size: u8, value: u64) -> Result<(), Stop> {
+        self.stage(
+            Space::Port,
+            u64::from(port),
+            size,
+            value & u64::MAX >> (64 - 8 * u32::from(size)),
+        )
+    }
+
+    /// Reads an MSR that is not the processor's own.
+    ///
+    /// # Errors
+    /// #GP(0) if there is none; [`Stop::Await`] until the platform has answered.
+    pub fn msr_read(&mut self, msr: u32) -> Result<u64, Stop> {
+        self.ask(Space::Msr, u64::from(msr), 8, Direction::Read)?
+            .ok_or(Stop::Fault(Exception::gp(0)))
+    }
+
+    /// Writes an MSR that is not the processor's own.
+    ///
+    /// # Errors
+    /// #GP(0) if there is none or it does not take the value; [`Stop::Await`] until the platform has answered.
+    pub fn msr_write(&mut self, msr: u32, value: u64) -> Result<(), Stop> {
+        self.ask(Space::Msr, u64::from(msr), 8, Direction::Write(value))?
+            .ok_or(Stop::Fault(Exception::gp(0)))?;
+        Ok(())
+    }
+
+    /// The task priority, 0 to 15.
+    ///
+    /// # Errors
+    /// [`Stop::Await`] until the platform has answered.
+    pub fn task_priority(&mut self) -> Result<u64, Stop> {
+        Ok(self.ask(Space::TaskPriority, 8, 1, Direction::Read)?.unwrap_or(0))
+    }
+
+    /// Sets the task priority, at retirement.
+    ///
+    /// # Errors
+    /// [`Stop::Failed`].
+    pub fn set_task_priority(&mut self, value: u64) -> Result<(), Stop> {
+        self.stage(Space::TaskPriority, 8, 1, value & 0xf)
+    }
+
+    /// Makes a hypercall; what it returns.
+    ///
+    /// # Errors
+    /// [`Stop::Await`] until it is done.
+    pub fn hypercall(&mut self, number: u64) -> Result<u64, Stop> {
+        Ok(self
+            .ask(Space::Hypercall, number, 8, Direction::Read)?
+            .unwrap_or(u64::MAX))
+    }
+
+    /// Forgets the translations of one linear address, or of all, when the instruction retires.
+    pub(crate) fn invalidate(&mut self, flush: Flush) {
+        self.flush = flush;
+    }
+}
