@@ -179,6 +179,15 @@ fn enter<W: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     let mut frame = cpu.gpr.get(gpr::RBP);
     sp.push::<W>(cpu, m, frame)?;
     let frame_pointer = sp.0;
+    // All that is to be written must be writable before a frame pointer is read that may be in a device; the byte at the
+    // new top, too (SDM Vol. 2, ENTER).
+    for slot in 1..=level {
+        let at = stack_slot::<W>(cpu, frame_pointer.wrapping_sub(slot * W::SIZE as u64), Use::Write)?;
+        m.check_write(cpu, at, W::SIZE as u64)?;
+    }
+    let end = frame_pointer.wrapping_sub(level * W::SIZE as u64 + size);
+    let at = stack_slot::<W>(cpu, end, Use::Write)?;
+    m.check_write(cpu, at, W::SIZE as u64)?;
     for _ in 1..level {
         frame = frame.wrapping_sub(W::SIZE as u64);
         let at = stack_slot::<W>(cpu, frame, Use::Read)?;
@@ -188,10 +197,6 @@ fn enter<W: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     if level > 0 {
         sp.push::<W>(cpu, m, frame_pointer)?;
     }
-    let end = sp.0.wrapping_sub(size);
-    // The byte at the new top must be writable, or ENTER faults (SDM Vol. 2, ENTER).
-    let at = stack_slot::<W>(cpu, end, Use::Write)?;
-    m.check_write(cpu, at, W::SIZE as u64)?;
     cpu.gpr.write::<W>(
         gpr::RBP,
         if W::SIZE == 8 {

@@ -50,6 +50,18 @@ fn rule_6_what_cannot_be_stored_is_not_taken_from_the_device() {
 }
 
 #[test]
+fn rule_6_enter_does_not_read_a_frame_pointer_that_it_cannot_push() {
+    let mut guest = Guest::with(|a| a.enter(0, 2));
+    guest.write(TSS + 0x24, 8, STACK - 0x400);
+    guest.write(0x6000 + 14 * 16 + 4, 1, 1);
+    // The first push goes into the page above, the others into one that cannot be written.
+    guest.map(DATA, DATA | (ALL & !2));
+    guest.set(&[(gpr::RSP, DATA + 0x1008), (gpr::RBP, DEVICE + 0x100)]);
+    guest.run();
+    assert_eq!((guest.vector(), guest.trace.as_slice()), (PF, &[][..]));
+}
+
+#[test]
 fn rule_7_a_later_load_sees_what_the_instruction_has_stored() {
     for stack in [STACK, DEVICE + 0x800] {
         let mut guest = Guest::with(|a| a.enter(0, 2));
