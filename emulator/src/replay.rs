@@ -22,7 +22,7 @@
 //! [`Careful`](crate::careful::Careful).
 //!
 //! Reads that are not the instruction's own (a debugger's, a hypercall's arguments) go around the cache: they hold a
-//! [`Suspended`] guard.
+//! [`Suspended`](crate::careful::Suspended) guard.
 
 use serde::{Deserialize, Serialize};
 
