@@ -231,6 +231,18 @@ impl Careful {
         self.flush = Flush::None;
     }
 
+    /// Cancels the instruction in flight; false if there is none. One that has retired keeps the stores that are left.
+    pub(crate) fn cancel(&mut self) -> bool {
+        let completes = self.waiting.is_some_and(|waiting| waiting.question.is_none());
+        if completes || self.is_draining() {
+            self.waiting = None;
+            return false;
+        }
+        let dropped = self.in_flight();
+        self.abandon();
+        dropped
+    }
+
     /// Takes back what an event's delivery has stored that ended in another exception; what it has read stays recorded.
     pub(crate) fn unstage(&mut self) {
         self.stores.clear();
@@ -306,8 +318,8 @@ impl Careful {
         self.cache.recall(question).map_err(|error| self.fail(error))
     }
 
-    fn reserve(&mut self) -> Result<(), Stop> {
-        self.cache.reserve().map_err(|error| self.fail(error))
+    fn reserve(&mut self, entries: usize) -> Result<(), Stop> {
+        self.cache.reserve(entries).map_err(|error| self.fail(error))
     }
 
     fn record_value(&mut self, question: Question, value: u64) -> Result<(), Stop> {
@@ -318,7 +330,7 @@ impl Careful {
 
     /// Abandons the pass until `direction` at `question`'s place is answered.
     fn wait(&mut self, question: Question, direction: Direction) -> Stop {
-        if let Err(error) = self.cache.reserve() {
+        if let Err(error) = self.cache.reserve(1) {
             return self.fail(error);
         }
         let request = self.request(question.space, question.address, question.width, direction);
@@ -497,7 +509,7 @@ impl Careful {
                 .page(place.first)
                 .and_then(|page| Some((page, page.slot::<T>(place.first)?)))
             {
-                self.reserve()?;
+                self.reserve(1)?;
                 let (old, result) = slot.atomic(|old| {
                     let (new, result) = f(old);
                     (new, (old, result))
@@ -684,7 +696,7 @@ impl Tables for Careful {
         if let Some(entry) = self.recall(question)? {
             return Ok(entry.value != 0);
         }
-        self.reserve()?;
+        self.reserve(1)?;
         // An entry in a device takes no bits: nothing to set, and the walk is done.
         let done = set_live_bits(&self.ram, gpa, size, seen, bits).unwrap_or(true);
         self.record_value(question, u64::from(done))?;
@@ -736,7 +748,7 @@ impl Access for Careful {
         if let Some(page) = ram.page(place.first)
             && let Some(slot) = page.slot::<u64>(place.first)
         {
-            self.reserve()?;
+            self.reserve(2)?;
             if let Some(old) = slot.compare_exchange_16(expected, new) {
                 ram.code.written(page.number, place.first % PAGE_SIZE, 16);
                 self.record_value(halves[0], old as u64)?;
@@ -841,3 +853,6 @@ impl Careful {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,9 @@ const OPTIONS: u32 = DecoderOptions::AMD
     | DecoderOptions::NO_MPFX_0FBC
     | DecoderOptions::NO_MPFX_0FBD;
 
+/// Bytes that an instruction can have.
+const LONGEST: usize = 15;
+
 /// One decoded instruction.
 pub struct Decoded<M: 'static> {
     /// What to execute.
@@ -32,7 +35,7 @@ pub enum Incomplete {
 
 /// Decodes the instruction at the start of `bytes`, which lies `off` bytes into its block.
 ///
-/// An instruction that is invalid, unknown or not announced becomes one that raises #UD.
+/// An instruction that is invalid, unknown or not announced becomes one that raises #UD; one that is too long, #GP(0).
 ///
 /// # Errors
 /// [`Incomplete`] if the bytes end before the instruction does.
@@ -40,7 +43,7 @@ pub fn decode<M: Access>(table: &Table<M>, code: CodeSize, bytes: &[u8], off: u8
     let mut decoder = Decoder::with_ip(code.bits(), bytes, u64::from(off), OPTIONS);
     let mut instruction = Instruction::default();
     decoder.decode_out(&mut instruction);
-    if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && bytes.len() < 15 {
+    if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && bytes.len() < LONGEST {
         return Err(Incomplete::MoreBytes);
     }
     let form = if instruction.is_invalid() {
@@ -49,8 +52,11 @@ pub fn decode<M: Access>(table: &Table<M>, code: CodeSize, bytes: &[u8], off: u8
         table.form(instruction.code())
     };
     let Some(form) = form else {
+        // The decoder stops behind the 15th byte and does not tell an instruction that would go on from an undefined one
+        // that ends there; nobody writes the latter.
+        let is_too_long = instruction.is_invalid() && instruction.len() == LONGEST;
         let op = Op {
-            run: undefined,
+            run: if is_too_long { too_long } else { undefined },
             len: instruction.len().clamp(1, 15) as u8,
             off,
             ..blank()
@@ -70,6 +76,11 @@ pub fn decode<M: Access>(table: &Table<M>, code: CodeSize, bytes: &[u8], off: u8
 
 fn undefined<M>(_: &mut Cpu, _: &mut M, _: &Op<M>) -> Result<(), Stop> {
     Err(Exception::ud().into())
+}
+
+/// An instruction that does not end within its 15 bytes (AMD64 APM Vol. 2, General-Protection Exception).
+fn too_long<M>(_: &mut Cpu, _: &mut M, _: &Op<M>) -> Result<(), Stop> {
+    Err(Exception::gp(0).into())
 }
 
 fn blank<M>() -> Op<M> {

@@ -16,7 +16,7 @@ use crate::host::Host;
 use crate::model::Model;
 use crate::op::Op;
 use crate::ram::{PAGE_SIZE, Ram};
-use crate::replay::ReplayError;
+use crate::replay::{self, ReplayError};
 use crate::request::{Answer, Request, RequestId};
 use crate::table::Flow;
 
@@ -187,11 +187,18 @@ impl Emulator {
         self.nmi_window = true;
     }
 
-    /// Drops the instruction in flight, if there is one; what it waited for is answered in vain.
+    /// What the instruction in flight has read so far, in order; empty when it has retired, even if a device has not
+    /// completed its last store yet.
+    pub fn record(&self) -> &[replay::Entry] {
+        self.careful.record()
+    }
+
+    /// Drops the instruction in flight, if there is one; what it waited for is answered in vain. One that has retired can
+    /// no longer be dropped: nobody waits for the completion of its last store any more, but the stores that it has left
+    /// are made when the CPU runs again, before anything else.
     pub fn cancel(&mut self) {
-        if self.careful.in_flight() {
+        if self.careful.cancel() {
             self.counters.cancellations += 1;
-            self.careful.abandon();
         }
     }
 
@@ -549,7 +556,7 @@ impl Emulator {
         let error = self.careful.take_error();
         self.careful.abandon();
         Err(Error::Replay(error.unwrap_or(ReplayError::Overflow {
-            capacity: crate::replay::CAPACITY,
+            capacity: replay::CAPACITY,
         })))
     }
 

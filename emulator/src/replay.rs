@@ -167,13 +167,13 @@ impl ReplayCache {
         self.entries.get(self.next).filter(|_| self.suspended == 0)
     }
 
-    /// Makes sure that one more entry can be recorded, before the side effect that it would describe.
+    /// Makes sure that `entries` more can be recorded, before the side effect that they would describe.
     ///
     /// # Errors
     /// [`ReplayError::Overflow`] if there is no room.
     #[inline]
-    pub fn reserve(&self) -> Result<(), ReplayError> {
-        if self.entries.len() < CAPACITY || self.suspended != 0 {
+    pub fn reserve(&self, entries: usize) -> Result<(), ReplayError> {
+        if self.entries.len() + entries <= CAPACITY || self.suspended != 0 {
             Ok(())
         } else {
             Err(ReplayError::Overflow { capacity: CAPACITY })
@@ -199,7 +199,7 @@ impl ReplayCache {
     /// [`ReplayError::Overflow`] if there is no room.
     #[inline]
     pub fn answer(&mut self, question: Question, value: u64, refused: bool) -> Result<(), ReplayError> {
-        self.reserve()?;
+        self.reserve(1)?;
         if self.suspended == 0 {
             self.entries.push(Entry {
                 question,
@@ -219,7 +219,7 @@ impl ReplayCache {
         if let Some(entry) = self.recall(question)? {
             return Ok(entry.value);
         }
-        self.reserve()?;
+        self.reserve(1)?;
         let value = live();
         self.record(question, value, false)?;
         Ok(value)

@@ -1,0 +1,87 @@
+//! Reads that are not the instruction's own go around the record, on every way out.
+
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use super::*;
+
+struct Still;
+
+impl Host for Still {
+    fn tsc(&self) -> u64 {
+        0
+    }
+
+    fn random(&self) -> u64 {
+        0
+    }
+}
+
+/// A careful way to one page of RAM, in the middle of a pass that has read the first word of it.
+fn reading() -> Careful {
+    let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let ram = Arc::new(Ram::new(memory).unwrap());
+    let mut careful = Careful::new(ram, Arc::new(Still), Arc::new(CpuidTable::default()));
+    careful.ram.write(0, 4, 1);
+    careful.begin();
+    assert_eq!(careful.read_part(Kind::Data, 0, 4), Ok(1));
+    careful
+}
+
+#[test]
+fn rule_13_a_read_around_the_record_neither_uses_nor_fills_it() {
+    let mut careful = reading();
+    careful.begin();
+    careful.ram.write(0, 4, 2);
+    assert_eq!(careful.suspended().read_part(Kind::Data, 0, 4), Ok(2));
+    assert_eq!(careful.record().len(), 1);
+    // The instruction's own next read gets what its first pass saw.
+    assert_eq!(careful.read_part(Kind::Data, 0, 4), Ok(1));
+}
+
+#[test]
+fn rule_13_guards_nest() {
+    let mut careful = reading();
+    careful.begin();
+    careful.ram.write(0, 4, 2);
+    {
+        let mut outer = careful.suspended();
+        assert_eq!(outer.suspended().read_part(Kind::Data, 0, 4), Ok(2));
+        assert_eq!(outer.read_part(Kind::Data, 0, 4), Ok(2), "the outer guard still holds");
+    }
+    assert_eq!(careful.read_part(Kind::Data, 0, 4), Ok(1));
+}
+
+#[test]
+fn rule_13_an_early_return_restores_the_record() {
+    fn fails(careful: &mut Careful) -> Result<u64, Stop> {
+        let mut around = careful.suspended();
+        around.read_part(Kind::Data, 0x10, 4)?;
+        Err(Exception::gp(0).into())
+    }
+    let mut careful = reading();
+    careful.begin();
+    assert!(fails(&mut careful).is_err());
+    careful.ram.write(0, 4, 2);
+    assert_eq!(careful.read_part(Kind::Data, 0, 4), Ok(1));
+}
+
+#[test]
+fn rule_14_one_place_opens_a_transaction() {
+    let emulator = include_str!("../emulator.rs");
+    assert_eq!(emulator.matches("careful.begin()").count(), 1);
+    assert_eq!(emulator.matches("careful.retire()").count(), 1);
+}
+
+#[test]
+fn rule_17_a_comparison_of_16_bytes_without_room_changes_nothing() {
+    let mut careful = reading();
+    while careful.record().len() < crate::replay::CAPACITY - 1 {
+        careful.read_part(Kind::Data, 0, 4).unwrap();
+    }
+    let mut cpu = Cpu::reset();
+    cpu.refresh();
+    let at = Linear::new(crate::cpu::Seg::Ds, 0x20);
+    assert_eq!(careful.compare_exchange_16(&cpu, at, 0, 5), Err(Stop::Failed));
+    assert!(matches!(careful.take_error(), Some(ReplayError::Overflow { .. })));
+    assert_eq!(careful.ram.read(0x20, 8), Some(0));
+}

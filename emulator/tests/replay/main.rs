@@ -1,0 +1,14 @@
+//! Exact re-execution: an instruction that waits for a device sees, when it goes on, what it saw before, and does what it
+//! does once.
+//!
+//! `seen` and `done` claim what a pass may see and may do, rule by rule; `fetch` is about instruction bytes, `outside` about
+//! who may end an instruction in flight, `capacity` about the room that there is; `random` compares random instructions
+//! that are answered late, over memory that changes meanwhile, with the same ones answered at once.
+
+mod capacity;
+mod done;
+mod fetch;
+mod guest;
+mod outside;
+mod random;
+mod seen;
