@@ -1,4 +1,4 @@
-// A microVM inside another program: `cargo run --release --example embed -- KERNEL INITRAMFS`. No async runtime.
+//! A microVM inside another program: `cargo run --release --example embed -- KERNEL INITRAMFS`. No async runtime.
 
 use std::io::{BufRead, BufReader};
 use std::os::unix::net::UnixStream;

@@ -138,7 +138,7 @@ impl Guest {
             self.write(table, 8, (table + 0x1000) | ALL);
         }
         for page in 0..0x200 {
-            self.map(page * 0x1000, page * 0x1000 | ALL);
+            self.map(page * 0x1000, (page * 0x1000) | ALL);
         }
         for page in 0..DEVICE_SIZE / 0x1000 {
             self.map(DEVICE + page * 0x1000, (DEVICE_GPA + page * 0x1000) | ALL);
