@@ -12,7 +12,7 @@ step() { printf '\n== %s\n' "$*"; "$@"; }
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --locked -- -D warnings
 step cargo clippy --package reprise-vmm --no-default-features --all-targets --locked -- -D warnings
-step env RUSTDOCFLAGS="-D warnings -A rustdoc::private-intra-doc-links" cargo doc --workspace --no-deps --locked
+step env RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --locked
 
 # Tests that find no guest say so.
 step scripts/guest.sh || [ "${REPRISE_REQUIRE:-}" != guest ]
