@@ -73,7 +73,7 @@ bench_boot() {
 
 # Two busy shells at once; the guest itself measures.
 bench_smp() {
-    local work='busy() { i=0; while [ $i -lt 60000 ]; do i=$((i + 1)); done; }; t0=$(cut -d" " -f1 /proc/uptime);
+    local work='busy() { i=0; while [ $i -lt 20000 ]; do i=$((i + 1)); done; }; t0=$(cut -d" " -f1 /proc/uptime);
         busy & busy & wait; t1=$(cut -d" " -f1 /proc/uptime); echo busy $t0 $t1;'
     local one=() two=() run cpus
     for ((run = 1; run <= runs; run++)); do

@@ -197,7 +197,7 @@ PROFILE
     chmod 755 "$root/init" "$root/etc/rc" "$root/etc/shell" "$root/etc/acpi/PWRF/00000080"
     # The same bytes for the same content: sorted, without dates and owners of this machine.
     find "$root" -exec touch -h -d @0 {} +
-    (cd "$root" && find . | LC_ALL=C sort | "$busybox" cpio -o -H newc -R 0:0 2>/dev/null) | gzip -9n
+    (cd "$root" && find . | LC_ALL=C sort | "$busybox" cpio -o -H newc -R 0:0 --renumber-inodes --ignore-devno 2>/dev/null) | gzip -9n
 }
 
 main() {
