@@ -1,8 +1,9 @@
 //! The careful way to memory: everything read is recorded, everything stored is staged, devices are asked once.
 //!
 //! # Purpose
-//! An instruction that meets a device is abandoned without having changed anything ([`Stop::Await`]) and executed again
-//! when the answer is there. Through this accessor the second pass sees exactly what the first one saw.
+//! An instruction that meets a device is abandoned without having changed anything
+//! ([`Stop::Await`](crate::access::Stop::Await)) and executed again when the answer is there. Through this accessor the
+//! second pass sees exactly what the first one saw.
 //!
 //! # Invariants
 //! * Reads go through the [`ReplayCache`]; nothing live is consulted for what is recorded.

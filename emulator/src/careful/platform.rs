@@ -25,7 +25,7 @@ impl Careful {
     /// Reads descriptor tables and task state: with the processor's own rights.
     ///
     /// # Errors
-    /// As [`Access::load`].
+    /// As [`Access::load`](crate::access::Access::load).
     pub fn load_system<T: Word>(&mut self, cpu: &Cpu, address: u64) -> Result<T, Stop> {
         let at = Linear::new(Seg::Ds, address);
         let place = self.place(cpu, at, T::SIZE as u64, Intent::Read, Privilege::Implicit)?;
@@ -35,7 +35,7 @@ impl Careful {
     /// Writes task state with the processor's own rights.
     ///
     /// # Errors
-    /// As [`Access::store`].
+    /// As [`Access::store`](crate::access::Access::store).
     pub fn store_system<T: Word>(&mut self, cpu: &Cpu, address: u64, value: T) -> Result<(), Stop> {
         let at = Linear::new(Seg::Ds, address);
         let place = self.place(cpu, at, T::SIZE as u64, Intent::Write, Privilege::Implicit)?;
@@ -45,7 +45,7 @@ impl Careful {
     /// Changes a descriptor atomically (accessed and busy bits) with the processor's own rights.
     ///
     /// # Errors
-    /// As [`Access::atomic`].
+    /// As [`Access::atomic`](crate::access::Access::atomic).
     pub fn atomic_system<T: Word, R>(
         &mut self,
         cpu: &Cpu,
@@ -60,7 +60,7 @@ impl Careful {
     /// Stages a store with the rights of privilege level `cpl`: pushes on the stack of a level about to be entered.
     ///
     /// # Errors
-    /// As [`Access::store`].
+    /// As [`Access::store`](crate::access::Access::store).
     pub fn store_at<T: Word>(&mut self, cpu: &Cpu, cpl: u8, at: Linear, value: T) -> Result<(), Stop> {
         let place = self.place(cpu, at, T::SIZE as u64, Intent::Write, Privilege::of(cpl))?;
         self.stage_place(place, value.zero_extend())
@@ -69,7 +69,7 @@ impl Careful {
     /// Reads with the rights of privilege level `cpl`.
     ///
     /// # Errors
-    /// As [`Access::load`].
+    /// As [`Access::load`](crate::access::Access::load).
     pub fn load_at<T: Word>(&mut self, cpu: &Cpu, cpl: u8, at: Linear) -> Result<T, Stop> {
         let place = self.place(cpu, at, T::SIZE as u64, Intent::Read, Privilege::of(cpl))?;
         Ok(T::truncate(self.load_place(place)?))
