@@ -10,8 +10,7 @@ use crate::request::{Direction, Space};
 use crate::word::Word;
 
 impl Careful {
-    /// Fetches up to 15 instruction bytes at linear address `at`: those of the first page, and more only if `more` bytes
-    /// are asked for. Returns how many there are.
+    /// Fetches instruction bytes at a linear address, as many as `bytes` holds: 1 to 15, on at most two pages.
     pub(crate) fn fetch(&mut self, cpu: &Cpu, linear: u64, bytes: &mut [u8]) -> Result<(), Stop> {
         let at = Linear::new(Seg::Cs, linear);
         let place = self.place(cpu, at, bytes.len() as u64, Intent::Fetch, Privilege::of(cpu.cpl()))?;
