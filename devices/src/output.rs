@@ -18,7 +18,7 @@
 //! # Life
 //! The writer sleeps while there is nothing. The first byte wakes it, and it lingers for two milliseconds so that a line
 //! goes out as one write; a prompt without a line feed needs no more to be seen. Dropping the last handle writes what is
-//! left, for as long as patience lasts, and ends the thread.
+//! left, for as long as patience lasts (a stalled consumer has used it up), and ends the thread.
 
 use std::io::{ErrorKind, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -206,11 +206,14 @@ impl Drop for Output {
         state.closed = true;
         self.shared.work.notify_all();
         self.shared.progress.notify_all();
+        // Who is stalled has had that patience already.
+        let patience = if state.stalled {
+            Duration::ZERO
+        } else {
+            self.shared.patience
+        };
         let alive = |state: &mut State| state.writer != Writer::Gone;
-        let waited = self
-            .shared
-            .progress
-            .wait_timeout_while(state, self.shared.patience, alive);
+        let waited = self.shared.progress.wait_timeout_while(state, patience, alive);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         state.abandoned = true;
         let gone = state.writer == Writer::Gone;

@@ -491,6 +491,8 @@ impl Emulator {
         self.careful.fetch(cpu, linear, &mut bytes[..here])?;
         let decoded = match decode(&self.model.careful, cpu.view.code, &bytes[..here], 0) {
             Ok(decoded) => Ok(decoded),
+            // The instruction runs over the end of the code segment: there is nothing more to fetch.
+            Err(error) if here as u64 == limit => Err(error),
             Err(_) => {
                 // Only now is it known that the instruction goes on in the next page.
                 let more = limit as usize;

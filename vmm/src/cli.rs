@@ -145,7 +145,7 @@ fn events(target: Option<&EventTarget>) -> Result<Events, Failure> {
         let mut failure = Failure::from(error);
         failure
             .chain
-            .insert(0, format!("the event stream {target:?} cannot be opened"));
+            .insert(0, format!("the event stream {target} cannot be opened"));
         failure
     })
 }

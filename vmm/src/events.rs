@@ -9,6 +9,7 @@
 //! - A reader too slow for that loses events, is told so by a `lost` event with their number, and holds nobody up.
 //! - Order is the order of emission.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::RawFd;
@@ -39,6 +40,16 @@ pub enum EventTarget {
     Path(PathBuf),
     /// An inherited descriptor.
     Fd(RawFd),
+}
+
+impl fmt::Display for EventTarget {
+    /// As [`FromStr`] reads it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "path={}", path.display()),
+            Self::Fd(fd) => write!(f, "fd={fd}"),
+        }
+    }
 }
 
 impl FromStr for EventTarget {
@@ -299,6 +310,9 @@ mod tests {
     fn targets_are_a_path_or_a_descriptor() {
         assert_eq!("path=/e".parse(), Ok(EventTarget::Path("/e".into())));
         assert_eq!("fd=5".parse(), Ok(EventTarget::Fd(5)));
+        for text in ["path=/e", "fd=5"] {
+            assert_eq!(text.parse::<EventTarget>().unwrap().to_string(), text);
+        }
         for text in ["", "/e", "path=", "fd=", "fd=-1", "fd=x", "file=/e"] {
             assert!(text.parse::<EventTarget>().is_err(), "{text}");
         }

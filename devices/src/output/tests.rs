@@ -203,6 +203,22 @@ fn a_dead_console_does_not_hold_up_the_end() {
 }
 
 #[test]
+fn a_consumer_that_has_stalled_is_not_waited_for_at_the_end() {
+    let recorder = Recorder::shut();
+    let output = output(&recorder, 8, FOREVER);
+    let (_, ticket) = fill(&output);
+    // As the watcher does when patience is over.
+    let mut state = lock(&output.shared.state);
+    state.stalled = true;
+    drop(output.shared.release(state));
+    assert_eq!(ticket.wait(), 0);
+    let begin = std::time::Instant::now();
+    drop(output);
+    assert!(begin.elapsed() < FOREVER);
+    recorder.open();
+}
+
+#[test]
 fn a_guest_parked_at_the_end_is_released() {
     let recorder = Recorder::shut();
     let output = output(&recorder, 8, Duration::from_millis(1));

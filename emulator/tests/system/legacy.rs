@@ -125,6 +125,24 @@ fn a_handler_returns_to_user_mode() {
 }
 
 #[test]
+fn an_instruction_that_runs_over_the_code_segment_s_limit_is_a_protection_fault() {
+    // On one page, and with the limit at a page's end.
+    for at in [CODE, CODE + 0xffe] {
+        both(|mut world| {
+            legacy(&mut world);
+            world.code(at, 32, |a| a.mov(eax, 0x1234_5678));
+            world.change(|cpu| {
+                cpu.segments[Seg::Cs].limit = at as u32 + 1;
+                cpu.rip = at;
+            });
+            assert_eq!(world.run_to_handler(), GP);
+            assert_eq!(top(&world)[..2], [0, at]);
+            assert_eq!(world.get(gpr::RAX), 0);
+        });
+    }
+}
+
+#[test]
 fn a_16_bit_gate_pushes_words() {
     both(|mut world| {
         legacy(&mut world);

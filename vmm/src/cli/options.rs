@@ -13,12 +13,24 @@ pub(super) fn cpus(text: &str) -> Result<CpusConfig, String> {
     if let (Some(boot), None) = (object.get("boot_vcpus").cloned(), object.get("max_vcpus")) {
         object.insert("max_vcpus".to_owned(), boot);
     }
+    number(&object, "boot_vcpus", "a number of processors, like 2")?;
     read(object)
 }
 
 /// Reads `512M`, `size=512M` or `size=512M,…` with the names of [`MemoryConfig`].
 pub(super) fn memory(text: &str) -> Result<MemoryConfig, String> {
-    read(members(text, "size", &[])?)
+    let object = members(text, "size", &[])?;
+    number(&object, "size", "bytes, or a number with K, M, G or T, like 512M")?;
+    read(object)
+}
+
+/// Refuses a word where the member `name` is a number, in the words of who wrote it: that a type is wrong says nothing
+/// about how sizes are written.
+fn number(object: &Map<String, Value>, name: &str, expected: &str) -> Result<(), String> {
+    match object.get(name) {
+        Some(Value::String(text)) => Err(format!("{name} is {text:?}; expected {expected}")),
+        _ => Ok(()),
+    }
 }
 
 /// Reads `tty`, `null`, `off`, `file=PATH` or `socket=PATH`.
@@ -116,10 +128,13 @@ mod tests {
 
     #[test]
     fn errors_name_the_option() {
-        assert!(
-            memory("size=512MB")
-                .unwrap_err()
-                .starts_with("size: invalid type: string \"512MB\"")
+        assert_eq!(
+            memory("size=512MB").unwrap_err(),
+            "size is \"512MB\"; expected bytes, or a number with K, M, G or T, like 512M"
+        );
+        assert_eq!(
+            cpus("many").unwrap_err(),
+            "boot_vcpus is \"many\"; expected a number of processors, like 2"
         );
         assert!(cpus("1,sockets=2").unwrap_err().starts_with("sockets: unknown field"));
     }

@@ -4,7 +4,7 @@
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The text is not JSON, or not of this shape: a syntax error, an unknown or missing field, a wrong type.
-    #[error("the configuration cannot be read at `{path}`")]
+    #[error("the configuration cannot be read{}", at(path))]
     Json {
         /// The JSON path, `.` for the whole.
         path: String,
@@ -31,4 +31,12 @@ pub enum ConfigError {
         /// What would be accepted.
         expected: String,
     },
+}
+
+/// Where it cannot be read; nothing if it is the whole.
+fn at(path: &str) -> String {
+    match path {
+        "." => String::new(),
+        path => format!(" at `{path}`"),
+    }
 }

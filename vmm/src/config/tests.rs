@@ -108,6 +108,11 @@ fn a_wrong_type_and_a_missing_field_are_refused_with_their_path() {
         matches!(VmConfig::from_json(b"{}"), Err(ConfigError::Json { .. })),
         "payload is required"
     );
+    assert_eq!(
+        told(&VmConfig::from_json(b"garbage").unwrap_err()),
+        "the configuration cannot be read: expected value at line 1 column 1",
+        "no path into what is no JSON"
+    );
     assert!(
         VmConfig::from_json(b"{\"payload\":{\"kernel\":\"/k\"}} {").is_err(),
         "one value and no more"
