@@ -343,7 +343,7 @@ impl Guest {
                 cpu.gpr.set(i as u8, if i > 7 && !wide { 0 } else { number & mask });
             }
             // A stack that works, mostly.
-            if numbers[4] % 4 != 0 {
+            if !numbers[4].is_multiple_of(4) {
                 cpu.gpr.set(gpr::RSP, if old { 0xf000 } else { IST - 0x2000 });
             }
             cpu.rip = if old { 0 } else { CODE };
