@@ -267,7 +267,7 @@ impl Emulator {
 
     /// Executes instructions until something is to be looked at.
     fn advance(&mut self) -> Result<Pass, Error> {
-        // Single steps and breakpoints are the careful way's business.
+        // Single steps are the careful way's business.
         if self.cpu.flags.any(flags::TF) {
             return self.pass();
         }
