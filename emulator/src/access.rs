@@ -91,7 +91,8 @@ pub trait Access: Sized + 'static {
     /// As [`Access::load`].
     fn store<T: Word>(&mut self, cpu: &Cpu, at: Linear, value: T) -> Result<(), Stop>;
 
-    /// Reads a word, lets `f` compute the new one, and writes it: one read and one write, not atomic. `f` is called once.
+    /// Reads a word, lets `f` compute the new one, and writes it: one read and one write, not atomic. `f` is called
+    /// once.
     ///
     /// # Errors
     /// As [`Access::load`]; the page must be writable before the read.
@@ -146,15 +147,15 @@ pub trait Access: Sized + 'static {
     /// As [`Access::load`].
     fn check_read(&mut self, cpu: &Cpu, at: Linear, length: u64) -> Result<(), Stop>;
 
-    /// Before `length` bytes are read at `from` that are to be written at `to`: checks both, so that a device at `from` is
-    /// not asked for what cannot be stored. The fast way never asks a device, and need not check.
+    /// Before `length` bytes are read at `from` that are to be written at `to`: checks both, so that a device at `from`
+    /// is not asked for what cannot be stored. The fast way never asks a device, and need not check.
     ///
     /// # Errors
     /// As [`Access::load`] and [`Access::store`], in this order.
     fn check_move(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64) -> Result<(), Stop>;
 
-    /// Before `length` bytes are read at `first` and at `second`: checks both, so that a device at `first` is not asked in
-    /// vain. The fast way need not check.
+    /// Before `length` bytes are read at `first` and at `second`: checks both, so that a device at `first` is not asked
+    /// in vain. The fast way need not check.
     ///
     /// # Errors
     /// As [`Access::load`], in this order.
@@ -164,10 +165,14 @@ pub trait Access: Sized + 'static {
     const ITERATIONS: u32;
 
     /// Copies at most `length` bytes, as many as can be copied at once with the effect of copying byte by byte upwards;
-    /// returns how many, perhaps none.
-    fn copy_run(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64) -> u64;
+    /// returns how many, perhaps none. Elements have `size` bytes.
+    ///
+    /// # Errors
+    /// As [`Access::load`] from, and [`Access::store`] to, the first element.
+    fn copy_run(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64, size: u8) -> Result<u64, Stop>;
 
-    /// Writes at most `count` copies of `value` upwards, as many as can be written at once; returns how many, perhaps none.
+    /// Writes at most `count` copies of `value` upwards, as many as can be written at once; returns how many, perhaps
+    /// none.
     fn fill_run<T: Word>(&mut self, cpu: &Cpu, to: Linear, value: T, count: u64) -> u64;
 
     /// The time-stamp counter.

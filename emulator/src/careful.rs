@@ -7,12 +7,12 @@
 //!
 //! # Invariants
 //! * Reads go through the [`ReplayCache`]; nothing live is consulted for what is recorded.
-//! * Stores are staged with their translated addresses and reach memory once, in order, at retirement; a later read of the
-//!   same instruction sees them.
+//! * Stores are staged with their translated addresses and reach memory once, in order, at retirement; a later read of
+//!   the same instruction sees them.
 //! * A device is asked for exactly what the instruction asked, in parts of 1, 2, 4 or 8 bytes that do not cross a page;
 //!   all pages of an operand are translated before its first part is asked for.
-//! * A page that the instruction has translated stays where it was for the rest of the pass, as in the TLB of a processor: what
-//!   was checked before a device was asked can be stored to after it has answered.
+//! * A page that the instruction has translated stays where it was for the rest of the pass, as in the TLB of a
+//!   processor: what was checked before a device was asked can be stored to after it has answered.
 //! * Device writes drain in their place among the stores, each waiting for its completion, without another pass.
 //!
 //! # Life
@@ -21,6 +21,9 @@
 //! to `idle` from anywhere.
 
 mod access;
+mod aside;
+mod batch;
+mod in_flight;
 mod parts;
 mod platform;
 #[cfg(test)]
@@ -28,12 +31,19 @@ mod tests;
 
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
+use self::parts::ones;
 use crate::cpuid::CpuidTable;
 use crate::host::Host;
 use crate::paging::{Intent, Privilege};
 use crate::ram::Ram;
 use crate::replay::{Entry, Question, ReplayCache, ReplayError};
 use crate::request::{Answer, Direction, Reply, Request, RequestId, Space};
+
+pub use aside::Aside;
+pub(crate) use batch::{Elements, Way};
+pub use in_flight::{InFlight, InFlightError};
 
 /// Stores that one instruction can stage: XSAVE's largest area in parts of 8 bytes, over a page boundary.
 const STORES: usize = 2696 / 8 + 16;
@@ -76,7 +86,7 @@ pub(crate) enum Flush {
 }
 
 /// A staged store: at most 8 bytes within a page, or a port or register write.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Store {
     space: Space,
     address: u64,
@@ -97,7 +107,7 @@ struct Translated {
 }
 
 /// A request that has not been answered.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 struct Waiting {
     request: Request,
     /// What the abandoned pass asked, to be recorded with the answer; none while draining, when only the order of the
@@ -105,8 +115,9 @@ struct Waiting {
     question: Option<Question>,
 }
 
-/// A cache that is suspended as long as this lives; guards nest.
-pub struct Suspended<'a>(&'a mut Careful);
+/// A cache that is suspended as long as this lives; guards nest. Whatever is read meanwhile is read live and not
+/// recorded, no page-table entry is marked, and no device is asked: where there is no RAM, all ones are read.
+pub(crate) struct Suspended<'a>(&'a mut Careful);
 
 impl Drop for Suspended<'_> {
     fn drop(&mut self) {
@@ -185,7 +196,7 @@ impl Careful {
         };
         if let Some(question) = waiting.question {
             let (value, refused) = match answer.reply {
-                Reply::Value(value) => (value & u64::MAX >> (64 - 8 * u32::from(question.width)), false),
+                Reply::Value(value) => (value & ones(question.width), false),
                 Reply::Refused => (0, true),
             };
             self.cache.answer(question, value, refused)?;
@@ -260,7 +271,7 @@ impl Careful {
     }
 
     /// Goes around the cache while the guard lives: for reads that are not the instruction's own.
-    pub fn suspended(&mut self) -> Suspended<'_> {
+    pub(crate) fn suspended(&mut self) -> Suspended<'_> {
         self.cache.suspend();
         Suspended(self)
     }

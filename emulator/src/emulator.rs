@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::access::Stop;
 use crate::attention::Attention;
 use crate::blocks::{Block, Blocks, Decoding};
-use crate::careful::{Careful, Flush};
+use crate::careful::{Aside, Careful, Flush, InFlight, InFlightError};
 use crate::cpu::{Activity, Cpu, Shadow, flags, gpr};
 use crate::cpuid::CpuidTable;
 use crate::decode::{Decoded, decode};
@@ -132,6 +132,38 @@ impl Emulator {
         self.forget(Flush::All);
     }
 
+    /// The instruction in flight, if there is one: to be saved with [`cpu`](Self::cpu).
+    pub fn in_flight(&self) -> Option<InFlight> {
+        self.careful.save()
+    }
+
+    /// Takes over a CPU that was saved, with its instruction in flight. Whatever was in flight here is dropped, with
+    /// the stores that it had left.
+    ///
+    /// # Errors
+    /// [`InFlightError`]; nothing has changed then.
+    pub fn restore(&mut self, cpu: Cpu, in_flight: Option<&InFlight>) -> Result<(), InFlightError> {
+        let dropped = self.careful.in_flight();
+        self.careful.restore(in_flight)?;
+        self.counters.cancellations += u64::from(dropped);
+        self.cpu = cpu;
+        self.cpu.refresh();
+        self.window = false;
+        self.nmi_window = false;
+        self.forget(Flush::All);
+        Ok(())
+    }
+
+    /// The request whose answer the instruction in flight waits for.
+    pub fn waiting_for(&self) -> Option<Request> {
+        self.careful.awaited()
+    }
+
+    /// Looks at guest memory past the instruction in flight, whose record is suspended meanwhile.
+    pub fn aside(&mut self) -> Aside<'_> {
+        Aside::new(&self.cpu, &mut self.careful)
+    }
+
     /// Changes the architectural state in place. An instruction in flight is cancelled.
     pub fn change(&mut self, change: impl FnOnce(&mut Cpu)) {
         self.cancel();
@@ -167,8 +199,8 @@ impl Emulator {
         self.careful.in_flight()
     }
 
-    /// Injects an event, to be delivered before the next instruction. False, and nothing changes, if the CPU cannot take
-    /// one now: it has one already, or an instruction is in flight.
+    /// Injects an event, to be delivered before the next instruction. False, and nothing changes, if the CPU cannot
+    /// take one now: it has one already, or an instruction is in flight.
     pub fn inject(&mut self, event: Event) -> bool {
         if self.cpu.event.is_some() || self.careful.in_flight() {
             return false;
@@ -193,9 +225,9 @@ impl Emulator {
         self.careful.record()
     }
 
-    /// Drops the instruction in flight, if there is one; what it waited for is answered in vain. One that has retired can
-    /// no longer be dropped: nobody waits for the completion of its last store any more, but the stores that it has left
-    /// are made when the CPU runs again, before anything else.
+    /// Drops the instruction in flight, if there is one; what it waited for is answered in vain. One that has retired
+    /// can no longer be dropped: nobody waits for the completion of its last store any more, but the stores that it has
+    /// left are made when the CPU runs again, before anything else.
     pub fn cancel(&mut self) {
         if self.careful.cancel() {
             self.counters.cancellations += 1;
@@ -591,8 +623,8 @@ impl Emulator {
     }
 }
 
-/// Tries an instruction again as long as the fast way learns translations for it. Two operands may compete for one place
-/// in the TLB, so there is an end to that.
+/// Tries an instruction again as long as the fast way learns translations for it. Two operands may compete for one
+/// place in the TLB, so there is an end to that.
 #[cold]
 #[inline(never)]
 fn try_again(cpu: &mut Cpu, fast: &mut Fast, op: &Op<Fast>, stop: Stop) -> Result<(), Stop> {

@@ -1,7 +1,7 @@
 //! The fast way to memory: RAM through the software TLB, and nothing else.
 //!
-//! Whatever is not plain RAM (a device, an operand that crosses a page, a store into a page that holds decoded code) makes
-//! the instruction give up with [`Stop::Careful`] before it has changed anything.
+//! Whatever is not plain RAM (a device, an operand that crosses a page, a store into a page that holds decoded code)
+//! makes the instruction give up with [`Stop::Careful`] before it has changed anything.
 
 use std::sync::Arc;
 
@@ -237,14 +237,14 @@ impl Access for Fast {
 
     const ITERATIONS: u32 = 1024;
 
-    fn copy_run(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64) -> u64 {
+    fn copy_run(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64, _: u8) -> Result<u64, Stop> {
         let context = cpu.view.context;
         let length = length.min(left_in_page(from)).min(left_in_page(to));
         let source = self.tlb.readable_span(context, from.address, length as usize);
         let destination = self.tlb.writable_span(context, to.address, length as usize);
         match (source, destination) {
-            (Some(source), Some(destination)) if source.copy_to(destination) => length,
-            _ => 0,
+            (Some(source), Some(destination)) if source.copy_to(destination) => Ok(length),
+            _ => Ok(0),
         }
     }
 

@@ -1,9 +1,9 @@
 //! One x86 CPU in software, exact under re-execution; does no I/O of its own.
 //!
-//! Bytes and answers go in, requests and registers come out. Whatever is not RAM (a device's register, a port, an MSR of the
-//! platform) is an [`Exit::Request`]: the instruction is abandoned without having changed anything, and executed again when
-//! [`Entry::Answer`] brings the answer. However long that takes, and whatever has happened to memory and page tables
-//! meanwhile, the second pass sees exactly what the first one saw, and asks no device twice.
+//! Bytes and answers go in, requests and registers come out. Whatever is not RAM (a device's register, a port, an MSR
+//! of the platform) is an [`Exit::Request`]: the instruction is abandoned without having changed anything, and executed
+//! again when [`Entry::Answer`] brings the answer. However long that takes, and whatever has happened to memory and
+//! page tables meanwhile, the second pass sees exactly what the first one saw, and asks no device twice.
 //!
 //! ```
 //! use std::sync::Arc;
@@ -46,8 +46,8 @@
 //! - The main path: [`Emulator`] runs blocks of decoded instructions the fast way ([`fast`]), single ones carefully
 //!   ([`careful`], on the [`replay`] cache), and delivers events between them.
 //! - [`cpu`]: the state, plain data. [`event`], [`request`], [`host`], [`attention`]: what it exchanges with the world.
-//! - `insn`: the semantics, each instruction once, generic over [`access::Access`]. [`table`] says what there is, [`model`]
-//!   and [`cpuid`] what is announced, [`op`] and [`operand`] what a decoded instruction looks like.
+//! - `insn`: the semantics, each instruction once, generic over [`access::Access`]. [`table`] says what there is,
+//!   [`model`] and [`cpuid`] what is announced, [`op`] and [`operand`] what a decoded instruction looks like.
 //! - [`ram`] with [`code_pages`], [`paging`]: memory, who has decoded what of it, and the way there.
 //!
 //! # Unsafe code
@@ -84,6 +84,7 @@ mod tlb;
 pub mod word;
 
 pub use attention::Attention;
+pub use careful::{Aside, InFlight, InFlightError};
 pub use cpu::Cpu;
 pub use cpuid::CpuidTable;
 pub use emulator::{Counters, Emulator, Entry, Error, Exit};

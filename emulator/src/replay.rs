@@ -3,18 +3,19 @@
 //! # Purpose
 //! An instruction that waits for a device is executed again from its first byte when the answer comes. Meanwhile other
 //! CPUs, devices and the host go on: guest memory, page tables and clocks are no longer what they were. The second pass
-//! must see what the first one saw, so everything that a pass reads and that is not a function of the CPU's own state is
-//! recorded here: instruction bytes, page-table entries and the outcome of setting their accessed and dirty bits,
+//! must see what the first one saw, so everything that a pass reads and that is not a function of the CPU's own state
+//! is recorded here: instruction bytes, page-table entries and the outcome of setting their accessed and dirty bits,
 //! descriptors, data, atomic operations, device answers, clock and chance. It is a secret store for exactness; that it
 //! also saves work is luck.
 //!
 //! # Invariants
 //! * Entries are (question, value) in the order in which they were asked. A later pass asks the same in the same order;
 //!   the k-th question gets the k-th value, so that two reads of one place may rightly differ.
-//! * A question that differs from the recorded one is a [`ReplayError::Divergence`]; nothing is read anew and nothing is
-//!   guessed.
+//! * A question that differs from the recorded one is a [`ReplayError::Divergence`]; nothing is read anew and nothing
+//!   is guessed.
 //! * A hit needs nothing live: the page may be gone, the device too.
-//! * Storage is reserved once. A pass that would need more ends in [`ReplayError::Overflow`] before its next side effect.
+//! * Storage is reserved once. A pass that would need more ends in [`ReplayError::Overflow`] before its next side
+//!   effect.
 //!
 //! # Life
 //! `empty` -[`record`](ReplayCache::record)-> `recording` -[`rewind`](ReplayCache::rewind)-> `replaying` -(caught up)->
@@ -22,7 +23,7 @@
 //! [`Careful`](crate::careful::Careful).
 //!
 //! Reads that are not the instruction's own (a debugger's, a hypercall's arguments) go around the cache: they hold a
-//! [`Suspended`](crate::careful::Suspended) guard.
+//! guard that suspends it (see [`Aside`](crate::careful::Aside)).
 
 use serde::{Deserialize, Serialize};
 
@@ -35,6 +36,8 @@ pub enum Kind {
     PageTable,
     /// Whether accessed and dirty bits were set in an entry that had not changed meanwhile.
     PageTableUpdate,
+    /// How many elements of a repeated string instruction were moved at once.
+    Batch,
     /// Data in guest-physical memory, RAM or device: which of them it is may change between two passes.
     Data,
     /// What an atomic operation found.
@@ -56,7 +59,7 @@ pub struct Question {
     pub space: crate::request::Space,
     /// Guest-physical address, port, or register number.
     pub address: u64,
-    /// Width in bytes, 1 to 8.
+    /// Width in bytes, 1 to 8; 8 for a count.
     pub width: u8,
 }
 
@@ -84,6 +87,9 @@ pub enum ReplayError {
         /// What this pass asks.
         asked: Question,
     },
+    /// Somebody who goes around the record asked a device, which only the instruction itself may.
+    #[error("a device was asked around the instruction's record")]
+    Aside,
     /// The instruction reads more than any instruction can.
     #[error("the instruction reads more than {capacity} things")]
     Overflow {
@@ -108,8 +114,8 @@ const fn capacity() -> usize {
     // 16 elements of 8 bytes, each over two pages, for a gather.
     let gather = 16 * (2 * walk + 4);
     let data = if gather > xsave { gather } else { xsave };
-    // Far transfers and event delivery: gate, code and stack descriptors with their accessed bits, TSS fields, and up to
-    // eleven pushes, all of which may cross pages; once more for a contributory fault, and for the double fault.
+    // Far transfers and event delivery: gate, code and stack descriptors with their accessed bits, TSS fields, and up
+    // to eleven pushes, all of which may cross pages; once more for a contributory fault, and for the double fault.
     let delivery = 3 * (16 * (2 * walk + 2));
     fetch + data + delivery + repeated_walks
 }
@@ -180,6 +186,17 @@ impl ReplayCache {
         }
     }
 
+    /// As [`reserve`](Self::reserve), for one answer that is yet to come; it must be the instruction's own.
+    ///
+    /// # Errors
+    /// [`ReplayError::Aside`] if the cache is suspended, [`ReplayError::Overflow`] if there is no room.
+    pub fn reserve_answer(&self) -> Result<(), ReplayError> {
+        if self.is_suspended() {
+            return Err(ReplayError::Aside);
+        }
+        self.reserve(1)
+    }
+
     /// Records an answer that was just obtained; this pass has seen it.
     ///
     /// # Errors
@@ -236,6 +253,12 @@ impl ReplayCache {
         self.next = 0;
     }
 
+    /// Takes over what was recorded elsewhere; the next pass begins with it. What exceeds the capacity is left out.
+    pub(crate) fn restore(&mut self, entries: &[Entry]) {
+        self.clear();
+        self.entries.extend(entries.iter().take(CAPACITY));
+    }
+
     /// Everything recorded, in order.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
@@ -244,6 +267,11 @@ impl ReplayCache {
     /// How many answers were taken from the record, ever.
     pub fn replayed(&self) -> u64 {
         self.replayed
+    }
+
+    /// Whether somebody goes around the cache at the moment.
+    pub fn is_suspended(&self) -> bool {
+        self.suspended != 0
     }
 
     pub(crate) fn suspend(&mut self) {

@@ -45,9 +45,26 @@ pub enum Access {
     Read,
     /// The device is given `size` bytes, in the low bytes of the value, the rest zero.
     Write(u64),
+    /// The device is asked for `count` elements of `size` bytes, which go to RAM from guest-physical address `guest`
+    /// upwards. Whoever answers writes them there, and says so with [`Vm::memory_written`](crate::Vm::memory_written).
+    ReadTo {
+        /// Where the first element goes; all lie in its page.
+        guest: u64,
+        /// How many, 2 or more.
+        count: u32,
+    },
+    /// The device is given `count` elements of `size` bytes, which whoever answers reads from RAM at `guest` and up.
+    WriteFrom {
+        /// Where the first element is; all lie in its page.
+        guest: u64,
+        /// How many, 2 or more.
+        count: u32,
+    },
 }
 
-/// One access to one device register.
+/// One access to one device register, or a batch of them that a repeated string instruction makes: each element of a
+/// batch at a port is an access to `address`; those of a batch in memory lie one behind the other, from `address`
+/// upwards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct IoRequest {
     /// Names this access.
@@ -58,8 +75,24 @@ pub struct IoRequest {
     pub address: u64,
     /// The width in bytes: 1, 2, 4 or 8 (ports: at most 4).
     pub size: u8,
-    /// Read, or write with the data.
+    /// Read, write with the data, or a batch of either.
     pub access: Access,
+}
+
+impl IoRequest {
+    /// Element `index` of a batch: the device's address, and where in RAM the element's bytes are. `None` if this is no
+    /// batch, or one of fewer elements.
+    pub fn element(&self, index: u32) -> Option<(u64, u64)> {
+        let (Access::ReadTo { guest, count } | Access::WriteFrom { guest, count }) = self.access else {
+            return None;
+        };
+        let moved = u64::from(index) * u64::from(self.size);
+        let address = match self.space {
+            Space::Port => self.address,
+            Space::Memory => self.address.wrapping_add(moved),
+        };
+        (index < count).then(|| (address, guest.wrapping_add(moved)))
+    }
 }
 
 /// What a device said to an [`IoRequest`].
@@ -67,6 +100,7 @@ pub struct IoRequest {
 pub struct Answer {
     /// The request that is answered.
     pub id: RequestId,
-    /// The value read, in the low `size` bytes; ignored for a write.
+    /// The value read, in the low `size` bytes; ignored for a write. For a batch, how many elements were moved. The
+    /// rest is asked for again; after 0, the first is asked for by itself.
     pub value: u64,
 }

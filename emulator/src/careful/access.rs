@@ -24,6 +24,9 @@ impl Tables for Careful {
             self.stage(Space::Memory, gpa, size, staged & mask | seen & !mask | bits)?;
             return Ok(true);
         }
+        if self.cache.is_suspended() {
+            return Ok(true);
+        }
         let question = Question {
             kind: Kind::PageTableUpdate,
             space: Space::Memory,
@@ -130,11 +133,11 @@ impl Access for Careful {
         self.check_read(cpu, second, length)
     }
 
-    /// Each iteration is a transaction of its own.
+    /// Each iteration is a transaction of its own, and so is a batch of them.
     const ITERATIONS: u32 = 1;
 
-    fn copy_run(&mut self, _: &Cpu, _: Linear, _: Linear, _: u64) -> u64 {
-        0
+    fn copy_run(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64, size: u8) -> Result<u64, Stop> {
+        self.copy_batch(cpu, from, to, length, size)
     }
 
     fn fill_run<T: Word>(&mut self, _: &Cpu, _: Linear, _: T, _: u64) -> u64 {

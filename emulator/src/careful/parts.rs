@@ -11,6 +11,11 @@ use crate::replay::{Entry, Kind, Question, ReplayError};
 use crate::request::{Direction, Request, Space};
 use crate::word::Word;
 
+/// As many ones as `width` bytes (1 to 8) have bits.
+pub(super) fn ones(width: u8) -> u64 {
+    u64::MAX >> (64 - 8 * u32::from(width))
+}
+
 /// Where the bytes of an operand lie: in one page or in two.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
@@ -76,7 +81,7 @@ impl Careful {
 
     /// Abandons the pass until `direction` at `question`'s place is answered.
     pub(super) fn wait(&mut self, question: Question, direction: Direction) -> Stop {
-        if let Err(error) = self.cache.reserve(1) {
+        if let Err(error) = self.cache.reserve_answer() {
             return self.fail(error);
         }
         let request = self.request(question.space, question.address, question.width, direction);
@@ -112,7 +117,7 @@ impl Careful {
     /// Reads one part of guest-physical memory, with the stores of this instruction on top.
     pub(super) fn read_part(&mut self, kind: Kind, gpa: u64, width: u8) -> Result<u64, Stop> {
         let (staged, mask) = self.staged(gpa, width);
-        let all = u64::MAX >> (64 - 8 * u32::from(width));
+        let all = ones(width);
         if mask == all {
             return Ok(staged);
         }
@@ -129,6 +134,8 @@ impl Careful {
                     self.record_value(question, value)?;
                     value
                 }
+                // A bystander asks no device.
+                None if self.cache.is_suspended() => all,
                 None => return Err(self.wait(question, Direction::Read)),
             },
         };
@@ -243,8 +250,7 @@ impl Careful {
 
     pub(super) fn stage_place(&mut self, place: Place, value: u64) -> Result<(), Stop> {
         for (gpa, width, offset) in place.parts() {
-            let all = u64::MAX >> (64 - 8 * u32::from(width));
-            self.stage(Space::Memory, gpa, width, value >> (8 * offset) & all)?;
+            self.stage(Space::Memory, gpa, width, value >> (8 * offset) & ones(width))?;
         }
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! What only careful instructions do: instruction bytes, descriptors and task state, ports, MSRs, hypercalls.
 
+use super::parts::ones;
 use super::{Careful, Flush};
 use crate::access::{Linear, Stop};
 use crate::cpu::{Cpu, Seg};
@@ -89,12 +90,7 @@ impl Careful {
     /// # Errors
     /// [`Stop::Failed`].
     pub fn port_write(&mut self, port: u16, size: u8, value: u64) -> Result<(), Stop> {
-        self.stage(
-            Space::Port,
-            u64::from(port),
-            size,
-            value & u64::MAX >> (64 - 8 * u32::from(size)),
-        )
+        self.stage(Space::Port, u64::from(port), size, value & ones(size))
     }
 
     /// Reads an MSR that is not the processor's own.

@@ -6,6 +6,7 @@ use super::*;
 use crate::access::{Access, Linear, Stop};
 use crate::cpu::Cpu;
 use crate::event::Exception;
+use crate::paging::Tables;
 use crate::replay::Kind;
 
 struct Still;
@@ -67,6 +68,76 @@ fn rule_13_an_early_return_restores_the_record() {
     assert!(fails(&mut careful).is_err());
     careful.ram.write(0, 4, 2);
     assert_eq!(careful.read_part(Kind::Data, 0, 4), Ok(1));
+}
+
+#[test]
+fn rule_13_a_bystander_asks_no_device_and_marks_no_page() {
+    let mut careful = reading();
+    assert_eq!(careful.suspended().read_part(Kind::Data, 0x1_0000, 2), Ok(0xffff));
+    assert_eq!(careful.suspended().port_read(0x60, 1), Err(Stop::Failed));
+    assert_eq!(careful.take_error(), Some(ReplayError::Aside));
+    assert_eq!(careful.suspended().set_bits(0x20, 8, 1, 0x20), Ok(true));
+    assert_eq!(careful.ram.read(0x20, 8), Some(0));
+    assert_eq!(careful.waiting_for(), None);
+}
+
+/// An instruction that waits for four bytes at 0x10000, as JSON.
+fn saved() -> serde_json::Value {
+    let mut careful = reading();
+    assert_eq!(careful.read_part(Kind::Data, 0x1_0000, 4), Err(Stop::Await));
+    serde_json::to_value(careful.save()).unwrap()
+}
+
+#[test]
+fn rule_23_an_instruction_in_flight_is_saved_and_restored_as_it_was() {
+    let saved: Option<InFlight> = serde_json::from_value(saved()).unwrap();
+    let mut careful = reading();
+    careful.restore(saved.as_ref()).unwrap();
+    assert_eq!(careful.save(), saved);
+    assert_eq!(careful.awaited().map(|request| request.address), Some(0x1_0000));
+    careful.restore(None).unwrap();
+    assert!(!careful.in_flight());
+}
+
+#[test]
+fn what_is_no_instruction_in_flight_is_not_restored() {
+    let change = |pointer: &str, value: serde_json::Value| {
+        let mut saved = saved();
+        *saved.pointer_mut(pointer).unwrap() = value;
+        let saved: InFlight = serde_json::from_value(saved).unwrap();
+        let mut careful = reading();
+        let error = careful.restore(Some(&saved)).unwrap_err();
+        assert_eq!(careful.record().len(), 1, "nothing has changed");
+        error
+    };
+    let store = serde_json::json!({"space": "Memory", "address": 0xffe, "width": 4, "value": 0});
+    assert!(matches!(
+        change("/record/0/question/width", 3.into()),
+        InFlightError::Width { width: 3, .. }
+    ));
+    assert!(matches!(
+        change("/waiting/request/size", 0.into()),
+        InFlightError::Width { .. }
+    ));
+    assert!(matches!(
+        change("/stores", vec![store].into()),
+        InFlightError::Width { .. }
+    ));
+    assert_eq!(
+        change("/waiting/request/address", 4.into()),
+        InFlightError::Inconsistent
+    );
+    assert_eq!(change("/waiting", serde_json::Value::Null), InFlightError::Inconsistent);
+    assert_eq!(
+        change("/waiting/question", serde_json::Value::Null),
+        InFlightError::Inconsistent
+    );
+    let entry = saved()["record"][0].clone();
+    let many = vec![entry; crate::replay::CAPACITY + 1];
+    assert!(matches!(
+        change("/record", many.into()),
+        InFlightError::RecordLength { .. }
+    ));
 }
 
 #[test]

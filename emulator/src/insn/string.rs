@@ -20,8 +20,8 @@ trait Step<M: Access>: 'static {
     fn step<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome;
 
     /// As many elements at once as possible, at most `count`, upwards; how many.
-    fn run<T: Word>(_: &mut Cpu, _: &mut M, _: &Op<M>, _count: u64) -> u64 {
-        0
+    fn run<T: Word>(_: &mut Cpu, _: &mut M, _: &Op<M>, _count: u64) -> Result<u64, Stop> {
+        Ok(0)
     }
 
     /// REPE and REPNE stop on the comparison's result; without a comparison both are REP.
@@ -42,7 +42,7 @@ fn string<M: Access, S: Step<M>, T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) 
         let run = if cpu.flags.direction() {
             0
         } else {
-            S::run::<T>(cpu, m, op, count)
+            S::run::<T>(cpu, m, op, count)?
         };
         if run > 0 {
             count -= run;
@@ -61,13 +61,14 @@ fn string<M: Access, S: Step<M>, T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) 
     Err(Stop::Stay)
 }
 
-/// Counts one iteration of an instruction that repeats without comparing; the instruction stays while more are left.
-pub(super) fn count_repetition<M>(cpu: &mut Cpu, op: &Op<M>) -> Outcome {
+/// Counts `done` iterations of an instruction that repeats without comparing; the instruction stays while more are
+/// left.
+pub(super) fn count_repetitions<M>(cpu: &mut Cpu, op: &Op<M>, done: u64) -> Outcome {
     if !op.attr.is_repeated() {
         return Ok(());
     }
     let mask = op.attr.address_mask();
-    let count = (cpu.gpr.get(gpr::RCX) & mask).wrapping_sub(1) & mask;
+    let count = (cpu.gpr.get(gpr::RCX) & mask).wrapping_sub(done) & mask;
     set_masked(cpu, gpr::RCX, mask, count);
     if count == 0 { Ok(()) } else { Err(Stop::Stay) }
 }
@@ -130,23 +131,23 @@ impl<M: Access> Step<M> for Move {
         Ok(())
     }
 
-    fn run<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>, count: u64) -> u64 {
+    fn run<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>, count: u64) -> Result<u64, Stop> {
         let size = T::SIZE as u64;
         if !is_flat(cpu, op) {
-            return 0;
+            return Ok(0);
         }
         let (Ok(from), Ok(to)) = (source(cpu, op, size), destination(cpu, op, size, Use::Write)) else {
-            return 0;
+            return Ok(0);
         };
         let to_page_end = |at: Linear| (4096 - at.address % 4096) / size;
         let elements = count.min(to_page_end(from)).min(to_page_end(to));
         if elements < 2 {
-            return 0;
+            return Ok(0);
         }
-        let moved = m.copy_run(cpu, from, to, elements * size);
+        let moved = m.copy_run(cpu, from, to, elements * size, T::SIZE as u8)?;
         step_index(cpu, op, gpr::RSI, moved);
         step_index(cpu, op, gpr::RDI, moved);
-        moved / size
+        Ok(moved / size)
     }
 }
 
@@ -162,16 +163,16 @@ impl<M: Access> Step<M> for Store {
         Ok(())
     }
 
-    fn run<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>, count: u64) -> u64 {
+    fn run<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>, count: u64) -> Result<u64, Stop> {
         if !is_flat(cpu, op) {
-            return 0;
+            return Ok(0);
         }
         let Ok(to) = destination(cpu, op, T::SIZE as u64, Use::Write) else {
-            return 0;
+            return Ok(0);
         };
         let stored = m.fill_run::<T>(cpu, to, T::truncate(cpu.gpr.get(gpr::RAX)), count);
         step_index(cpu, op, gpr::RDI, stored * T::SIZE as u64);
-        stored
+        Ok(stored)
     }
 }
 

@@ -6,12 +6,13 @@
 use iced_x86::Code;
 
 use super::io::io_permitted;
-use super::string::{count_repetition, destination, source, step_index};
-use crate::access::{Access, Outcome};
-use crate::careful::Careful;
+use super::string::{count_repetitions, destination, source, step_index};
+use crate::access::{Access, Linear, Outcome, Stop};
+use crate::careful::{Careful, Elements, Way};
 use crate::cpu::{Cpu, gpr};
 use crate::op::{Handler, Op};
 use crate::operand::Use;
+use crate::ram::PAGE_SIZE;
 use crate::table::Table;
 use crate::word::Word;
 
@@ -23,10 +24,15 @@ fn ins<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     io_permitted(cpu, m, port, T::SIZE as u8)?;
     let to = destination(cpu, op, size, Use::Write)?;
     m.check_write(cpu, to, size)?;
-    let value = m.port_read(port, T::SIZE as u8)?;
-    m.store(cpu, to, T::truncate(value))?;
-    step_index(cpu, op, gpr::RDI, size);
-    count_repetition(cpu, op)
+    let elements = at_once::<T>(cpu, op, gpr::RDI, |size| destination(cpu, op, size, Use::Write));
+    let mut moved = m.port_batch(cpu, port, to, elements, Way::In)?;
+    if moved == 0 {
+        let value = m.port_read(port, T::SIZE as u8)?;
+        m.store(cpu, to, T::truncate(value))?;
+        moved = 1;
+    }
+    step_index(cpu, op, gpr::RDI, moved * size);
+    count_repetitions(cpu, op, moved)
 }
 
 fn outs<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
@@ -36,10 +42,41 @@ fn outs<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     let (port, size) = (cpu.gpr.get(gpr::RDX) as u16, T::SIZE as u64);
     io_permitted(cpu, m, port, T::SIZE as u8)?;
     let from = source(cpu, op, size)?;
-    let value = m.load::<T>(cpu, from)?;
-    m.port_write(port, T::SIZE as u8, value.zero_extend())?;
-    step_index(cpu, op, gpr::RSI, size);
-    count_repetition(cpu, op)
+    let elements = at_once::<T>(cpu, op, gpr::RSI, |size| source(cpu, op, size));
+    let mut moved = m.port_batch(cpu, port, from, elements, Way::Out)?;
+    if moved == 0 {
+        let value = m.load::<T>(cpu, from)?;
+        m.port_write(port, T::SIZE as u8, value.zero_extend())?;
+        moved = 1;
+    }
+    step_index(cpu, op, gpr::RSI, moved * size);
+    count_repetitions(cpu, op, moved)
+}
+
+/// The elements that may be moved at once: those left of an upward repetition that lie, as `segment` says of their
+/// bytes in all, within the segment, in the page of the first; one if there is no such repetition.
+fn at_once<T: Word>(
+    cpu: &Cpu,
+    op: &Op<Careful>,
+    index: u8,
+    segment: impl FnOnce(u64) -> Result<Linear, Stop>,
+) -> Elements {
+    let (mask, size) = (op.attr.address_mask(), T::SIZE as u64);
+    let one = Elements {
+        size: T::SIZE as u8,
+        count: 1,
+    };
+    if !op.attr.is_repeated() || cpu.flags.direction() {
+        return one;
+    }
+    let offset = cpu.gpr.get(index) & mask;
+    // The offset must not wrap: a segment that does not begin at a page boundary may end, or begin anew, within a page.
+    let left = (mask - offset).saturating_add(1).min(PAGE_SIZE) / size;
+    let count = (cpu.gpr.get(gpr::RCX) & mask).min(left);
+    if count < 2 || segment(count * size).is_err() {
+        return one;
+    }
+    Elements { count, ..one }
 }
 
 /// Nothing is left of a repetition: not even the permission is asked for.

@@ -139,8 +139,8 @@ impl Guest {
         Outcome { state, trapped }
     }
 
-    /// Executes `instruction` with `data` at rsi in a CPU that `change` has prepared, from a given x87 and SSE state: true if
-    /// it raised an exception.
+    /// Executes `instruction` with `data` at rsi in a CPU that `change` has prepared, from a given x87 and SSE state:
+    /// true if it raised an exception.
     pub fn faults(&mut self, instruction: &[u8], data: &[u8], change: impl FnOnce(&mut Cpu)) -> bool {
         let code = [instruction, &[0xf4]].concat();
         self.poke(CODE, &code);
@@ -199,6 +199,7 @@ impl Guest {
         match request.direction {
             Direction::Read => bytes[..size].copy_from_slice(&self.device[at..at + size]),
             Direction::Write(value) => self.device[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]),
+            batch => panic!("no floating-point instruction makes {batch:?}"),
         }
         u64::from_le_bytes(bytes)
     }

@@ -1,7 +1,7 @@
 //! A machine of three data pages, a code page and handlers that say which exception came.
 //!
-//! Memory is mapped one to one, but for data pages that are made devices: those are mapped to where there is no RAM, and
-//! every access of theirs comes out of the emulator and is answered here.
+//! Memory is mapped one to one, but for data pages that are made devices: those are mapped to where there is no RAM,
+//! and every access of theirs comes out of the emulator and is answered here.
 
 use std::sync::{Arc, OnceLock};
 
@@ -298,8 +298,9 @@ impl World {
         self.poke64(PAGE_TABLE + 8 * page, (page * PAGE) | 5);
     }
 
-    /// Runs `code` from `cpu` until it is over: its successor has been reached, or the handler of its fault. What it has read
-    /// is overwritten while it waits if `scramble` says so: not for a repeated instruction, which reads itself again.
+    /// Runs `code` from `cpu` until it is over: its successor has been reached, or the handler of its fault. What it
+    /// has read is overwritten while it waits if `scramble` says so: not for a repeated instruction, which reads itself
+    /// again.
     pub fn run(&mut self, code: &[u8], cpu: &Cpu, way: Way, scramble: bool) -> End {
         let long = cpu.view.is_long();
         let code_at = cpu.segments[Seg::Cs].base + cpu.rip;
@@ -330,8 +331,13 @@ impl World {
                     return self.end(way, requests, &stack);
                 }
                 Exit::Request(request) => {
-                    requests.push((request.address, request.size, request.direction));
-                    let value = self.answer(request);
+                    let value = match request.element(0) {
+                        Some(first) => self.answer_element(request, first, &mut requests),
+                        None => {
+                            requests.push((request.address, request.size, request.direction));
+                            self.answer(request)
+                        }
+                    };
                     if scramble && request.direction == Direction::Read {
                         self.scramble(code_at, way);
                     }
@@ -348,6 +354,34 @@ impl World {
             }
         }
         panic!("the instruction does not end");
+    }
+
+    /// Moves the first element of a batch and leaves the rest for further requests.
+    fn answer_element(
+        &mut self,
+        batch: Request,
+        (address, guest): (u64, u64),
+        requests: &mut Vec<(u64, u8, Direction)>,
+    ) -> u64 {
+        let size = usize::from(batch.size);
+        let reads = matches!(batch.direction, Direction::ReadTo { .. });
+        let mut word = [0; 8];
+        let direction = if reads {
+            Direction::Read
+        } else {
+            word[..size].copy_from_slice(&self.peek(guest, size));
+            Direction::Write(u64::from_le_bytes(word))
+        };
+        requests.push((address, batch.size, direction));
+        let value = self.answer(Request {
+            address,
+            direction,
+            ..batch
+        });
+        if reads {
+            self.poke(guest, &value.to_le_bytes()[..size]);
+        }
+        1
     }
 
     fn answer(&mut self, request: Request) -> u64 {
@@ -367,8 +401,8 @@ impl World {
         u64::from_le_bytes(word)
     }
 
-    /// Overwrites the instruction with its end, the page tables that lead to the data pages, and those data pages that have
-    /// been read: the ones before the device's, in the order of [`Area::ALL`].
+    /// Overwrites the instruction with its end, the page tables that lead to the data pages, and those data pages that
+    /// have been read: the ones before the device's, in the order of [`Area::ALL`].
     fn scramble(&mut self, code_at: u64, way: Way) {
         self.poke(code_at & !(PAGE - 1), &[END; PAGE as usize]);
         for area in Area::ALL {

@@ -187,8 +187,8 @@ fn rule_8_memory_before_the_device_is_written_before_it() {
     assert_eq!(guest.read(BEFORE_RAM + 0xffc, 4), 0x3333_4444);
 }
 
-/// A far return to user code, whose stack descriptor is in RAM and code descriptor in a table in the device. Runs to the
-/// device's first question.
+/// A far return to user code, whose stack descriptor is in RAM and code descriptor in a table in the device. Runs to
+/// the device's first question.
 fn far_return() -> (Guest, reprise_emulator::Request) {
     let mut guest = Guest::with(|a| a.db(&[0x48, 0xcb]));
     let frame = [DATA, 0x07, STACK, 0x43];
@@ -311,7 +311,11 @@ fn rule_11_each_iteration_commits_and_can_be_interrupted() {
         let registers = [gpr::RCX, gpr::RSI, gpr::RDI].map(|register| guest.get(register));
         assert_eq!(registers, [3 - i, DEVICE + i, DATA + i]);
         guest.emulator.attention().call();
-        let answer = guest.serve(request);
+        let answer = if i < 2 {
+            guest.serve_batch(request, 1)
+        } else {
+            guest.serve(request)
+        };
         assert_eq!(guest.enter(answer), Exit::Attention);
         assert_eq!(guest.get(gpr::RCX), 2 - i);
         assert_eq!(guest.read(DATA + i, 1), guest.in_device(i, 1));

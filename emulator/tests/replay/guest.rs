@@ -260,6 +260,9 @@ impl Guest {
             size,
             direction,
         } = request;
+        if let Direction::ReadTo { .. } | Direction::WriteFrom { .. } = direction {
+            return self.serve_batch(request, u32::MAX);
+        }
         self.trace.push((space, address, size, direction));
         let offset = address.wrapping_sub(DEVICE_GPA) as usize;
         let counts = address >= DEVICE_GPA + (COUNTER - DEVICE);
@@ -269,14 +272,42 @@ impl Guest {
                 self.device[offset..][..usize::from(size)].copy_from_slice(&value.to_le_bytes()[..usize::from(size)]);
                 0
             }
-            (_, Direction::Read) => {
+            (_, Direction::Write(_)) => 0,
+            _ => {
                 self.count += 1;
                 self.count
             }
-            (_, Direction::Write(_)) => 0,
         };
         let reply = Reply::Value(value);
         Entry::Answer(Answer { id, reply })
+    }
+
+    /// The elements of a batch, as if they had been asked for one by one, but at most `most`.
+    pub fn serve_batch(&mut self, batch: Request, most: u32) -> Entry {
+        let mut done = 0;
+        while done < most
+            && let Some((address, guest)) = batch.element(done)
+        {
+            let direction = match batch.direction {
+                Direction::ReadTo { .. } => Direction::Read,
+                _ => Direction::Write(self.read(guest, batch.size)),
+            };
+            let answer = self.serve(Request {
+                address,
+                direction,
+                ..batch
+            });
+            if let (Direction::Read, Entry::Answer(Answer { reply, .. })) = (direction, answer)
+                && let Reply::Value(value) = reply
+            {
+                self.write(guest, usize::from(batch.size), value);
+            }
+            done += 1;
+        }
+        Entry::Answer(Answer {
+            id: batch.id,
+            reply: Reply::Value(u64::from(done)),
+        })
     }
 
     /// Runs until the CPU halts, answering late: `meanwhile` happens before each answer.

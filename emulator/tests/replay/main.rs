@@ -1,10 +1,12 @@
-//! Exact re-execution: an instruction that waits for a device sees, when it goes on, what it saw before, and does what it
-//! does once.
+//! Exact re-execution: an instruction that waits for a device sees, when it goes on, what it saw before, and does what
+//! it does once.
 //!
-//! `seen` and `done` claim what a pass may see and may do, rule by rule; `fetch` is about instruction bytes, `outside` about
-//! who may end an instruction in flight, `capacity` about the room that there is; `random` compares random instructions
-//! that are answered late, over memory that changes meanwhile, with the same ones answered at once.
+//! `batch` is about repeated string instructions, which hand many elements over at once; `seen` and `done` claim what a
+//! pass may see and may do, rule by rule; `fetch` is about instruction bytes, `outside` about who may end an
+//! instruction in flight, `capacity` about the room that there is; `random` compares random instructions that are
+//! answered late, over memory that changes meanwhile, with the same ones answered at once.
 
+mod batch;
 mod capacity;
 mod done;
 mod fetch;

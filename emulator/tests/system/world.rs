@@ -298,6 +298,9 @@ impl World {
     }
 
     fn answer(&mut self, request: Request) -> Answer {
+        if let Some((address, guest)) = request.element(0) {
+            return self.answer_element(request, address, guest);
+        }
         let (at, size) = (request.address, usize::from(request.size));
         let in_device = request.space == Space::Memory && (DEVICE..DEVICE + DEVICE_SIZE as u64).contains(&at);
         if !in_device {
@@ -316,10 +319,31 @@ impl World {
             }
             (Space::Msr, _) if at != 0x10 => Reply::Refused,
             (Space::Hypercall, _) => Reply::Value(at + 1),
-            (_, Direction::Read) => Reply::Value(0x1234_5678),
             (_, Direction::Write(_)) => Reply::Value(0),
+            _ => Reply::Value(0x1234_5678),
         };
         Answer { id: request.id, reply }
+    }
+
+    /// Moves the first element of a batch and leaves the rest for further requests.
+    fn answer_element(&mut self, batch: Request, address: u64, guest: u64) -> Answer {
+        let size = usize::from(batch.size);
+        let reads = matches!(batch.direction, Direction::ReadTo { .. });
+        let direction = if reads {
+            Direction::Read
+        } else {
+            Direction::Write(self.read(guest, size))
+        };
+        let answer = self.answer(Request {
+            address,
+            direction,
+            ..batch
+        });
+        if let (true, Reply::Value(value)) = (reads, answer.reply) {
+            self.write(guest, size, value);
+        }
+        let reply = Reply::Value(1);
+        Answer { reply, ..answer }
     }
 
     /// The quadwords on top of the stack: error code if `with_code`, RIP, CS, RFLAGS, RSP, SS.

@@ -179,26 +179,33 @@ impl SoftVcpu {
 
     /// Answers a request that is the platform's; `None` if it is for a device.
     fn answer(&mut self, request: &Request) -> Option<Reply> {
+        match request.direction {
+            Direction::Read | Direction::Write(_) => self.answer_one(request),
+            Direction::ReadTo { .. } | Direction::WriteFrom { .. } => self.answer_batch(request),
+        }
+    }
+
+    fn answer_one(&mut self, request: &Request) -> Option<Reply> {
         let (address, size) = (request.address, request.size);
         let reply = match (request.space, request.direction) {
-            (Space::Port, Direction::Read) => self.chipset().read_ports(address as u16, size).map(Reply::Value)?,
             (Space::Port, Direction::Write(value)) => {
                 let done = self.chipset().write_ports(address as u16, size, value);
                 done.then_some(Reply::Value(0))?
             }
+            (Space::Port, _) => self.chipset().read_ports(address as u16, size).map(Reply::Value)?,
             (Space::Memory, direction) => return self.answer_memory(address, size, direction),
-            (Space::Msr, Direction::Read) => self.msrs.read(address as u32).map_or(Reply::Refused, Reply::Value),
             (Space::Msr, Direction::Write(value)) => {
                 let result = self.msrs.write(address as u32, value);
                 self.look_again();
                 result.map_or(Reply::Refused, |()| Reply::Value(0))
             }
-            (Space::TaskPriority, Direction::Read) => Reply::Value(u64::from(self.seat().lapic().cr8())),
+            (Space::Msr, _) => self.msrs.read(address as u32).map_or(Reply::Refused, Reply::Value),
             (Space::TaskPriority, Direction::Write(value)) => {
                 self.seat().lapic().set_cr8(value as u8 & 0xf);
                 self.look_again();
                 Reply::Value(0)
             }
+            (Space::TaskPriority, _) => Reply::Value(u64::from(self.seat().lapic().cr8())),
             (Space::Hypercall, _) => Reply::Value(NO_SUCH_HYPERCALL),
         };
         Some(reply)
@@ -210,13 +217,12 @@ impl SoftVcpu {
         if lapic.page() != Some(address & !0xfff) {
             drop(lapic);
             return match direction {
-                Direction::Read => self.chipset().read_memory(address, size).map(Reply::Value),
                 Direction::Write(value) => self.chipset().write_memory(address, value).then_some(Reply::Value(0)),
+                _ => self.chipset().read_memory(address, size).map(Reply::Value),
             };
         }
         let offset = address & 0xfff;
         match direction {
-            Direction::Read => Some(Reply::Value(lapic.read_page(offset, size, now))),
             Direction::Write(value) => {
                 let effect = lapic.write_page(offset, size, value, now);
                 drop(lapic);
@@ -224,11 +230,12 @@ impl SoftVcpu {
                 self.look_again();
                 Some(Reply::Value(0))
             }
+            _ => Some(Reply::Value(lapic.read_page(offset, size, now))),
         }
     }
 
-    /// After a write that may have let an interrupt through or set a timer: the CPU has to come out if there is something
-    /// to take, and the alarm clock to know the deadline.
+    /// After a write that may have let an interrupt through or set a timer: the CPU has to come out if there is
+    /// something to take, and the alarm clock to know the deadline.
     fn look_again(&mut self) {
         if effective(self.seat()) {
             self.emulator.attention().call();
@@ -349,6 +356,8 @@ fn to_device(request: &Request) -> IoRequest {
         access: match request.direction {
             Direction::Read => Access::Read,
             Direction::Write(value) => Access::Write(value),
+            Direction::ReadTo { guest, count } => Access::ReadTo { guest, count },
+            Direction::WriteFrom { guest, count } => Access::WriteFrom { guest, count },
         },
     }
 }
@@ -367,5 +376,6 @@ impl Kick for SoftKick {
     }
 }
 
+mod batch;
 #[cfg(test)]
 mod tests;
