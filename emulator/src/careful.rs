@@ -171,6 +171,17 @@ impl Careful {
         self.waiting.is_some() || !self.cache.entries().is_empty() || self.drained < self.stores.len()
     }
 
+    /// How many questions this pass has asked.
+    pub(crate) fn position(&self) -> usize {
+        self.cache.position()
+    }
+
+    /// Begins a later pass behind its first `entries` questions, whose outcome is known; false if they were not asked
+    /// yet.
+    pub(crate) fn skip(&mut self, entries: usize) -> bool {
+        self.cache.skip(entries)
+    }
+
     /// The record so far.
     pub fn record(&self) -> &[Entry] {
         self.cache.entries()

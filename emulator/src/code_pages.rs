@@ -8,9 +8,9 @@
 //! # Life of a page
 //! `data` -[`CodePages::publish`]-> `code` -[`CodePages::written`] over a code line-> `data`, generation + 1.
 //!
-//! The orders of the atomic operations matter: a decoder sets lines, then reads the generation, then the bytes, then looks
-//! whether its lines are still set; a writer writes the bytes, then clears lines, then raises the generation. Whichever
-//! way they interleave, the decoder either reads the new bytes or is left with a stale generation.
+//! The orders of the atomic operations matter: a decoder sets lines, then reads the generation, then the bytes, then
+//! looks whether its lines are still set; a writer writes the bytes, then clears lines, then raises the generation.
+//! Whichever way they interleave, the decoder either reads the new bytes or is left with a stale generation.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,8 +24,8 @@ const LINE: u64 = 64;
 #[derive(Debug)]
 pub struct CodePages {
     pages: Box<[Page]>,
-    /// The CPUs that share this memory. Held locked while a page is made code, so that the second decoder of a page waits
-    /// until the first one's eviction of writers is complete.
+    /// The CPUs that share this memory. Held locked while a page is made code, so that the second decoder of a page
+    /// waits until the first one's eviction of writers is complete.
     cpus: Mutex<Vec<Arc<Attention>>>,
 }
 

@@ -8,8 +8,8 @@ use crate::event::Exception;
 use crate::op::{Attr, Op};
 use crate::table::{Flow, Table};
 
-/// Processor-specific decoding, as the modelled processor (AMD) does it; and encodings of features that are not announced,
-/// as they were before: hints (0F 0D and 0F 18 to 0F 1F) do nothing, TZCNT and LZCNT are BSF and BSR.
+/// Processor-specific decoding, as the modelled processor (AMD) does it; and encodings of features that are not
+/// announced, as they were before: hints (0F 0D and 0F 18 to 0F 1F) do nothing, TZCNT and LZCNT are BSF and BSR.
 const OPTIONS: u32 = DecoderOptions::AMD
     | DecoderOptions::FORCE_RESERVED_NOP
     | DecoderOptions::NO_MPFX_0FBC
@@ -52,8 +52,8 @@ pub fn decode<M: Access>(table: &Table<M>, code: CodeSize, bytes: &[u8], off: u8
         table.form(instruction.code())
     };
     let Some(form) = form else {
-        // The decoder stops behind the 15th byte and does not tell an instruction that would go on from an undefined one
-        // that ends there; nobody writes the latter.
+        // The decoder stops behind the 15th byte and does not tell an instruction that would go on from an undefined
+        // one that ends there; nobody writes the latter.
         let is_too_long = instruction.is_invalid() && instruction.len() == LONGEST;
         let op = Op {
             run: if is_too_long { too_long } else { undefined },
@@ -178,8 +178,8 @@ fn lower<M>(instruction: &Instruction, code: CodeSize, bytes: &[u8], off: u8) ->
     op
 }
 
-/// The opcode that the x87 state remembers: the low bits of the escape byte and the ModR/M byte. x87 instructions have no
-/// immediate that could be in its way.
+/// The opcode that the x87 state remembers: the low bits of the escape byte and the ModR/M byte. x87 instructions have
+/// no immediate that could be in its way.
 fn x87_opcode(instruction: &Instruction, bytes: &[u8]) -> Option<u64> {
     let is_prefix =
         |byte: u8| matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x40..=0x4f | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3);

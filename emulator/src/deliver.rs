@@ -1,8 +1,9 @@
 //! Delivery of exceptions and interrupts (SDM Vol. 3, Interrupt and Exception Handling).
 //!
 //! # Purpose
-//! [`deliver`] leads the CPU to the handler of one event: through the interrupt vector table of real mode, or the gates of
-//! protected and IA-32e mode with their stack switches. [`combine`] says what follows when that itself raises an exception.
+//! [`deliver`] leads the CPU to the handler of one event: through the interrupt vector table of real mode, or the gates
+//! of protected and IA-32e mode with their stack switches. [`combine`] says what follows when that itself raises an
+//! exception.
 //!
 //! # Invariants
 //! The handler's state is computed as a value ([`Landing`]); the CPU changes when nothing can fail any more, so that a
@@ -50,7 +51,8 @@ fn class(vector: u8) -> Class {
     }
 }
 
-/// What is delivered after `second` was raised while `first` was being delivered; `fault_address` belongs to a page fault.
+/// What is delivered after `second` was raised while `first` was being delivered; `fault_address` belongs to a page
+/// fault.
 pub(crate) fn combine(first: &Event, second: Exception, fault_address: u64) -> Combined {
     let before = if first.source == Source::Fault {
         class(first.vector)

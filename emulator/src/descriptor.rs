@@ -1,7 +1,7 @@
 //! Segment descriptors and task state (SDM Vol. 3, Protected-Mode Memory Management).
 //!
-//! Descriptors are read with the processor's own rights through [`Careful`], so that a second pass sees the ones that the
-//! first pass saw. Whoever loads one checks it completely, computes the new segment as a value, and commits it when
+//! Descriptors are read with the processor's own rights through [`Careful`], so that a second pass sees the ones that
+//! the first pass saw. Whoever loads one checks it completely, computes the new segment as a value, and commits it when
 //! nothing can fail any more.
 
 use crate::access::Stop;

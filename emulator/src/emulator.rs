@@ -1,5 +1,8 @@
 //! The main path: blocks of instructions the fast way, single instructions the careful way, events between them.
 
+mod pass;
+mod supply;
+
 use std::sync::Arc;
 
 use crate::access::Stop;
@@ -8,17 +11,17 @@ use crate::blocks::{Block, Blocks, Decoding};
 use crate::careful::{Aside, Careful, Flush, InFlight, InFlightError};
 use crate::cpu::{Activity, Cpu, Shadow, flags, gpr};
 use crate::cpuid::CpuidTable;
-use crate::decode::{Decoded, decode};
-use crate::deliver::{self, Combined};
 use crate::event::{self, Event, Exception, Source};
 use crate::fast::Fast;
 use crate::host::Host;
 use crate::model::Model;
 use crate::op::Op;
-use crate::ram::{PAGE_SIZE, Ram};
+use crate::ram::Ram;
 use crate::replay::{self, ReplayError};
 use crate::request::{Answer, Request, RequestId};
-use crate::table::Flow;
+use pass::{Kept, Pass};
+
+pub use supply::{Cause, SupplyError};
 
 /// How the CPU is entered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +64,8 @@ pub struct Emulator {
     blocks: Blocks,
     model: Arc<Model>,
     attention: Arc<Attention>,
+    /// The instruction in flight, decoded by its first pass here.
+    kept: Option<Kept>,
     /// Come out as soon as interrupts can be taken.
     window: bool,
     /// Come out as soon as an NMI can be taken.
@@ -91,14 +96,6 @@ pub struct Counters {
     pub tlb_misses: u64,
 }
 
-/// What a pass of the careful way led to.
-enum Pass {
-    /// The instruction, the event, or one iteration is complete.
-    Done,
-    /// A request is to be made.
-    Wants(Request),
-}
-
 impl Emulator {
     /// A CPU in state `cpu` that executes from `ram` and announces itself as `cpuid` says.
     pub fn new(cpu: Cpu, ram: Arc<Ram>, host: Arc<dyn Host>, model: Arc<Model>, cpuid: Arc<CpuidTable>) -> Emulator {
@@ -113,6 +110,7 @@ impl Emulator {
             blocks: Blocks::new(),
             model,
             attention,
+            kept: None,
             window: false,
             nmi_window: false,
             counters: Counters::default(),
@@ -146,6 +144,7 @@ impl Emulator {
         let dropped = self.careful.in_flight();
         self.careful.restore(in_flight)?;
         self.counters.cancellations += u64::from(dropped);
+        self.kept = None;
         self.cpu = cpu;
         self.cpu.refresh();
         self.window = false;
@@ -467,146 +466,6 @@ impl Emulator {
             cr2,
             length: 0,
         });
-    }
-
-    /// One pass of the careful way, over the event that is to be delivered or the instruction under RIP; or the rest of
-    /// its stores.
-    fn pass(&mut self) -> Result<Pass, Error> {
-        if self.careful.is_draining() {
-            return Ok(self.drain());
-        }
-        self.counters.passes += 1;
-        self.careful.begin();
-        if self.cpu.event.is_some() {
-            return self.deliver();
-        }
-        let stepping = self.cpu.flags.any(flags::TF) && self.cpu.shadow != Shadow::MovSs;
-        let shadow = self.cpu.shadow;
-        match self.execute() {
-            Ok(()) | Err(Stop::Next | Stop::Jumped | Stop::Taken | Stop::Stay) => {
-                self.counters.instructions += 1;
-                self.end_shadow(shadow);
-                if stepping && self.cpu.event.is_none() {
-                    self.cpu.dr6 |= 1 << 14;
-                    let vector = event::DB;
-                    let source = Source::Trap;
-                    self.cpu.event = Some(Event {
-                        vector,
-                        source,
-                        error_code: None,
-                        cr2: None,
-                        length: 0,
-                    });
-                }
-                Ok(self.retire())
-            }
-            Err(Stop::Fault(exception)) => {
-                self.careful.abandon();
-                self.fault(exception, self.careful.fault_address);
-                Ok(Pass::Done)
-            }
-            Err(stop) => self.interrupted(stop),
-        }
-    }
-
-    /// Fetches, decodes and executes the instruction under RIP.
-    fn execute(&mut self) -> Result<(), Stop> {
-        let cpu = &mut self.cpu;
-        let linear = cpu.linear_code(cpu.rip)?;
-        let mut bytes = [0; 15];
-        let limit = if cpu.view.is_long() {
-            15
-        } else {
-            (u64::from(cpu.segments[crate::cpu::Seg::Cs].limit) - cpu.rip + 1).min(15)
-        };
-        let here = (PAGE_SIZE - linear % PAGE_SIZE).min(limit) as usize;
-        self.careful.fetch(cpu, linear, &mut bytes[..here])?;
-        let decoded = match decode(&self.model.careful, cpu.view.code, &bytes[..here], 0) {
-            Ok(decoded) => Ok(decoded),
-            // The instruction runs over the end of the code segment: there is nothing more to fetch.
-            Err(error) if here as u64 == limit => Err(error),
-            Err(_) => {
-                // Only now is it known that the instruction goes on in the next page.
-                let more = limit as usize;
-                self.careful
-                    .fetch(cpu, linear.wrapping_add(here as u64), &mut bytes[here..more])?;
-                decode(&self.model.careful, cpu.view.code, &bytes[..more], 0)
-            }
-        };
-        // An instruction that runs over the end of the code segment.
-        let Ok(Decoded { op, flow }) = decoded else {
-            return Err(Exception::gp(0).into());
-        };
-        cpu.gpr.set(gpr::BLOCK_IP, cpu.rip);
-        self.run_op(&op, flow)
-    }
-
-    fn run_op(&mut self, op: &Op<Careful>, flow: Flow) -> Result<(), Stop> {
-        let next = op.next_ip(&self.cpu);
-        let outcome = (op.run)(&mut self.cpu, &mut self.careful, op);
-        let follows = match outcome {
-            Ok(()) => flow != Flow::Branch,
-            Err(stop) => stop == Stop::Next,
-        };
-        if follows {
-            self.cpu.rip = next;
-        }
-        outcome
-    }
-
-    /// Delivers the event, and whatever its delivery raises.
-    fn deliver(&mut self) -> Result<Pass, Error> {
-        let original = self.cpu.event;
-        let mut event = original;
-        loop {
-            let Some(current) = event else { return Ok(self.retire()) };
-            match deliver::deliver(&mut self.cpu, &mut self.careful, current) {
-                Ok(()) => {
-                    self.counters.events += 1;
-                    return Ok(self.retire());
-                }
-                Err(Stop::Fault(exception)) => {
-                    self.careful.unstage();
-                    match deliver::combine(&current, exception, self.careful.fault_address) {
-                        Combined::Deliver(next) => event = Some(next),
-                        Combined::Shutdown => {
-                            self.careful.abandon();
-                            self.cpu.event = None;
-                            self.cpu.activity = Activity::Shutdown;
-                            return Ok(Pass::Done);
-                        }
-                    }
-                }
-                Err(stop) => return self.interrupted(stop),
-            }
-        }
-    }
-
-    /// A pass that ended without retiring or faulting.
-    fn interrupted(&mut self, stop: Stop) -> Result<Pass, Error> {
-        if let (Stop::Await, Some(request)) = (stop, self.careful.awaited()) {
-            return Ok(Pass::Wants(request));
-        }
-        let error = self.careful.take_error();
-        self.careful.abandon();
-        Err(Error::Replay(error.unwrap_or(ReplayError::Overflow {
-            capacity: replay::CAPACITY,
-        })))
-    }
-
-    /// The instruction is complete: what it invalidates is forgotten, its stores are made.
-    fn retire(&mut self) -> Pass {
-        self.careful.retire();
-        let flush = self.careful.flush;
-        self.forget(flush);
-        self.drain()
-    }
-
-    fn drain(&mut self) -> Pass {
-        match self.careful.drain() {
-            Some(request) => Pass::Wants(request),
-            None => Pass::Done,
-        }
     }
 
     fn forget(&mut self, flush: Flush) {

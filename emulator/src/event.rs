@@ -39,8 +39,8 @@ pub const XM: u8 = 19;
 
 /// A fault or trap that an instruction earned.
 ///
-/// It is four bytes with everything, so that the outcome of an instruction fits a register; the linear address of a page
-/// fault is kept beside it, by the accessor that found it.
+/// It is four bytes with everything, so that the outcome of an instruction fits a register; the linear address of a
+/// page fault is kept beside it, by the accessor that found it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C, align(4))]
 pub struct Exception {

@@ -87,7 +87,7 @@ pub use attention::Attention;
 pub use careful::{Aside, InFlight, InFlightError};
 pub use cpu::Cpu;
 pub use cpuid::CpuidTable;
-pub use emulator::{Counters, Emulator, Entry, Error, Exit};
+pub use emulator::{Cause, Counters, Emulator, Entry, Error, Exit, SupplyError};
 pub use event::{Event, Exception};
 pub use host::Host;
 pub use model::Model;

@@ -2,10 +2,10 @@
 //!
 //! # Operands
 //! Lowering is the same for every instruction. Register operands fill `r1` and `r2` in the order in which the
-//! instruction lists them (implied registers such as AL included; a third one is always CL), an immediate fills `imm`, a near branch target
-//! fills `imm` as a distance from the start of the block, and a memory operand fills `base`, `index`, `scale`, `seg` and
-//! `disp`. Registers are numbered as instructions number them: general-purpose 0 to 15 (AH, CH, DH, BH are 32 to 35),
-//! segment registers 0 to 5, ST(i), MMi and XMMi by i, control and debug registers by number.
+//! instruction lists them (implied registers such as AL included; a third one is always CL), an immediate fills `imm`,
+//! a near branch target fills `imm` as a distance from the start of the block, and a memory operand fills `base`,
+//! `index`, `scale`, `seg` and `disp`. Registers are numbered as instructions number them: general-purpose 0 to 15 (AH,
+//! CH, DH, BH are 32 to 35), segment registers 0 to 5, ST(i), MMi and XMMi by i, control and debug registers by number.
 
 use crate::access::Outcome;
 use crate::cpu::Cpu;
@@ -18,8 +18,8 @@ pub type Handler<M> = fn(&mut Cpu, &mut M, &Op<M>) -> Outcome;
 pub struct Op<M: 'static> {
     /// Executes it.
     pub run: Handler<M>,
-    /// Immediate, sign- or zero-extended as the instruction does; or near branch target relative to the block's start; or
-    /// opcode of an x87 instruction, 11 bits.
+    /// Immediate, sign- or zero-extended as the instruction does; or near branch target relative to the block's start;
+    /// or opcode of an x87 instruction, 11 bits.
     pub imm: u64,
     /// Displacement of the memory operand; if `base` is RIP, relative to the block's start.
     pub disp: u64,

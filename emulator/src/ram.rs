@@ -46,7 +46,8 @@ struct Region {
     first_page: usize,
 }
 
-// SAFETY: the pointers lead into mappings that `memory` keeps alive, and are only used for volatile and atomic accesses.
+// SAFETY: the pointers lead into mappings that `memory` keeps alive, and are only used for volatile and atomic
+// accesses.
 unsafe impl Send for Ram {}
 // SAFETY: as above.
 unsafe impl Sync for Ram {}
@@ -144,8 +145,8 @@ impl Ram {
         }
     }
 
-    /// Writes the low `width` bytes (1 to 8, not crossing a page) and drops instructions decoded from them; false if that
-    /// is not RAM.
+    /// Writes the low `width` bytes (1 to 8, not crossing a page) and drops instructions decoded from them; false if
+    /// that is not RAM.
     pub fn write(&self, gpa: u64, width: u8, value: u64) -> bool {
         let Some(page) = self.page(gpa) else { return false };
         let in_page = |i: u64| gpa & !(PAGE_SIZE - 1) | (gpa + i) & (PAGE_SIZE - 1);
@@ -170,8 +171,8 @@ impl Ram {
         true
     }
 
-    /// Says that somebody else (a device, the loader) wrote `length` bytes at `gpa`: instructions decoded from there are
-    /// not executed any more.
+    /// Says that somebody else (a device, the loader) wrote `length` bytes at `gpa`: instructions decoded from there
+    /// are not executed any more.
     pub fn written_by_host(&self, gpa: u64, length: u64) {
         let mut at = gpa;
         let end = gpa.saturating_add(length);
@@ -316,8 +317,8 @@ impl Span<'_> {
         }
     }
 
-    /// Copies all bytes to `to`, which has as many, with the effect of copying byte by byte upwards. False, and nothing is
-    /// copied, if they overlap such that copying at once would have another effect.
+    /// Copies all bytes to `to`, which has as many, with the effect of copying byte by byte upwards. False, and nothing
+    /// is copied, if they overlap such that copying at once would have another effect.
     pub fn copy_to(self, to: Span<'_>) -> bool {
         let (from, into) = (self.pointer as usize, to.pointer as usize);
         // A destination that begins within the source repeats its beginning.
@@ -411,8 +412,8 @@ impl<T: Word> Slot<'_, T> {
     #[cold]
     fn compare_exchange_split(self, old: u64, new: u64) -> Result<(), T> {
         let mut now = old;
-        // SAFETY: the operand lies within a live mapping; LOCK CMPXCHG is atomic at any alignment. The narrow forms leave
-        // the upper bits of RAX, which are zero, as they are.
+        // SAFETY: the operand lies within a live mapping; LOCK CMPXCHG is atomic at any alignment. The narrow forms
+        // leave the upper bits of RAX, which are zero, as they are.
         unsafe {
             match T::SIZE {
                 2 => core::arch::asm!("lock cmpxchg word ptr [{p}], {n:x}", p = in(reg) self.pointer, n = in(reg) new,
@@ -429,8 +430,8 @@ impl<T: Word> Slot<'_, T> {
 }
 
 impl Slot<'_, u64> {
-    /// Compares the 16 bytes that begin here with `expected` and replaces them by `new` if equal; returns what was there.
-    /// `None` if they are not aligned or the host lacks CMPXCHG16B.
+    /// Compares the 16 bytes that begin here with `expected` and replaces them by `new` if equal; returns what was
+    /// there. `None` if they are not aligned or the host lacks CMPXCHG16B.
     pub fn compare_exchange_16(self, expected: u128, new: u128) -> Option<u128> {
         // Sixteen aligned bytes lie in one page.
         if !(self.pointer as usize).is_multiple_of(16) || !std::arch::is_x86_feature_detected!("cmpxchg16b") {

@@ -32,6 +32,8 @@ use serde::{Deserialize, Serialize};
 pub enum Kind {
     /// Instruction bytes.
     Fetch,
+    /// Instruction bytes that were not fetched but came with an exit; the address is linear.
+    Supplied,
     /// A page-table entry.
     PageTable,
     /// Whether accessed and dirty bits were set in an entry that had not changed meanwhile.
@@ -240,6 +242,22 @@ impl ReplayCache {
         let value = live();
         self.record(question, value, false)?;
         Ok(value)
+    }
+
+    /// How many questions this pass has asked.
+    pub(crate) fn position(&self) -> usize {
+        self.next
+    }
+
+    /// Takes the first `entries` answers at once, at the start of a pass that need not look at them; false if they are
+    /// not there.
+    pub(crate) fn skip(&mut self, entries: usize) -> bool {
+        let skips = self.next == 0 && self.entries.len() >= entries && self.suspended == 0;
+        if skips {
+            self.next = entries;
+            self.replayed += entries as u64;
+        }
+        skips
     }
 
     /// Begins another pass over the same instruction.

@@ -1,8 +1,8 @@
 //! A stack in the middle of an instruction.
 //!
 //! Far calls, returns and event delivery push and pop several times, often on a stack that is not yet the current one.
-//! They work on a [`Stack`]: pops are recorded, pushes staged, and the pointer moves here; SS and RSP are committed when
-//! nothing can fail any more.
+//! They work on a [`Stack`]: pops are recorded, pushes staged, and the pointer moves here; SS and RSP are committed
+//! when nothing can fail any more.
 
 use crate::access::{Linear, Stop};
 use crate::careful::Careful;

@@ -1,8 +1,8 @@
 //! What the emulator supports: for each instruction encoding (iced-x86 `Code`), the functions that execute it.
 //!
 //! Everything about an encoding that the decoder library knows already (operand kinds and accesses, flags read, written
-//! and undefined, CPUID features) is asked there; the table adds which functions give it its meaning. An encoding without
-//! a row, or whose CPUID feature is not announced to the guest, is #UD.
+//! and undefined, CPUID features) is asked there; the table adds which functions give it its meaning. An encoding
+//! without a row, or whose CPUID feature is not announced to the guest, is #UD.
 
 use iced_x86::{Code, CpuidFeature};
 
@@ -136,7 +136,8 @@ impl<M: Access> Table<M> {
         );
     }
 
-    /// Adds an encoding that stores more than once, touches descriptors, or does whatever else only the careful way can.
+    /// Adds an encoding that stores more than once, touches descriptors, or does whatever else only the careful way
+    /// can.
     pub(crate) fn careful(&mut self, code: Code, handler: Handler<crate::careful::Careful>) {
         self.end(code, M::careful(handler));
     }

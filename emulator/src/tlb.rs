@@ -5,7 +5,8 @@
 //!   write, the dirty bit is set, and the page has been admitted for writing by [`CodePages`](crate::code_pages).
 //! * Devices, pages that hold code (for writing), and accesses that cross a page never hit.
 //!
-//! Data accesses have three contexts (user, supervisor, supervisor under SMAP), so a change of privilege flushes nothing.
+//! Data accesses have three contexts (user, supervisor, supervisor under SMAP), so a change of privilege flushes
+//! nothing.
 #![allow(unsafe_code, reason = "entries are pointers to guest pages")]
 
 use std::sync::Arc;
@@ -104,8 +105,8 @@ impl Tlb {
     #[inline(always)]
     pub(crate) fn readable<T: Word>(&self, context: u8, linear: u64) -> Option<Slot<'_, T>> {
         let page = Tlb::hit(&self.read[usize::from(context & 3)], linear, T::SIZE as u64)?;
-        // SAFETY: the entry is valid, so it points at a page of `ram`; the first and the last byte are in the page whose
-        // index and tag were compared, hence the operand lies within it.
+        // SAFETY: the entry is valid, so it points at a page of `ram`; the first and the last byte are in the page
+        // whose index and tag were compared, hence the operand lies within it.
         Some(unsafe { page.slot_unchecked(linear & !PAGE) })
     }
 

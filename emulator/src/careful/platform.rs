@@ -6,7 +6,7 @@ use crate::access::{Linear, Stop};
 use crate::cpu::{Cpu, Seg};
 use crate::event::Exception;
 use crate::paging::{Intent, Privilege};
-use crate::replay::Kind;
+use crate::replay::{Kind, Question};
 use crate::request::{Direction, Space};
 use crate::word::Word;
 
@@ -20,6 +20,46 @@ impl Careful {
             bytes[offset..offset + usize::from(width)].copy_from_slice(&value.to_le_bytes()[..usize::from(width)]);
         }
         Ok(())
+    }
+
+    /// Begins the record of the instruction at linear address `linear` with its bytes, 1 to 15, that somebody has
+    /// fetched.
+    pub(crate) fn seed(&mut self, linear: u64, bytes: &[u8]) {
+        self.abandon();
+        for (n, part) in bytes.chunks(8).enumerate() {
+            let mut word = [0; 8];
+            word[..part.len()].copy_from_slice(part);
+            let question = Question {
+                kind: Kind::Supplied,
+                space: Space::Memory,
+                address: linear.wrapping_add(8 * n as u64),
+                width: part.len() as u8,
+            };
+            // Two entries are within any capacity.
+            let _two_of_many = self.cache.answer(question, u64::from_le_bytes(word), false);
+        }
+    }
+
+    /// The bytes that the record of the instruction at `linear` begins with, if they were supplied, and how many they
+    /// are.
+    pub(crate) fn supplied(&mut self, linear: u64) -> Result<Option<([u8; 15], usize)>, Stop> {
+        let (mut bytes, mut length) = ([0; 15], 0);
+        while let Some(question) = self.cache.peek().map(|entry| entry.question)
+            && question.kind == Kind::Supplied
+        {
+            let asked = Question {
+                address: linear.wrapping_add(length as u64),
+                ..question
+            };
+            let width = usize::from(question.width);
+            if let (Some(entry), Some(part)) = (self.recall(asked)?, bytes.get_mut(length..length + width)) {
+                part.copy_from_slice(&entry.value.to_le_bytes()[..width]);
+                length += width;
+            } else {
+                break;
+            }
+        }
+        Ok((length > 0).then_some((bytes, length)))
     }
 
     /// Reads descriptor tables and task state: with the processor's own rights.

@@ -48,8 +48,8 @@ fn worst_case(code: Code) -> usize {
     };
     // ENTER reads up to 31 frame pointers, POPA and IRET fewer; all within two pages, one of them over the boundary.
     let stack = 2 * WALK + 31 + 4;
-    // Gate, code and stack descriptors of 16 bytes in pages of their own, each read and marked; task state; twice, since
-    // a contributory fault may come on top, and a double fault.
+    // Gate, code and stack descriptors of 16 bytes in pages of their own, each read and marked; task state; twice,
+    // since a contributory fault may come on top, and a double fault.
     let delivery = 3 * (5 * (2 * WALK + 4 + 4) + stack);
     2 * WALK + 8 + operands + stack + delivery
 }

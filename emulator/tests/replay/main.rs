@@ -2,9 +2,10 @@
 //! it does once.
 //!
 //! `batch` is about repeated string instructions, which hand many elements over at once; `seen` and `done` claim what a
-//! pass may see and may do, rule by rule; `fetch` is about instruction bytes, `outside` about who may end an
-//! instruction in flight, `capacity` about the room that there is; `random` compares random instructions that are
-//! answered late, over memory that changes meanwhile, with the same ones answered at once.
+//! pass may see and may do, rule by rule; `fetch` is about instruction bytes, `supplied` about those that come with an
+//! exit, `outside` about who may end an instruction in flight, `capacity` about the room that there is; `random`
+//! compares random instructions that are answered late, over memory that changes meanwhile, with the same ones answered
+//! at once.
 
 mod batch;
 mod capacity;
@@ -14,3 +15,4 @@ mod guest;
 mod outside;
 mod random;
 mod seen;
+mod supplied;

@@ -136,8 +136,8 @@ fn restore(guest: &mut Guest, scrambled: &mut Scrambled) {
     }
 }
 
-/// Executes one instruction, each answer of which comes late; `end` is memory as it will be. Returns how often something
-/// was overwritten.
+/// Executes one instruction, each answer of which comes late; `end` is memory as it will be. Returns how often
+/// something was overwritten.
 fn run_scrambled(guest: &mut Guest, end: &[u8]) -> usize {
     let mut scrambled = Scrambled::new();
     let mut changes = 0;

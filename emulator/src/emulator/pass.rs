@@ -1,0 +1,190 @@
+//! Single instructions and events, the careful way: from the first pass to the last store.
+
+use super::{Emulator, Error};
+use crate::access::Stop;
+use crate::careful::Careful;
+use crate::cpu::{Activity, Seg, Shadow, flags, gpr};
+use crate::decode::{Decoded, Incomplete, decode};
+use crate::deliver::{self, Combined};
+use crate::event::{self, Event, Exception, Source};
+use crate::op::Op;
+use crate::ram::PAGE_SIZE;
+use crate::replay::{self, ReplayError};
+use crate::request::Request;
+use crate::table::Flow;
+
+/// What a pass of the careful way led to.
+pub(super) enum Pass {
+    /// The instruction, the event, or one iteration is complete.
+    Done,
+    /// A request is to be made.
+    Wants(Request),
+}
+
+/// The instruction in flight, decoded: a later pass begins behind the fetch.
+#[derive(Clone, Copy)]
+pub(super) struct Kept {
+    op: Op<Careful>,
+    flow: Flow,
+    /// Entries of the record that its fetch made.
+    fetched: usize,
+}
+
+impl Emulator {
+    /// One pass of the careful way, over the event that is to be delivered or the instruction under RIP; or the rest of
+    /// its stores.
+    pub(super) fn pass(&mut self) -> Result<Pass, Error> {
+        if self.careful.is_draining() {
+            return Ok(self.drain());
+        }
+        self.counters.passes += 1;
+        self.careful.begin();
+        if self.careful.record().is_empty() {
+            self.kept = None;
+        }
+        if self.cpu.event.is_some() {
+            return self.deliver();
+        }
+        let stepping = self.cpu.flags.any(flags::TF) && self.cpu.shadow != Shadow::MovSs;
+        let shadow = self.cpu.shadow;
+        match self.execute() {
+            Ok(()) | Err(Stop::Next | Stop::Jumped | Stop::Taken | Stop::Stay) => {
+                self.counters.instructions += 1;
+                self.end_shadow(shadow);
+                if stepping && self.cpu.event.is_none() {
+                    self.cpu.dr6 |= 1 << 14;
+                    let vector = event::DB;
+                    let source = Source::Trap;
+                    self.cpu.event = Some(Event {
+                        vector,
+                        source,
+                        error_code: None,
+                        cr2: None,
+                        length: 0,
+                    });
+                }
+                Ok(self.retire())
+            }
+            Err(Stop::Fault(exception)) => {
+                self.careful.abandon();
+                self.fault(exception, self.careful.fault_address);
+                Ok(Pass::Done)
+            }
+            Err(stop) => self.interrupted(stop),
+        }
+    }
+
+    /// Fetches, decodes and executes the instruction under RIP.
+    fn execute(&mut self) -> Result<(), Stop> {
+        if let Some(Kept { op, flow, fetched }) = self.kept
+            && self.careful.skip(fetched)
+        {
+            return self.run_op(&op, flow);
+        }
+        let linear = self.cpu.linear_code(self.cpu.rip)?;
+        let decoded = match self.careful.supplied(linear)? {
+            Some((bytes, length)) => decode(&self.model.careful, self.cpu.view.code, &bytes[..length], 0),
+            None => self.fetch(linear)?,
+        };
+        // An instruction that runs over the end of the code segment.
+        let Ok(Decoded { op, flow }) = decoded else {
+            return Err(Exception::gp(0).into());
+        };
+        self.cpu.gpr.set(gpr::BLOCK_IP, self.cpu.rip);
+        let fetched = self.careful.position();
+        self.kept = Some(Kept { op, flow, fetched });
+        self.run_op(&op, flow)
+    }
+
+    /// Fetches and decodes the instruction at `linear`, which RIP leads to.
+    fn fetch(&mut self, linear: u64) -> Result<Result<Decoded<Careful>, Incomplete>, Stop> {
+        let cpu = &self.cpu;
+        let mut bytes = [0; 15];
+        let limit = if cpu.view.is_long() {
+            15
+        } else {
+            (u64::from(cpu.segments[Seg::Cs].limit) - cpu.rip + 1).min(15)
+        };
+        let here = (PAGE_SIZE - linear % PAGE_SIZE).min(limit) as usize;
+        self.careful.fetch(cpu, linear, &mut bytes[..here])?;
+        Ok(match decode(&self.model.careful, cpu.view.code, &bytes[..here], 0) {
+            // Only now is it known that the instruction goes on in the next page, or over the end of the code segment,
+            // where there is nothing more to fetch.
+            Err(Incomplete::MoreBytes) if (here as u64) < limit => {
+                let more = limit as usize;
+                let next = linear.wrapping_add(here as u64);
+                self.careful.fetch(cpu, next, &mut bytes[here..more])?;
+                decode(&self.model.careful, cpu.view.code, &bytes[..more], 0)
+            }
+            decoded => decoded,
+        })
+    }
+
+    fn run_op(&mut self, op: &Op<Careful>, flow: Flow) -> Result<(), Stop> {
+        let next = op.next_ip(&self.cpu);
+        let outcome = (op.run)(&mut self.cpu, &mut self.careful, op);
+        let follows = match outcome {
+            Ok(()) => flow != Flow::Branch,
+            Err(stop) => stop == Stop::Next,
+        };
+        if follows {
+            self.cpu.rip = next;
+        }
+        outcome
+    }
+
+    /// Delivers the event, and whatever its delivery raises.
+    fn deliver(&mut self) -> Result<Pass, Error> {
+        let original = self.cpu.event;
+        let mut event = original;
+        loop {
+            let Some(current) = event else { return Ok(self.retire()) };
+            match deliver::deliver(&mut self.cpu, &mut self.careful, current) {
+                Ok(()) => {
+                    self.counters.events += 1;
+                    return Ok(self.retire());
+                }
+                Err(Stop::Fault(exception)) => {
+                    self.careful.unstage();
+                    match deliver::combine(&current, exception, self.careful.fault_address) {
+                        Combined::Deliver(next) => event = Some(next),
+                        Combined::Shutdown => {
+                            self.careful.abandon();
+                            self.cpu.event = None;
+                            self.cpu.activity = Activity::Shutdown;
+                            return Ok(Pass::Done);
+                        }
+                    }
+                }
+                Err(stop) => return self.interrupted(stop),
+            }
+        }
+    }
+
+    /// A pass that ended without retiring or faulting.
+    fn interrupted(&mut self, stop: Stop) -> Result<Pass, Error> {
+        if let (Stop::Await, Some(request)) = (stop, self.careful.awaited()) {
+            return Ok(Pass::Wants(request));
+        }
+        let error = self.careful.take_error();
+        self.careful.abandon();
+        Err(Error::Replay(error.unwrap_or(ReplayError::Overflow {
+            capacity: replay::CAPACITY,
+        })))
+    }
+
+    /// The instruction is complete: what it invalidates is forgotten, its stores are made.
+    fn retire(&mut self) -> Pass {
+        self.careful.retire();
+        let flush = self.careful.flush;
+        self.forget(flush);
+        self.drain()
+    }
+
+    fn drain(&mut self) -> Pass {
+        match self.careful.drain() {
+            Some(request) => Pass::Wants(request),
+            None => Pass::Done,
+        }
+    }
+}
