@@ -12,10 +12,11 @@
 use crate::access::Stop;
 use crate::careful::Careful;
 use crate::cpu::{Activity, Cpu, Mode, Seg, Segment, Shadow, flags, gpr};
-use crate::descriptor::{self, fault, is_null};
+use crate::descriptor::{self, Descriptor, fault, is_null};
 use crate::event::{self, Event, Exception, Source};
 use crate::paging::is_canonical;
 use crate::stack::Stack;
+use crate::task::{self, Reason};
 
 /// DR7: general detect.
 const DR7_GD: u64 = 1 << 13;
@@ -23,6 +24,8 @@ const DR7_GD: u64 = 1 << 13;
 const EXT: u16 = 1;
 /// Error codes: the index is that of an interrupt vector.
 const IDT: u16 = 1 << 1;
+/// Type and S of a task gate.
+const TASK_GATE: u64 = 5;
 
 /// What follows an exception during delivery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,20 +105,26 @@ struct Landing {
 /// [`Stop::Fault`] if delivery raises an exception, whose error code has the EXT bit as it should; [`Stop`] as every
 /// access. Nothing has changed.
 pub(crate) fn deliver(cpu: &mut Cpu, m: &mut Careful, event: Event) -> Result<(), Stop> {
-    let landing = match cpu.view.mode {
-        Mode::Real => real(cpu, m, &event),
+    let route = match cpu.view.mode {
+        Mode::Real => real(cpu, m, &event).map(Route::Handler),
         Mode::Protected | Mode::Virtual8086 => protected(cpu, m, &event),
-        Mode::Compatibility | Mode::Long => ia32e(cpu, m, &event),
-    }
-    .map_err(|stop| mark_external(stop, &event))?;
-
-    landing.stack.commit(cpu);
-    cpu.segments[Seg::Cs] = landing.cs;
-    cpu.rip = landing.rip;
-    cpu.flags.assign(landing.clear, false);
-    if landing.drops_data {
-        for seg in [Seg::Es, Seg::Ds, Seg::Fs, Seg::Gs] {
-            cpu.segments[seg] = Segment::null(0);
+        Mode::Compatibility | Mode::Long => ia32e(cpu, m, &event).map(Route::Handler),
+    };
+    let mark = |stop| mark_external(stop, &event);
+    match route.map_err(mark)? {
+        Route::Handler(landing) => land(cpu, &landing),
+        Route::Task(tss) => {
+            let reason = Reason::Event {
+                error_code: event.error_code,
+                external: if event.source == Source::Software { 0 } else { EXT },
+            };
+            let (next_ip, _) = pushed(cpu, &event);
+            // What the task begins with is delivered after this event.
+            cpu.event = None;
+            if let Err(stop) = task::switch(cpu, m, tss, reason, next_ip) {
+                cpu.event = Some(event);
+                return Err(mark(stop));
+            }
         }
     }
     if let Some(cr2) = event.cr2 {
@@ -129,9 +138,22 @@ pub(crate) fn deliver(cpu: &mut Cpu, m: &mut Careful, event: Event) -> Result<()
     }
     cpu.activity = Activity::Running;
     cpu.shadow = Shadow::None;
-    cpu.event = None;
     cpu.refresh();
     Ok(())
+}
+
+/// Goes on in the handler.
+fn land(cpu: &mut Cpu, landing: &Landing) {
+    landing.stack.commit(cpu);
+    cpu.segments[Seg::Cs] = landing.cs;
+    cpu.rip = landing.rip;
+    cpu.flags.assign(landing.clear, false);
+    if landing.drops_data {
+        for seg in [Seg::Es, Seg::Ds, Seg::Fs, Seg::Gs] {
+            cpu.segments[seg] = Segment::null(0);
+        }
+    }
+    cpu.event = None;
 }
 
 /// Sets EXT in error codes that have it, unless a software interrupt was being delivered.
@@ -180,6 +202,14 @@ fn real(cpu: &Cpu, m: &mut Careful, event: &Event) -> Result<Landing, Stop> {
     })
 }
 
+/// What an entry of the interrupt descriptor table leads to.
+enum Route<T> {
+    /// A handler in this task.
+    Handler(T),
+    /// A task of its own.
+    Task(Descriptor),
+}
+
 /// An interrupt or trap gate.
 struct Gate {
     selector: u16,
@@ -192,7 +222,7 @@ struct Gate {
 
 impl Gate {
     /// Reads the gate of `event` and checks it up to its present bit.
-    fn read(cpu: &Cpu, m: &mut Careful, event: &Event) -> Result<Gate, Stop> {
+    fn read(cpu: &Cpu, m: &mut Careful, event: &Event) -> Result<Route<Gate>, Stop> {
         let wide = cpu.view.is_ia32e();
         let size = if wide { 16 } else { 8 };
         let offset = u64::from(event.vector) * size;
@@ -207,8 +237,10 @@ impl Gate {
         } else {
             0
         };
-        // Type and S. Task gates (type 5) belong to hardware task switching, which is not there.
-        let push = match low >> 40 & 0x1f {
+        // Type and S.
+        let kind = low >> 40 & 0x1f;
+        let push = match kind {
+            TASK_GATE if !wide => 0,
             0xe | 0xf if wide => 8,
             0xe | 0xf => 4,
             6 | 7 if !wide => 2,
@@ -220,21 +252,28 @@ impl Gate {
         if low >> 47 & 1 == 0 {
             return Err(vector_fault(event::NP));
         }
+        if kind == TASK_GATE {
+            let reason = Reason::Event {
+                error_code: event.error_code,
+                external: EXT,
+            };
+            return Ok(Route::Task(task::target(cpu, m, (low >> 16) as u16, reason)?));
+        }
         let mut target = low & 0xffff | low >> 32 & 0xffff_0000 | high << 32;
         if push == 2 {
             target &= 0xffff;
         }
-        Ok(Gate {
+        Ok(Route::Handler(Gate {
             selector: (low >> 16) as u16,
             offset: target,
             size: push,
             is_interrupt: low >> 40 & 1 == 0,
             ist: if wide { (low >> 32 & 7) as u8 } else { 0 },
-        })
+        }))
     }
 
     /// Reads and checks the handler's code segment; also its privilege level.
-    fn code(&self, cpu: &Cpu, m: &mut Careful) -> Result<(descriptor::Descriptor, u8), Stop> {
+    fn code(&self, cpu: &Cpu, m: &mut Careful) -> Result<(Descriptor, u8), Stop> {
         if is_null(self.selector) {
             return Err(Exception::gp(0).into());
         }
@@ -260,14 +299,7 @@ impl Gate {
         Ok((code, cpl))
     }
 
-    fn land(
-        &self,
-        cpu: &Cpu,
-        m: &mut Careful,
-        mut code: descriptor::Descriptor,
-        cpl: u8,
-        stack: Stack,
-    ) -> Result<Landing, Stop> {
+    fn land(&self, cpu: &Cpu, m: &mut Careful, mut code: Descriptor, cpl: u8, stack: Stack) -> Result<Landing, Stop> {
         code.mark_accessed(cpu, m)?;
         let mut cs = code.segment;
         cs.selector = self.selector & !3 | u16::from(cpl);
@@ -282,8 +314,11 @@ impl Gate {
     }
 }
 
-fn protected(cpu: &Cpu, m: &mut Careful, event: &Event) -> Result<Landing, Stop> {
-    let gate = Gate::read(cpu, m, event)?;
+fn protected(cpu: &Cpu, m: &mut Careful, event: &Event) -> Result<Route<Landing>, Stop> {
+    let gate = match Gate::read(cpu, m, event)? {
+        Route::Handler(gate) => gate,
+        Route::Task(tss) => return Ok(Route::Task(tss)),
+    };
     let (code, cpl) = gate.code(cpu, m)?;
     let (return_ip, image) = pushed(cpu, event);
     let mut stack = Stack::current(cpu);
@@ -310,11 +345,13 @@ fn protected(cpu: &Cpu, m: &mut Careful, event: &Event) -> Result<Landing, Stop>
         stack.push(cpu, m, gate.size, u64::from(code))?;
     }
     descriptor::check_target(cpu, &code.segment, gate.offset)?;
-    gate.land(cpu, m, code, cpl, stack)
+    gate.land(cpu, m, code, cpl, stack).map(Route::Handler)
 }
 
 fn ia32e(cpu: &Cpu, m: &mut Careful, event: &Event) -> Result<Landing, Stop> {
-    let gate = Gate::read(cpu, m, event)?;
+    let Route::Handler(gate) = Gate::read(cpu, m, event)? else {
+        return Err(Exception::gp(0).into());
+    };
     let (code, cpl) = gate.code(cpu, m)?;
     let (return_ip, image) = pushed(cpu, event);
     let rsp = cpu.gpr.get(gpr::RSP);

@@ -77,6 +77,16 @@ impl Descriptor {
     }
 }
 
+/// Clears bits of the access byte of the descriptor at `address`.
+///
+/// # Errors
+/// [`Stop`] as every access.
+pub(crate) fn clear_access_bits(cpu: &Cpu, m: &mut Careful, address: u64, bits: u8) -> Result<(), Stop> {
+    m.atomic_system(cpu, address.wrapping_add(ACCESS_BYTE), |byte: u8| {
+        ((byte & bits != 0).then_some(byte & !bits), ())
+    })
+}
+
 /// The linear address of the descriptor of `selector`, if all of its `size` bytes lie within its table.
 pub(crate) fn locate(cpu: &Cpu, selector: u16, size: u16) -> Option<u64> {
     let (base, limit) = if selector & TABLE_INDICATOR != 0 {

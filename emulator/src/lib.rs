@@ -80,6 +80,7 @@ pub mod replay;
 pub mod request;
 mod stack;
 pub mod table;
+mod task;
 mod tlb;
 pub mod word;
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Careful, STORES, Store, Waiting};
 use crate::ram::PAGE_SIZE;
 use crate::replay::{CAPACITY, Entry, Kind};
-use crate::request::{Direction, Request, Space};
+use crate::request::{Direction, Request, RequestId, Space};
 
 /// An instruction that has begun and not ended: what it has read, what it waits for, and, if it has retired already,
 /// which of its stores are left.
@@ -81,6 +81,9 @@ impl InFlight {
             None => (entries == 0 || stores == 0).then_some(()),
             Some(Waiting { request, question }) => {
                 check("a request", request.space, request.address, request.size)?;
+                if request.id == RequestId::MAX || !fits_page(&request) {
+                    return Err(InFlightError::Inconsistent);
+                }
                 match question {
                     // Having retired, it is told that a device has taken a store.
                     None => (entries == 0 && matches!(request.direction, Direction::Write(_))).then_some(()),
@@ -95,6 +98,16 @@ impl InFlight {
             }
         }
         .ok_or(InFlightError::Inconsistent)
+    }
+}
+
+/// A batch has at least two elements, all in one page of RAM.
+fn fits_page(request: &Request) -> bool {
+    match request.direction {
+        Direction::Read | Direction::Write(_) => true,
+        Direction::ReadTo { guest, count } | Direction::WriteFrom { guest, count } => {
+            count >= 2 && guest % PAGE_SIZE + u64::from(count) * u64::from(request.size) <= PAGE_SIZE
+        }
     }
 }
 

@@ -82,6 +82,15 @@ impl Careful {
         self.stage_place(place, value.zero_extend())
     }
 
+    /// Checks that `length` bytes of task state can be read or written with the processor's own rights.
+    ///
+    /// # Errors
+    /// #PF; [`Stop`] as every access.
+    pub(crate) fn check_system(&mut self, cpu: &Cpu, address: u64, length: u64, intent: Intent) -> Result<(), Stop> {
+        let at = Linear::new(Seg::Ds, address);
+        self.place(cpu, at, length, intent, Privilege::Implicit).map(|_| ())
+    }
+
     /// Changes a descriptor atomically (accessed and busy bits) with the processor's own rights.
     ///
     /// # Errors

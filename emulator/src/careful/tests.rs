@@ -131,6 +131,12 @@ fn what_is_no_instruction_in_flight_is_not_restored() {
         change("/waiting/question", serde_json::Value::Null),
         InFlightError::Inconsistent
     );
+    let batch = serde_json::json!({"ReadTo": {"guest": 0xff0, "count": u32::MAX}});
+    assert_eq!(change("/waiting/request/direction", batch), InFlightError::Inconsistent);
+    assert_eq!(
+        change("/waiting/request/id", u64::MAX.into()),
+        InFlightError::Inconsistent
+    );
     let entry = saved()["record"][0].clone();
     let many = vec![entry; crate::replay::CAPACITY + 1];
     assert!(matches!(

@@ -1,10 +1,10 @@
 //! Transfers to other code segments: far JMP, CALL and RET, call gates, and IRET.
 //!
-//! Hardware task switches are not there: a TSS or a task gate as target is #GP with its selector, and IRET with NT set
-//! is #GP(0), as IA-32e mode has it.
+//! A TSS or a task gate as target, and IRET with NT set, switch tasks; in IA-32e mode they are #GP.
 
 use crate::access::{Access, Outcome, Stop};
 use crate::careful::Careful;
+use crate::cpu::segment::{TSS16_AVAILABLE, TSS32_AVAILABLE};
 use crate::cpu::{Cpu, Mode, Seg, Segment, flags, gpr};
 use crate::descriptor::{self, Descriptor, fault, is_null, rpl};
 use crate::event::{self, Exception};
@@ -12,12 +12,15 @@ use crate::op::Op;
 use crate::operand::{Addressing, General, Use};
 use crate::stack::Stack;
 use crate::table::Table;
+use crate::task::{self, Reason};
 use crate::word::Word;
 use iced_x86::Code;
 
 /// Descriptor types: call gates of 16 and of 32 (64) bits.
 const CALL_GATE16: u16 = 4;
 const CALL_GATE32: u16 = 12;
+/// Descriptor type: task gate.
+const TASK_GATE: u16 = 5;
 
 #[rustfmt::skip]
 pub(super) fn fill<M: Access>(table: &mut Table<M>) {
@@ -72,6 +75,8 @@ fn indirect<T: Word>(cpu: &Cpu, m: &mut Careful, op: &Op<Careful>) -> Result<Poi
 enum Target {
     Code(Descriptor),
     Gate(Gate),
+    /// A task state segment.
+    Task(Descriptor),
 }
 
 /// A call gate.
@@ -84,7 +89,7 @@ struct Gate {
 }
 
 impl Target {
-    fn read(cpu: &Cpu, m: &mut Careful, selector: u16) -> Result<Target, Stop> {
+    fn read(cpu: &Cpu, m: &mut Careful, selector: u16, reason: Reason) -> Result<Target, Stop> {
         if is_null(selector) {
             return Err(Exception::gp(0).into());
         }
@@ -94,7 +99,9 @@ impl Target {
             return Ok(Target::Code(read));
         }
         let ia32e = cpu.view.is_ia32e();
-        let size = match attributes.kind() {
+        let kind = attributes.kind();
+        let size = match kind {
+            TASK_GATE | TSS16_AVAILABLE | TSS32_AVAILABLE if !ia32e => 0,
             CALL_GATE16 if !ia32e => 2,
             CALL_GATE32 if ia32e => 8,
             CALL_GATE32 => 4,
@@ -105,6 +112,14 @@ impl Target {
         }
         if !attributes.is_present() {
             return Err(fault(event::NP, selector));
+        }
+        match kind {
+            // A selector in a gate needs no privilege of its own.
+            TASK_GATE => return Ok(Target::Task(task::target(cpu, m, (read.raw >> 16) as u16, reason)?)),
+            TSS16_AVAILABLE | TSS32_AVAILABLE if !ia32e => {
+                return Ok(Target::Task(task::target(cpu, m, selector, reason)?));
+            }
+            _ => {}
         }
         let high = if ia32e {
             descriptor::read_upper(cpu, m, &read)?
@@ -181,6 +196,12 @@ fn arrive(cpu: &mut Cpu, cs: Segment, offset: u64) -> Outcome {
     Err(Stop::Jumped)
 }
 
+/// Goes on in another task.
+fn switch(cpu: &mut Cpu, m: &mut Careful, tss: Descriptor, reason: Reason, next_ip: u64) -> Outcome {
+    task::switch(cpu, m, tss, reason, next_ip)?;
+    Err(Stop::Jumped)
+}
+
 /// A code segment in real or virtual-8086 mode.
 fn real_code(cpu: &Cpu, target: Pointer) -> Result<Segment, Stop> {
     let cs = descriptor::real_segment(cpu, Seg::Cs, target.selector);
@@ -191,20 +212,20 @@ fn real_code(cpu: &Cpu, target: Pointer) -> Result<Segment, Stop> {
 // JMP.
 
 fn jmp_direct(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
-    jmp(cpu, m, direct(op))
+    jmp(cpu, m, op, direct(op))
 }
 
 fn jmp_indirect<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     let target = indirect::<T>(cpu, m, op)?;
-    jmp(cpu, m, target)
+    jmp(cpu, m, op, target)
 }
 
-fn jmp(cpu: &mut Cpu, m: &mut Careful, target: Pointer) -> Outcome {
+fn jmp(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>, target: Pointer) -> Outcome {
     if !cpu.view.has_descriptors() {
         let cs = real_code(cpu, target)?;
         return arrive(cpu, cs, target.offset);
     }
-    let (code, offset) = match Target::read(cpu, m, target.selector)? {
+    let (code, offset) = match Target::read(cpu, m, target.selector, Reason::Jump)? {
         Target::Code(code) => {
             check_direct(cpu, &code)?;
             (code, target.offset)
@@ -217,6 +238,10 @@ fn jmp(cpu: &mut Cpu, m: &mut Careful, target: Pointer) -> Outcome {
             }
             check_present(&code)?;
             (code, gate.target.offset)
+        }
+        Target::Task(tss) => {
+            let next_ip = op.next_ip(cpu);
+            return switch(cpu, m, tss, Reason::Jump, next_ip);
         }
     };
     let cs = enter(cpu, m, code, offset, cpu.cpl())?;
@@ -248,7 +273,7 @@ fn call(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>, target: Pointer, size:
         stack.commit(cpu);
         return arrive(cpu, cs, target.offset);
     }
-    let (cs, offset) = match Target::read(cpu, m, target.selector)? {
+    let (cs, offset) = match Target::read(cpu, m, target.selector, Reason::Call)? {
         Target::Code(code) => {
             check_direct(cpu, &code)?;
             push(&mut stack, cpu, m, size)?;
@@ -271,6 +296,10 @@ fn call(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>, target: Pointer, size:
             push(&mut stack, cpu, m, gate.size)?;
             let offset = gate.target.offset;
             (enter(cpu, m, code, offset, cpl)?, offset)
+        }
+        Target::Task(tss) => {
+            let next_ip = op.next_ip(cpu);
+            return switch(cpu, m, tss, Reason::Call, next_ip);
         }
     };
     stack.commit(cpu);
@@ -380,13 +409,14 @@ fn ret<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     arrive(cpu, cs, offset)
 }
 
-fn iret<T: Word>(cpu: &mut Cpu, m: &mut Careful, _: &Op<Careful>) -> Outcome {
+fn iret<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     let size = T::SIZE as u8;
     let outcome = match cpu.view.mode {
         Mode::Real => iret_real(cpu, m, size),
         Mode::Virtual8086 if cpu.flags.iopl() < 3 => Err(Exception::gp(0).into()),
         Mode::Virtual8086 => iret_real(cpu, m, size),
-        _ if cpu.flags.any(flags::NT) => Err(Exception::gp(0).into()),
+        _ if cpu.flags.any(flags::NT) && cpu.view.is_ia32e() => Err(Exception::gp(0).into()),
+        _ if cpu.flags.any(flags::NT) => iret_to_task(cpu, m, op),
         _ => iret_protected(cpu, m, size),
     };
     // IRET ends the blocking of NMIs even if it faults (SDM Vol. 3, Handling Multiple NMIs).
@@ -394,6 +424,13 @@ fn iret<T: Word>(cpu: &mut Cpu, m: &mut Careful, _: &Op<Careful>) -> Outcome {
         cpu.nmi_blocked = false;
     }
     outcome
+}
+
+/// Returns to the task that this one is nested in.
+fn iret_to_task(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
+    let tss = task::back_link(cpu, m)?;
+    let next_ip = op.next_ip(cpu);
+    switch(cpu, m, tss, Reason::Return, next_ip)
 }
 
 /// The flags that IRET with operands of `size` bytes takes from the stack.

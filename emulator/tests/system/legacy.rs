@@ -10,7 +10,7 @@ const UD: u64 = 6;
 const GP: u64 = 13;
 
 /// In 32-bit protected mode without paging at CPL 0, with the tables of that mode; handlers begin with HLT, then IRETD.
-fn legacy(world: &mut World) {
+pub fn legacy(world: &mut World) {
     let tables = world.tables;
     for vector in 0..64 {
         gate(world, vector, 0x8e);

@@ -5,5 +5,6 @@ mod delivery;
 mod legacy;
 mod modes;
 mod registers;
+mod tasks;
 mod transfers;
 mod world;
