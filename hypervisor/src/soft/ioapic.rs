@@ -3,14 +3,17 @@
 //! Twenty-four pins, one redirection entry each, behind an index and a data register. Every line says *asserted* or not;
 //! the polarity bit of an entry is kept and otherwise without meaning, as both ends of a line agree on it.
 
+mod state;
+
 use super::message::{Delivery, Destination, Message};
+use crate::state::IO_APIC_PINS;
 
 /// The guest-physical address of the register window.
 pub const BASE: u64 = 0xfec0_0000;
 /// The length of the register window in bytes.
 pub const LENGTH: u64 = 0x1000;
 /// The number of pins.
-pub const PINS: usize = 24;
+pub const PINS: usize = IO_APIC_PINS;
 
 /// Index register.
 const IOREGSEL: u64 = 0x00;

@@ -8,6 +8,8 @@
 //!   then the CPU comes out by itself right after it.
 //! - While the CPU runs, the alarm clock knows its deadline; while it sleeps, it watches its deadline itself.
 
+mod state;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,7 +22,7 @@ use reprise_emulator::{
 use super::chipset::{Chipset, Seat};
 use super::msr::{Msrs, Surroundings};
 use super::vm::Machine;
-use crate::{Access, IoRequest, Kick, RequestId, Vcpu, VcpuError, VmEntry, VmExit};
+use crate::{Access, IoRequest, Kick, RequestId, StateError, Vcpu, VcpuError, VcpuState, VmEntry, VmExit};
 
 /// What a hypercall that is not there returns: `-KVM_ENOSYS`.
 const NO_SUCH_HYPERCALL: u64 = 1000u64.wrapping_neg();
@@ -30,9 +32,12 @@ pub struct SoftVcpu {
     index: usize,
     emulator: Emulator,
     machine: Arc<Machine>,
+    cpuid: Arc<CpuidTable>,
     surroundings: Arc<Surroundings>,
     msrs: Msrs,
     kicked: Arc<AtomicBool>,
+    /// The device access of the last exit, until its answer comes.
+    owed: Option<IoRequest>,
     /// The deadline that the alarm clock has.
     armed: Option<u64>,
     counters: Counters,
@@ -60,15 +65,17 @@ impl SoftVcpu {
         let surroundings = Arc::new(Surroundings::new(Arc::clone(&machine.chipset)));
         let vcpus = machine.chipset.seats().len() as u32;
         let cpuid = Arc::new(CpuidTable::new(super::cpuid::entries(index as u32, vcpus)));
-        let emulator = Emulator::new(cpu, Arc::clone(&ram), surroundings.clone(), model, cpuid);
+        let emulator = Emulator::new(cpu, Arc::clone(&ram), surroundings.clone(), model, Arc::clone(&cpuid));
         machine.chipset.seats()[index].bell.connect(emulator.attention());
         Self {
             index,
             emulator,
+            cpuid,
             msrs: Msrs::new(index, Arc::clone(&surroundings), ram),
             surroundings,
             machine,
             kicked: Arc::default(),
+            owed: None,
             armed: None,
             counters: Counters::default(),
         }
@@ -252,6 +259,9 @@ fn effective(seat: &Seat) -> bool {
 
 impl Vcpu for SoftVcpu {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
+        if let VmEntry::Answer(answer) = entry {
+            self.owed.take_if(|owed| owed.id == answer.id);
+        }
         let mut entry = match entry {
             VmEntry::Resume => Entry::Resume,
             // INIT does not wait for a device; its answer then finds no taker.
@@ -295,6 +305,7 @@ impl Vcpu for SoftVcpu {
                     }
                     None => {
                         self.counters.device_accesses += 1;
+                        self.owed = Some(to_device(&request));
                         return Ok(VmExit::Io(to_device(&request)));
                     }
                 },
@@ -305,13 +316,26 @@ impl Vcpu for SoftVcpu {
         }
     }
 
-    fn state(&self) -> Result<Box<Cpu>, VcpuError> {
+    fn cpu(&self) -> Result<Box<Cpu>, VcpuError> {
         Ok(Box::new(self.emulator.cpu().clone()))
     }
 
-    fn set_state(&mut self, state: &Cpu) -> Result<(), VcpuError> {
-        self.emulator.set_cpu(state.clone());
+    fn set_cpu(&mut self, cpu: &Cpu) -> Result<(), VcpuError> {
+        cpu.check(&self.cpuid).map_err(StateError::from)?;
+        self.emulator.set_cpu(cpu.clone());
         Ok(())
+    }
+
+    fn state(&self) -> Result<VcpuState, VcpuError> {
+        Ok(self.save())
+    }
+
+    fn waiting(&self) -> Option<IoRequest> {
+        self.owed.filter(|_| self.emulator.is_in_flight())
+    }
+
+    fn restore(&mut self, state: VcpuState) -> Result<(), VcpuError> {
+        Ok(self.go_on_from(state)?)
     }
 
     fn kick(&self) -> Arc<dyn Kick> {
