@@ -1,5 +1,6 @@
 //! What can go wrong on the host's side of a virtual machine. A guest's own faults are never errors.
 
+use reprise_emulator::InFlightError;
 use reprise_emulator::cpu::CpuError;
 use reprise_emulator::cpuid::CpuidRegisters;
 
@@ -116,6 +117,19 @@ pub enum StateError {
         /// What is wrong with it.
         #[from]
         source: CpuError,
+    },
+    /// Something in flight that is no instruction's.
+    #[error("the saved instruction in flight is none")]
+    InFlight {
+        /// What is wrong with it.
+        #[from]
+        source: InFlightError,
+    },
+    /// An instruction that waits for what the platform answers at once.
+    #[error("the saved instruction waits for {space:?}, which is no device")]
+    NotADevice {
+        /// What it waits for.
+        space: reprise_emulator::Space,
     },
 }
 

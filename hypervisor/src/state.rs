@@ -23,8 +23,8 @@ mod local_apic;
 mod pic;
 mod pit;
 
-use reprise_emulator::Cpu;
 use reprise_emulator::cpuid::CpuidEntry;
+use reprise_emulator::{Cpu, InFlight};
 use serde::{Deserialize, Serialize};
 
 pub use io_apic::{IO_APIC_PINS, IoApicState};
@@ -56,6 +56,8 @@ pub struct VcpuState {
     pub cpuid: Vec<CpuidEntry>,
     /// The architectural state of the processor.
     pub cpu: Box<Cpu>,
+    /// The instruction that has begun and waits for a device, if there is one.
+    pub in_flight: Option<InFlight>,
     /// The local APIC, and what is pending there.
     pub local_apic: LocalApicState,
     /// The platform's model-specific registers.

@@ -36,8 +36,6 @@ pub struct SoftVcpu {
     surroundings: Arc<Surroundings>,
     msrs: Msrs,
     kicked: Arc<AtomicBool>,
-    /// The device access of the last exit, until its answer comes.
-    owed: Option<IoRequest>,
     /// The deadline that the alarm clock has.
     armed: Option<u64>,
     counters: Counters,
@@ -75,7 +73,6 @@ impl SoftVcpu {
             surroundings,
             machine,
             kicked: Arc::default(),
-            owed: None,
             armed: None,
             counters: Counters::default(),
         }
@@ -259,9 +256,6 @@ fn effective(seat: &Seat) -> bool {
 
 impl Vcpu for SoftVcpu {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
-        if let VmEntry::Answer(answer) = entry {
-            self.owed.take_if(|owed| owed.id == answer.id);
-        }
         let mut entry = match entry {
             VmEntry::Resume => Entry::Resume,
             // INIT does not wait for a device; its answer then finds no taker.
@@ -305,7 +299,6 @@ impl Vcpu for SoftVcpu {
                     }
                     None => {
                         self.counters.device_accesses += 1;
-                        self.owed = Some(to_device(&request));
                         return Ok(VmExit::Io(to_device(&request)));
                     }
                 },
@@ -331,7 +324,7 @@ impl Vcpu for SoftVcpu {
     }
 
     fn waiting(&self) -> Option<IoRequest> {
-        self.owed.filter(|_| self.emulator.is_in_flight())
+        self.emulator.waiting_for().as_ref().map(to_device)
     }
 
     fn restore(&mut self, state: VcpuState) -> Result<(), VcpuError> {

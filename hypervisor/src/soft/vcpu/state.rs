@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use reprise_emulator::cpuid::CpuidEntry;
+use reprise_emulator::{InFlight, Request, Space};
 
 use super::SoftVcpu;
 use crate::{StateError, VcpuState};
@@ -12,6 +13,7 @@ impl SoftVcpu {
         VcpuState {
             cpuid: self.cpuid.entries().to_vec(),
             cpu: Box::new(self.emulator.cpu().clone()),
+            in_flight: self.emulator.in_flight(),
             local_apic: self.seat().lapic().state(),
             msrs: self.msrs.state(),
         }
@@ -21,15 +23,21 @@ impl SoftVcpu {
         let VcpuState {
             cpuid,
             cpu,
+            in_flight,
             local_apic,
             msrs,
         } = state;
         same_model(&cpuid, self.cpuid.entries())?;
         cpu.check(&self.cpuid)?;
+        if let Some(Request { space, .. }) = in_flight.as_ref().and_then(InFlight::request)
+            && !matches!(space, Space::Port | Space::Memory)
+        {
+            return Err(StateError::NotADevice { space });
+        }
         let mut place = self.machine.chipset.seats()[self.index].lapic();
         let mut lapic = place.clone();
         lapic.restore(&local_apic)?;
-        self.emulator.set_cpu(*cpu);
+        self.emulator.restore(*cpu, in_flight.as_ref())?;
         *place = lapic;
         drop(place);
         self.msrs.restore(&msrs);
