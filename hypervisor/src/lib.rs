@@ -42,6 +42,8 @@ pub mod error;
 pub mod exit;
 pub mod soft;
 pub mod state;
+#[cfg(test)]
+mod testing;
 pub mod vcpu;
 pub mod vm;
 

@@ -46,3 +46,6 @@ impl IoApic {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

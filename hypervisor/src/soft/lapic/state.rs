@@ -122,3 +122,6 @@ impl Lapic {
         self.lint0 = level;
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -94,3 +94,6 @@ impl Chip {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -121,3 +121,6 @@ pub fn moment(pulse: i64) -> Result<(), StateError> {
         pulse as u64,
     )
 }
+
+#[cfg(test)]
+mod tests;
