@@ -62,7 +62,7 @@ mod pm1 {
     pub const PWRBTN: u16 = 1 << 8;
     pub const SLPBTN: u16 = 1 << 9;
     pub const RTC: u16 = 1 << 10;
-    /// The enable bits that exist.
+    /// The bits that exist, in both.
     pub const ENABLES: u16 = TMR | GBL | PWRBTN | SLPBTN | RTC;
 }
 
@@ -93,6 +93,8 @@ pub struct AcpiState {
     pub pm1_control: u16,
     /// The PM timer, with more bits than a guest sees.
     pub timer: u64,
+    /// How far the timer is on its way to the next tick, in ticks per 10⁹ and below that.
+    pub timer_fraction: u64,
 }
 
 /// The fixed hardware of one machine.
@@ -108,8 +110,6 @@ struct Registers {
     state: AcpiState,
     /// Nanoseconds.
     looked: u64,
-    /// What of the nanoseconds before `looked` was less than a tick, in ticks per [`NANOSECONDS`].
-    fraction: u64,
     level: bool,
 }
 
@@ -123,7 +123,6 @@ impl Acpi {
         let registers = Registers {
             state: AcpiState::default(),
             looked,
-            fraction: 0,
             level: false,
         };
         Self {
@@ -163,11 +162,12 @@ impl Acpi {
     pub fn restore(&self, state: &AcpiState) {
         self.with(|registers| {
             registers.state = AcpiState {
+                pm1_status: state.pm1_status & pm1::ENABLES,
                 pm1_enable: state.pm1_enable & pm1::ENABLES,
                 pm1_control: state.pm1_control & control::KEPT,
+                timer_fraction: state.timer_fraction.min(NANOSECONDS - 1),
                 ..*state
             };
-            registers.fraction = 0;
         });
     }
 
@@ -189,10 +189,10 @@ impl Registers {
     /// Lets the timer count up to `now`.
     fn advance(&mut self, now: u64) {
         let elapsed = u128::from(now.saturating_sub(self.looked));
-        let ticks = elapsed * u128::from(ports::PM_TMR_FREQUENCY) + u128::from(self.fraction);
+        let ticks = elapsed * u128::from(ports::PM_TMR_FREQUENCY) + u128::from(self.state.timer_fraction);
         let (whole, fraction) = (ticks / u128::from(NANOSECONDS), ticks % u128::from(NANOSECONDS));
         // The remainder is less than 10^9; the whole, less than 2^64 * 0.0036.
-        self.fraction = u64::try_from(fraction).unwrap_or(0);
+        self.state.timer_fraction = u64::try_from(fraction).unwrap_or(0);
         let timer = self.state.timer.wrapping_add(u64::try_from(whole).unwrap_or(0));
         if timer >> 31 != self.state.timer >> 31 {
             self.state.pm1_status |= pm1::TMR;

@@ -3,6 +3,8 @@
 use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use serde::{Deserialize, Serialize};
+
 use crate::sync::lock;
 
 /// What time it is, twice: for people and for measuring.
@@ -28,9 +30,20 @@ pub struct HostClock {
 struct Standing {
     /// The moment since which it has stood, if it does.
     since: Option<u64>,
-    /// How long it stood before that, all in all.
+    /// What it is behind by that it does not stand now: how long it stood before that, all in all. Wraps, as a clock that
+    /// goes on from another one's time may be ahead.
     before: u64,
 }
+
+/// What a [`HostClock`] remembers. The time for people is the host's.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct HostClockState {
+    /// The measuring clock, in nanoseconds.
+    pub monotonic: u64,
+}
+
+/// The latest a clock is set to: there are 292 years left to it.
+const LATEST: u64 = u64::MAX / 2;
 
 impl HostClock {
     /// The host's clocks, measuring from now.
@@ -50,6 +63,20 @@ impl HostClock {
         standing.set(paused, self.elapsed());
     }
 
+    /// The measuring clock as it stands.
+    #[must_use]
+    pub fn state(&self) -> HostClockState {
+        HostClockState {
+            monotonic: self.monotonic_nanoseconds(),
+        }
+    }
+
+    /// Sets the measuring clock to where another one stood. Devices that measured by it before are restored after it.
+    pub fn restore(&self, state: &HostClockState) {
+        let mut standing = lock(&self.standing);
+        standing.show(state.monotonic.min(LATEST), self.elapsed());
+    }
+
     fn elapsed(&self) -> u64 {
         // 2^64 nanoseconds are 584 years.
         u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX)
@@ -61,12 +88,16 @@ impl Standing {
         if paused {
             self.since.get_or_insert(elapsed);
         } else if let Some(since) = self.since.take() {
-            self.before += elapsed - since;
+            self.before = self.before.wrapping_add(elapsed - since);
         }
     }
 
     fn shown(&self, elapsed: u64) -> u64 {
-        self.since.unwrap_or(elapsed) - self.before
+        self.since.unwrap_or(elapsed).wrapping_sub(self.before)
+    }
+
+    fn show(&mut self, now: u64, elapsed: u64) {
+        self.before = self.since.unwrap_or(elapsed).wrapping_sub(now);
     }
 }
 
@@ -109,6 +140,23 @@ mod tests {
         standing.set(true, 70);
         standing.set(false, 71);
         assert_eq!(standing.shown(71), 40);
+    }
+
+    #[test]
+    fn a_clock_goes_on_from_where_another_stood_be_that_before_or_ahead_of_it() {
+        for stood in [0, 7, 1 << 40, LATEST] {
+            let mut standing = Standing::default();
+            standing.show(stood, 100);
+            assert_eq!((standing.shown(100), standing.shown(130)), (stood, stood + 30));
+            standing.set(true, 130);
+            standing.show(stood, 140);
+            assert_eq!(standing.shown(150), stood, "it still stands");
+            standing.set(false, 160);
+            assert_eq!(standing.shown(165), stood + 5);
+        }
+        let clock = HostClock::new();
+        clock.restore(&HostClockState { monotonic: u64::MAX });
+        assert!(clock.monotonic_nanoseconds() >= LATEST);
     }
 
     #[test]

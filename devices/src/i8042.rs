@@ -37,6 +37,8 @@ mod status {
     pub const NOT_INHIBITED: u8 = 1 << 4;
     pub const AUX_OUTPUT: u8 = 1 << 5;
     pub const TIMEOUT: u8 = 1 << 6;
+    /// Those that are state; the others are constant or the command byte's.
+    pub const VARIABLE: u8 = OUTPUT_FULL | COMMAND | AUX_OUTPUT | TIMEOUT;
 }
 
 /// Commands, written to [`COMMAND_PORT`]. The low five bits of the first two are an address in the controller's RAM.
@@ -138,9 +140,12 @@ impl I8042 {
         lock(&self.state).clone()
     }
 
-    /// Replaces the registers; `I8042State::default()` is the controller after reset.
+    /// Replaces the registers; `I8042State::default()` is the controller after reset. Bits that are not state are ignored.
     pub fn restore(&self, state: &I8042State) {
-        lock(&self.state).clone_from(state);
+        *lock(&self.state) = I8042State {
+            status: state.status & status::VARIABLE,
+            ..state.clone()
+        };
     }
 }
 

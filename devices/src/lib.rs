@@ -85,15 +85,15 @@ mod sync;
 #[cfg(test)]
 mod testing;
 
-pub use acpi::Acpi;
+pub use acpi::{Acpi, AcpiState};
 pub use bus::{Bus, BusError, Completion, Device, Response, Space, Ticket};
-pub use clock::{Clock, HostClock};
+pub use clock::{Clock, HostClock, HostClockState};
 pub use debug_exit::DebugExit;
 pub use debugcon::DebugConsole;
 pub use event::{MachineEvent, MachineEvents};
-pub use i8042::I8042;
+pub use i8042::{I8042, I8042State};
 pub use interrupt::{Interrupt, NoInterrupt};
-pub use output::Output;
-pub use post::PostCode;
-pub use rtc::{MemorySize, Rtc};
-pub use serial::Serial;
+pub use output::{Output, OutputState};
+pub use post::{PostCode, PostCodeState};
+pub use rtc::{MemorySize, Rtc, RtcState};
+pub use serial::{Serial, SerialState};

@@ -26,6 +26,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 use std::{fmt, mem};
 
+use serde::{Deserialize, Serialize};
+
 use crate::bus::{Completion, Response, Ticket};
 use crate::sync::lock;
 
@@ -43,6 +45,14 @@ const BATCH: usize = 4 << 10;
 const RETRY: Duration = Duration::from_millis(10);
 /// Late answers outstanding at once. There is one for each parked vCPU, so this only bounds a caller that does not park.
 const MAX_PARKED: usize = 4 << 10;
+
+/// What an [`Output`] remembers.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct OutputState {
+    /// The bytes that the guest has printed and the consumer has not taken, oldest first. Those that the consumer is just
+    /// about to take are among them: it may see them twice, but they are never lost.
+    pub queued: Vec<u8>,
+}
 
 /// A console's output. Shared by the device that feeds it and the machine that drains it.
 pub struct Output {
@@ -63,6 +73,9 @@ struct Shared {
 #[derive(Default)]
 struct State {
     queue: Vec<u8>,
+    /// The batch that the writer is in the sink with, and how many bytes of it the sink has dealt with.
+    sending: Arc<Vec<u8>>,
+    sent: usize,
     /// Writes whose bytes are in the queue, answered as soon as it has room.
     parked: Vec<Completion>,
     writer: Writer,
@@ -172,6 +185,28 @@ impl Output {
         !busy(&mut state)
     }
 
+    /// The bytes that have not reached the sink. [`drain`](Self::drain) first, and there are few.
+    #[must_use]
+    pub fn state(&self) -> OutputState {
+        let state = lock(&self.shared.state);
+        let sending = state.sending.get(state.sent..).unwrap_or_default();
+        OutputState {
+            queued: [sending, &state.queue].concat(),
+        }
+    }
+
+    /// Prints what had not reached another output's sink, after what is queued here. It is taken whole, though it be more
+    /// than the capacity; the guest is slowed down until that is gone.
+    pub fn restore(&self, state: &OutputState) {
+        let mut own = lock(&self.shared.state);
+        if own.writer == Writer::Gone {
+            own.lost += state.queued.len() as u64;
+            return;
+        }
+        own.queue.extend(&state.queued);
+        self.shared.work.notify_all();
+    }
+
     /// Bytes that reached the sink.
     #[must_use]
     pub fn written(&self) -> u64 {
@@ -242,9 +277,8 @@ impl Shared {
     fn carry(self: Arc<Self>, mut sink: Box<dyn Write + Send>) {
         // A sink that panics must not leave a guest waiting.
         let _ended = Ended(&self);
-        let mut batch = Vec::new();
         let mut refused = false;
-        while self.next_batch(&mut batch) {
+        while let Some(batch) = self.next_batch() {
             let taken = self.write(&mut sink, &batch);
             let result = taken.and_then(|()| sink.flush());
             if let Err(error) = &result
@@ -253,14 +287,15 @@ impl Shared {
                 tracing::warn!(%error, "a console refuses its output");
             }
             refused = result.is_err();
-            batch.clear();
         }
     }
 
-    /// Waits for bytes and moves them to `batch`, which is empty; false once closed and empty.
-    fn next_batch(&self, batch: &mut Vec<u8>) -> bool {
+    /// Waits for bytes and takes them out of the queue; `None` once closed and empty.
+    fn next_batch(&self) -> Option<Arc<Vec<u8>>> {
         let mut state = lock(&self.state);
         state.writer = Writer::Idle;
+        state.sending = Arc::default();
+        state.sent = 0;
         if state.queue.is_empty() {
             self.progress.notify_all();
         }
@@ -270,7 +305,7 @@ impl Shared {
             .wait_while(state, nothing)
             .unwrap_or_else(PoisonError::into_inner);
         if state.queue.is_empty() {
-            return false;
+            return None;
         }
         state.writer = Writer::Lingering;
         let linger = |state: &mut State| {
@@ -279,11 +314,12 @@ impl Shared {
         let lingered = self.work.wait_timeout_while(state, LINGER, linger);
         (state, _) = lingered.unwrap_or_else(PoisonError::into_inner);
         state.writer = Writer::Writing;
-        mem::swap(&mut state.queue, batch);
+        let batch = Arc::new(mem::take(&mut state.queue));
+        state.sending = Arc::clone(&batch);
         let parked = mem::take(&mut state.parked);
         drop(state);
         answer(parked);
-        true
+        Some(batch)
     }
 
     /// Writes all of `batch`; what the sink refuses is lost.
@@ -299,6 +335,7 @@ impl Shared {
                 Ok(taken) => {
                     rest = rest.get(taken..).unwrap_or_default();
                     state.written += taken as u64;
+                    state.sent += taken;
                     state.stalled = false;
                     self.progress.notify_all();
                 }
@@ -308,6 +345,7 @@ impl Shared {
                 }
                 Err(error) => {
                     state.lost += rest.len() as u64;
+                    state.sent = batch.len();
                     return Err(error);
                 }
             }
@@ -355,6 +393,7 @@ impl Drop for Ended<'_> {
         let mut state = lock(&self.0.state);
         state.writer = Writer::Gone;
         state.lost += mem::take(&mut state.queue).len() as u64;
+        state.sending = Arc::default();
         self.0.progress.notify_all();
         drop(self.0.release(state));
     }

@@ -78,9 +78,10 @@ impl Rtc {
         lock(&self.state).clone()
     }
 
-    /// Replaces the state. Time goes on from the host's clock of now.
+    /// Replaces the state. Time goes on from the host's clock of now: a guest that did not set the clock finds the time of
+    /// day, one that did finds it as far ahead as before. What the registers cannot hold is made what they can.
     pub fn restore(&self, state: &RtcState) {
-        lock(&self.state).clone_from(state);
+        *lock(&self.state) = state.clone().legal(self.clock.unix_seconds());
     }
 }
 

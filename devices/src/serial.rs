@@ -16,6 +16,7 @@
 
 use std::convert::Infallible;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 use std::{fmt, mem};
@@ -59,6 +60,7 @@ type Uart = vm_superio::Serial<Line, NoEvents, Transmitter>;
 struct Receiver {
     uart: Uart,
     refused: bool,
+    held: bool,
     received: u64,
 }
 
@@ -66,11 +68,12 @@ impl Serial {
     /// A serial port after reset, printing to `output`.
     #[must_use]
     pub fn new(interrupt: Arc<dyn Interrupt>, output: Arc<Output>) -> Self {
-        let uart = Uart::new(Line(Arc::clone(&interrupt)), Transmitter(None));
+        let uart = Uart::new(Line::new(Arc::clone(&interrupt)), Transmitter(None));
         Self {
             receiver: Mutex::new(Receiver {
                 uart,
                 refused: false,
+                held: false,
                 received: 0,
             }),
             room: Condvar::new(),
@@ -95,12 +98,15 @@ impl Serial {
     }
 
     /// Hands `bytes` to the guest and says how many of them the receiver had room for, from the front; none while the
-    /// guest has the port in loopback.
+    /// guest has the port in loopback, or while input is [held](Self::hold_input).
     #[must_use = "the bytes that were not taken must be offered again"]
     pub fn enqueue(&self, bytes: &[u8]) -> usize {
         let mut receiver = lock(&self.receiver);
         // The only error besides the line's, which has none, is a full FIFO.
-        let taken = receiver.uart.enqueue_raw_bytes(bytes).unwrap_or(0);
+        let taken = match receiver.held {
+            true => 0,
+            false => receiver.uart.enqueue_raw_bytes(bytes).unwrap_or(0),
+        };
         receiver.refused = taken < bytes.len();
         receiver.received += taken as u64;
         taken
@@ -127,18 +133,27 @@ impl Serial {
         lock(&self.receiver).uart.state().into()
     }
 
-    /// Replaces the state; `SerialState::default()` is the port after reset.
+    /// Replaces the state; `SerialState::default()` is the port after reset. The line is not pulsed: an interrupt that was
+    /// pending when the state was taken has pulsed it, and the interrupt controller remembers.
     ///
     /// # Errors
     /// [`RestoreError`] if no port can be in this state; nothing has changed then.
     pub fn restore(&self, state: &SerialState) -> Result<(), RestoreError> {
-        let line = Line(Arc::clone(&self.interrupt));
+        let line = Line::new(Arc::clone(&self.interrupt));
+        line.mute(true);
         let uart =
             Uart::from_state(&state.into(), line, NoEvents, Transmitter(None)).map_err(|_| RestoreError::Input {
                 length: state.input.len(),
             })?;
+        uart.interrupt_evt().mute(false);
         self.with(|receiver| receiver.uart = uart);
         Ok(())
+    }
+
+    /// Holds (true) or lets in (false) input: while it is held, [`enqueue`](Self::enqueue) takes nothing. A machine that is
+    /// paused holds it, so that a snapshot and the console agree on which bytes were taken.
+    pub fn hold_input(&self, held: bool) {
+        self.with(|receiver| receiver.held = held);
     }
 
     /// Does something with the registers, then tells who waits for room that there is some.
@@ -147,7 +162,7 @@ impl Serial {
         let result = work(&mut receiver);
         let uart = &mut receiver.uart;
         let room = uart.fifo_capacity() == FIFO_SIZE && uart.read(MCR) & MCR_LOOP == 0;
-        if room && mem::take(&mut receiver.refused) {
+        if room && !receiver.held && mem::take(&mut receiver.refused) {
             drop(receiver);
             self.room.notify_all();
             let notify = lock(&self.notify).clone();
@@ -209,13 +224,32 @@ impl fmt::Debug for Serial {
 }
 
 /// The UART's interrupt output.
-struct Line(Arc<dyn Interrupt>);
+struct Line {
+    interrupt: Arc<dyn Interrupt>,
+    muted: AtomicBool,
+}
+
+impl Line {
+    fn new(interrupt: Arc<dyn Interrupt>) -> Self {
+        Self {
+            interrupt,
+            muted: AtomicBool::new(false),
+        }
+    }
+
+    /// Keeps (true) the UART's pulses from the line: it pulses for what is pending when it is made anew.
+    fn mute(&self, muted: bool) {
+        self.muted.store(muted, Relaxed);
+    }
+}
 
 impl Trigger for Line {
     type E = Infallible;
 
     fn trigger(&self) -> Result<(), Infallible> {
-        self.0.pulse();
+        if !self.muted.load(Relaxed) {
+            self.interrupt.pulse();
+        }
         Ok(())
     }
 }

@@ -4,6 +4,7 @@
 //! * [`View`] is a function of the rest; whoever changes a control register, a segment or EFER calls [`Cpu::refresh`].
 //! * Nothing here points anywhere: a `Cpu` can be cloned, compared, saved, and continued in another process.
 
+mod check;
 pub mod control;
 pub mod flags;
 pub mod fpu;
@@ -14,6 +15,7 @@ mod view;
 
 use serde::{Deserialize, Serialize};
 
+pub use check::CpuError;
 pub use control::{Cr0, Cr4, Efer};
 pub use flags::Flags;
 pub use fpu::Fpu;

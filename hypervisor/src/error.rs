@@ -1,5 +1,9 @@
 //! What can go wrong on the host's side of a virtual machine. A guest's own faults are never errors.
 
+use reprise_emulator::InFlightError;
+use reprise_emulator::cpu::CpuError;
+use reprise_emulator::cpuid::CpuidRegisters;
+
 use crate::RequestId;
 
 /// A virtual machine could not be made or changed.
@@ -39,6 +43,13 @@ pub enum HypervisorError {
         /// The last line there is.
         max: u32,
     },
+    /// A saved state that this machine cannot go on from.
+    #[error("the machine's saved state cannot be restored")]
+    State {
+        /// Why not.
+        #[from]
+        source: StateError,
+    },
 }
 
 /// A vCPU cannot go on.
@@ -58,4 +69,79 @@ pub enum VcpuError {
         /// What failed.
         source: reprise_emulator::Error,
     },
+    /// A state that this vCPU cannot go on from.
+    #[error("the vCPU cannot be put into this state")]
+    State {
+        /// Why not.
+        #[from]
+        source: StateError,
+    },
+}
+
+/// A saved state that this machine cannot go on from.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum StateError {
+    /// The machine had another number of vCPUs.
+    #[error("the saved machine has {saved} vCPUs, this one has {own}")]
+    VcpuCount {
+        /// How many the saved machine has.
+        saved: u32,
+        /// How many this one has.
+        own: u32,
+    },
+    /// The processor was another model: what CPUID answers differs.
+    #[error(
+        "the saved vCPU is another CPU model: CPUID leaf {leaf:#x}, subleaf {subleaf:#x} answers {saved:x?} there and {own:x?} here"
+    )]
+    CpuModel {
+        /// The first leaf that differs.
+        leaf: u32,
+        /// And its subleaf.
+        subleaf: u32,
+        /// What the saved vCPU answers, if it has that leaf.
+        saved: Option<CpuidRegisters>,
+        /// What this one answers, if it has that leaf.
+        own: Option<CpuidRegisters>,
+    },
+    /// A register that no machine can show like this.
+    #[error("{register} cannot be {value:#x}")]
+    Register {
+        /// The register.
+        register: &'static str,
+        /// Its value.
+        value: u64,
+    },
+    /// A processor that cannot be in this state.
+    #[error("the saved processor is in a state that there is not")]
+    Cpu {
+        /// What is wrong with it.
+        #[from]
+        source: CpuError,
+    },
+    /// Something in flight that is no instruction's.
+    #[error("the saved instruction in flight is none")]
+    InFlight {
+        /// What is wrong with it.
+        #[from]
+        source: InFlightError,
+    },
+    /// An instruction that waits for what the platform answers at once.
+    #[error("the saved instruction waits for {space:?}, which is no device")]
+    NotADevice {
+        /// What it waits for.
+        space: reprise_emulator::Space,
+    },
+}
+
+impl StateError {
+    /// [`StateError::Register`] unless `legal`.
+    pub(crate) fn unless(legal: bool, register: &'static str, value: impl Into<u64>) -> Result<(), Self> {
+        if legal {
+            return Ok(());
+        }
+        Err(Self::Register {
+            register,
+            value: value.into(),
+        })
+    }
 }

@@ -20,10 +20,10 @@
 //! let vm = SoftHypervisor.create_vm(VmSettings { vcpus: 1, memory })?;
 //! let mut vcpu = vm.create_vcpu(0)?;
 //!
-//! let mut cpu = vcpu.state()?;
+//! let mut cpu = vcpu.cpu()?;
 //! cpu.segments[reprise_emulator::cpu::Seg::Cs].base = 0;
 //! cpu.rip = 0x1000;
-//! vcpu.set_state(&cpu)?;
+//! vcpu.set_cpu(&cpu)?;
 //!
 //! let VmExit::Io(read) = vcpu.run(VmEntry::Resume)? else { panic!() };
 //! assert_eq!((read.address, read.access), (0x60, Access::Read));
@@ -34,18 +34,23 @@
 //!
 //! # Map
 //! - [`vm`], [`vcpu`]: what a backend is; [`exit`]: what crosses the boundary; [`error`]: what can go wrong.
+//! - [`state`]: what a snapshot holds of a machine and its vCPUs.
 //! - [`soft`]: the backend whose CPU is software.
 #![deny(unsafe_code)]
 
 pub mod error;
 pub mod exit;
 pub mod soft;
+pub mod state;
+#[cfg(test)]
+mod testing;
 pub mod vcpu;
 pub mod vm;
 
-pub use error::{HypervisorError, VcpuError};
+pub use error::{HypervisorError, StateError, VcpuError};
 pub use exit::{Access, Answer, IoRequest, RequestId, Space, VmEntry, VmExit};
 pub use soft::SoftHypervisor;
+pub use state::{VcpuState, VmState};
 pub use vcpu::{Kick, Vcpu};
 pub use vm::{Hypervisor, HypervisorKind, InterruptLine, Vm, VmSettings};
 

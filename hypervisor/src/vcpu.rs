@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use reprise_emulator::Cpu;
 
-use crate::{VcpuError, VmEntry, VmExit};
+use crate::{IoRequest, VcpuError, VcpuState, VmEntry, VmExit};
 
 /// One virtual CPU, owned by the thread that runs it.
 pub trait Vcpu: Send {
@@ -17,17 +17,33 @@ pub trait Vcpu: Send {
     /// [`VcpuError`] if the vCPU cannot go on at all; the guest's own faults are never errors.
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError>;
 
-    /// The architectural state.
+    /// The architectural state of the processor.
     ///
     /// # Errors
     /// [`VcpuError`] if the backend cannot read it.
-    fn state(&self) -> Result<Box<Cpu>, VcpuError>;
+    fn cpu(&self) -> Result<Box<Cpu>, VcpuError>;
 
-    /// Replaces the architectural state; an instruction in flight is cancelled.
+    /// Replaces the architectural state of the processor; an instruction in flight is cancelled.
     ///
     /// # Errors
-    /// [`VcpuError`] if the backend refuses it.
-    fn set_state(&mut self, state: &Cpu) -> Result<(), VcpuError>;
+    /// [`VcpuError::State`] if no processor can be in this state; nothing has changed then.
+    fn set_cpu(&mut self, cpu: &Cpu) -> Result<(), VcpuError>;
+
+    /// Everything that this vCPU has of its own, as a snapshot holds it. [`crate::state`] tells when and in which order.
+    ///
+    /// # Errors
+    /// [`VcpuError`] if the backend cannot read it.
+    fn state(&self) -> Result<VcpuState, VcpuError>;
+
+    /// Goes on from `state`. What was in flight is cancelled, and an answer to it is stale.
+    ///
+    /// # Errors
+    /// [`VcpuError::State`] if this vCPU cannot go on from it; nothing has changed then.
+    fn restore(&mut self, state: VcpuState) -> Result<(), VcpuError>;
+
+    /// The device access whose answer is owed: that of the last exit, or one that was owed when the restored state was
+    /// taken. [`run`](Self::run) has to bring the answer.
+    fn waiting(&self) -> Option<IoRequest>;
 
     /// A handle with which any thread makes [`run`](Self::run) return soon.
     fn kick(&self) -> Arc<dyn Kick>;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{GuestMemory, HypervisorError, Vcpu};
+use crate::{GuestMemory, HypervisorError, Vcpu, VmState};
 
 /// Which backend this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -60,6 +60,19 @@ pub trait Vm: Send + Sync {
 
     /// Stops (true) or continues (false) the guest's clocks and timers; a paused machine's kvmclock stands still.
     fn set_paused(&self, paused: bool);
+
+    /// Everything that the vCPUs share, as a snapshot holds it. [`crate::state`] tells when and in which order.
+    ///
+    /// # Errors
+    /// [`HypervisorError`] if the backend cannot read it.
+    fn state(&self) -> Result<VmState, HypervisorError>;
+
+    /// Goes on from `state`, paused: the clocks stand until [`set_paused(false)`](Self::set_paused). For a machine that has
+    /// not run yet.
+    ///
+    /// # Errors
+    /// [`HypervisorError::State`] if this machine cannot go on from it; nothing has changed then but that it is paused.
+    fn restore(&self, state: &VmState) -> Result<(), HypervisorError>;
 }
 
 /// One interrupt line, level-sensitive: raised until lowered. Callable from any thread; never blocks on a guest.

@@ -206,7 +206,7 @@ impl Machine {
         }
         // The others wait for INIT and SIPI, in the state that the hypervisor gave them.
         cpus[0]
-            .set_state(&entry.cpu())
+            .set_cpu(&entry.cpu())
             .map_err(|source| MachineError::FirstState { vcpu: 0, source })?;
         shared
             .kicks
@@ -253,13 +253,13 @@ impl Machine {
             return Err(MachineError::Unstoppable { vcpu });
         }
         self.vm.set_paused(true);
-        self.board.clock.set_paused(true);
+        self.board.set_paused(true);
         Ok(())
     }
 
     /// Goes on after [`pause`](Self::pause).
     pub fn resume(&self) {
-        self.board.clock.set_paused(false);
+        self.board.set_paused(false);
         self.vm.set_paused(false);
         self.shared.gate.open();
     }
@@ -335,7 +335,7 @@ impl Drop for Machine {
 
 /// What a vCPU's end means for the machine, and in the log.
 fn explain(ended: Ended, index: u32, vcpu: &dyn Vcpu, memory: &GuestMemory) -> Option<MachineEnd> {
-    let place = || match vcpu.state() {
+    let place = || match vcpu.cpu() {
         Ok(cpu) => postmortem::describe(&cpu, memory),
         Err(error) => format!("its state cannot be read: {error}"),
     };

@@ -184,10 +184,11 @@ fn state_survives_saving_and_restoring() {
 fn a_restored_state_has_no_bits_that_do_not_exist() {
     let world = World::new();
     let state = AcpiState {
-        pm1_status: 0,
+        pm1_status: 0xffff,
         pm1_enable: 0xffff,
         pm1_control: 0xffff,
         timer: u64::MAX,
+        timer_fraction: u64::MAX,
     };
     world.acpi.restore(&state);
     assert_eq!(world.events.take(), []);
@@ -196,7 +197,8 @@ fn a_restored_state_has_no_bits_that_do_not_exist() {
         world.read(ports::PM1A_CNT, 2),
         u64::from(control::KEPT | control::SCI_EN)
     );
-    assert_eq!(world.timer_after(280), 0, "wraps");
+    assert_eq!(world.read(ports::PM1A_EVT, 2), u64::from(pm1::ENABLES));
+    assert_eq!(world.timer_after(280), 1, "wraps, and was as near to a tick as can be");
 }
 
 proptest! {

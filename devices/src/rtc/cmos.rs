@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{CENTURY, CalendarTime, MemorySize};
+use super::{CENTURY, CalendarTime, INDEX_MASK, MemorySize};
 
 /// Places in CMOS memory.
 mod place {
@@ -88,6 +88,15 @@ impl RtcState {
         put(place::MEMORY_ABOVE_16M, 2, from(16 * MIB) / (64 * KIB));
         put(place::MEMORY_ABOVE_4G, 3, memory.above_4g / (64 * KIB));
         state
+    }
+
+    /// This state as the registers can hold it, when the host's clock says `now`.
+    pub(super) fn legal(mut self, now: i64) -> Self {
+        self.index &= INDEX_MASK;
+        *self.byte(place::A.into()) &= !UIP;
+        // The clock is held exactly while SET is set.
+        self.held = self.mode(SET).then(|| self.time(now));
+        self
     }
 
     /// What the data port shows when the host's clock says `now`.

@@ -54,6 +54,12 @@ bits! {
     }
 }
 
+impl Cr0 {
+    /// Every bit that can be other than zero.
+    pub const DEFINED: u64 =
+        Cr0::PE | Cr0::MP | Cr0::EM | Cr0::TS | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::NW | Cr0::CD | Cr0::PG;
+}
+
 bits! {
     /// Control register 4.
     Cr4 {

@@ -13,9 +13,6 @@ use crate::table::Table;
 use crate::word::Word;
 use iced_x86::Code;
 
-/// Bits of CR0 that can be other than zero.
-const CR0_BITS: u64 =
-    Cr0::PE | Cr0::MP | Cr0::EM | Cr0::TS | Cr0::ET | Cr0::NE | Cr0::WP | Cr0::AM | Cr0::NW | Cr0::CD | Cr0::PG;
 /// Bits of CR0 that translations depend on.
 const CR0_PAGING: u64 = Cr0::PE | Cr0::PG | Cr0::WP;
 /// Bits of CR4 that translations depend on.
@@ -120,7 +117,7 @@ fn write_control<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> O
 /// CR0, and with it entry to and exit from protected mode, paging, and IA-32e mode (SDM Vol. 3, Control Registers and
 /// Initializing IA-32e Mode).
 fn write_cr0(cpu: &mut Cpu, m: &mut Careful, value: u64) -> Result<(), Stop> {
-    let new = Cr0(value & CR0_BITS | Cr0::ET);
+    let new = Cr0(value & Cr0::DEFINED | Cr0::ET);
     let paging_begins = new.any(Cr0::PG) && !cpu.cr0.any(Cr0::PG);
     let paging_ends = !new.any(Cr0::PG) && cpu.cr0.any(Cr0::PG);
     let refused = value >> 32 != 0

@@ -7,6 +7,8 @@
 //! Line `n` is the IO-APIC's pin `n` and, below 16, the PICs' IRQ `n`. The PIT is IRQ 0 of the PICs and, as on every PC,
 //! pin 2 of the IO-APIC; the firmware tables tell the guest. The PICs' output is LINT0 of the bootstrap processor.
 
+mod state;
+
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -88,15 +90,25 @@ impl Chipset {
     pub fn goes_off(&self, slot: usize) {
         match self.seats.get(slot) {
             Some(seat) => seat.bell.ring(),
-            None => self.with_pit(|_, _| ()),
+            None => {
+                let pit = lock(&self.pit);
+                // A machine that is paused is left alone, so that a snapshot finds it the same everywhere; whoever
+                // continues it looks at the PIT.
+                if !self.clock.is_held() {
+                    self.work_on_pit(pit, |_, _| ());
+                }
+            }
         }
     }
 
     /// Stops (true) or continues (false) the clock and everything that waits for it.
     pub fn set_paused(&self, paused: bool) {
         self.clock.set_paused(paused);
+        // Who found the clock running is done with the PIT after this.
+        drop(lock(&self.pit));
         self.alarms.clock_changed();
         if !paused {
+            self.settle_lines();
             // Sleepers work out anew how long they have to wait.
             self.seats.iter().for_each(|seat| seat.bell.ring());
         }
@@ -205,9 +217,12 @@ impl Chipset {
         result
     }
 
-    /// Lets `f` work on the PIT, and carries what its line did to the interrupt controllers.
     fn with_pit<R>(&self, f: impl FnOnce(&mut Pit, u64) -> R) -> R {
-        let mut pit = lock(&self.pit);
+        self.work_on_pit(lock(&self.pit), f)
+    }
+
+    /// Lets `f` work on the PIT, and carries what its line did to the interrupt controllers.
+    fn work_on_pit<R>(&self, mut pit: MutexGuard<'_, Pit>, f: impl FnOnce(&mut Pit, u64) -> R) -> R {
         let now = self.clock.now();
         let before = pit.update(now);
         let result = f(&mut pit, now);

@@ -5,7 +5,7 @@
 //! local APIC timers, the PIT, kvmclock. The time-stamp counter runs at exactly 1 GHz, so a tick of it *is* a nanosecond
 //! of this clock; nothing is calibrated or scaled, and a deadline in ticks is a deadline in time.
 //! # Invariants
-//! - Never runs backwards, on whatever thread it is read.
+//! - Never runs backwards, on whatever thread it is read, unless it is set to where another one stood.
 //! - Stands still while the machine is paused, and goes on from there.
 
 use std::sync::Mutex;
@@ -14,6 +14,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The frequency of the time-stamp counters and of the local APIC timers' input, in kHz.
 pub const TSC_KHZ: u32 = 1_000_000;
+
+/// No machine's clock is set to this or beyond: 146 years are left to it, and sums with what a timer counts fit.
+pub const LATEST: u64 = 1 << 62;
 
 /// What `held_at` holds while the clock runs.
 const RUNS: u64 = u64::MAX;
@@ -24,7 +27,7 @@ pub struct Clock {
     origin: Instant,
     /// Even while nobody changes the two fields below: readers that see it odd, or changed, read again.
     generation: AtomicU64,
-    /// Nanoseconds spent in pauses that are over.
+    /// The host's time less this one's, while it runs; wraps, as a restored clock may be ahead of the host's.
     lag: AtomicU64,
     /// The time at which the clock was stopped, or [`RUNS`].
     held_at: AtomicU64,
@@ -50,7 +53,11 @@ impl Clock {
             if before & 1 == 0 {
                 let held = self.held_at.load(Ordering::Relaxed);
                 let lag = self.lag.load(Ordering::Relaxed);
-                let now = if held == RUNS { self.host() - lag } else { held };
+                let now = if held == RUNS {
+                    self.host().wrapping_sub(lag)
+                } else {
+                    held
+                };
                 fence(Ordering::Acquire);
                 if self.generation.load(Ordering::Relaxed) == before {
                     return now;
@@ -67,15 +74,34 @@ impl Clock {
         if paused == (held != RUNS) {
             return;
         }
+        self.change(|| {
+            let host = self.host();
+            if paused {
+                let now = host.wrapping_sub(self.lag.load(Ordering::Relaxed));
+                self.held_at.store(now, Ordering::Relaxed);
+            } else {
+                self.lag.store(host.wrapping_sub(held), Ordering::Relaxed);
+                self.held_at.store(RUNS, Ordering::Relaxed);
+            }
+        });
+    }
+
+    /// Stops the clock and sets it to `now`, below [`LATEST`], from where it will go on.
+    pub fn hold_at(&self, now: u64) {
+        let _changing = self.changing.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        self.change(|| self.held_at.store(now, Ordering::Relaxed));
+    }
+
+    /// Whether the clock stands still.
+    pub fn is_held(&self) -> bool {
+        self.held_at.load(Ordering::Relaxed) != RUNS
+    }
+
+    /// Lets `change` change the fields that readers take together. One at a time.
+    fn change(&self, change: impl FnOnce()) {
         self.generation.fetch_add(1, Ordering::Relaxed);
         fence(Ordering::Release);
-        if paused {
-            self.held_at
-                .store(self.host() - self.lag.load(Ordering::Relaxed), Ordering::Relaxed);
-        } else {
-            self.lag.store(self.host() - held, Ordering::Relaxed);
-            self.held_at.store(RUNS, Ordering::Relaxed);
-        }
+        change();
         self.generation.fetch_add(1, Ordering::Release);
     }
 
@@ -86,7 +112,7 @@ impl Clock {
         if now >= deadline {
             return Some(Duration::ZERO);
         }
-        (self.held_at.load(Ordering::Relaxed) == RUNS).then(|| Duration::from_nanos(deadline - now))
+        (!self.is_held()).then(|| Duration::from_nanos(deadline - now))
     }
 
     /// The host's time of day, since 1970, at which this clock said 0: what a guest adds to this clock to know the date.
@@ -116,6 +142,18 @@ mod tests {
         let now = clock.now();
         assert!(now >= held);
         assert!(now <= clock.host() - 2_000_000, "the pause must not count");
+    }
+
+    #[test]
+    fn a_clock_goes_on_from_where_another_one_stood_be_that_before_or_ahead_of_it() {
+        let clock = Clock::new();
+        for stood in [0, 1 << 40, LATEST - 1] {
+            clock.hold_at(stood);
+            assert_eq!((clock.now(), clock.is_held()), (stood, true));
+            clock.set_paused(false);
+            let now = clock.now();
+            assert!(now >= stood && now - stood < 60_000_000_000, "{now} after {stood}");
+        }
     }
 
     #[test]

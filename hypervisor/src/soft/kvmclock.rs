@@ -11,6 +11,7 @@ use reprise_emulator::paging::PHYSICAL_BITS;
 
 use super::clock::Clock;
 use super::lapic::Now;
+use crate::state::PlatformMsrs;
 
 /// MSR: where the time of day shall be written.
 pub const MSR_WALL_CLOCK: u32 = 0x4b56_4d00;
@@ -32,6 +33,23 @@ pub struct KvmClock {
 }
 
 impl KvmClock {
+    /// The clock whose MSRs are as `state` says. The structures in memory are restored with the memory; they stay right, as
+    /// the machine's clock and the counter go on from where they were.
+    pub fn from_state(state: &PlatformMsrs) -> Self {
+        Self {
+            wall_clock: state.kvm_wall_clock,
+            system_time: state.kvm_system_time,
+            version: state.kvm_clock_version & !1,
+        }
+    }
+
+    /// Adds the MSRs to `state`.
+    pub fn save(&self, state: &mut PlatformMsrs) {
+        state.kvm_wall_clock = self.wall_clock;
+        state.kvm_system_time = self.system_time;
+        state.kvm_clock_version = self.version;
+    }
+
     /// What the MSR reads; `None` if it is none of this clock's.
     pub fn read_msr(&self, msr: u32) -> Option<u64> {
         match msr {

@@ -8,11 +8,13 @@
 //!   [`Lapic::set_base`], [`Lapic::set_tpr`]; they are in `registers`.
 //! - *Senders*, on any thread under the lock of the owner: [`Lapic::matches`], then [`Lapic::accept`];
 //!   [`Lapic::set_lint0`].
+//! - *Snapshots*: `state` and `restore`, in `state`.
 //! - *The processor*, between instructions: [`Lapic::expire`], then [`Lapic::take_init`], [`Lapic::take_startup`],
 //!   [`Lapic::take_nmi`], [`Lapic::pending`] and [`Lapic::take`].
 
 mod registers;
 pub mod spec;
+mod state;
 #[cfg(test)]
 mod tests;
 mod timer;

@@ -9,6 +9,7 @@ use reprise_emulator::{Host, Ram};
 use super::chipset::Chipset;
 use super::kvmclock::KvmClock;
 use super::lapic::{GeneralProtection, Now};
+use crate::state::PlatformMsrs;
 
 const IA32_TIME_STAMP_COUNTER: u32 = 0x10;
 const IA32_APIC_BASE: u32 = 0x1b;
@@ -72,6 +73,22 @@ impl Msrs {
             ram,
             kvmclock: KvmClock::default(),
         }
+    }
+
+    /// The registers but for those of the local APIC.
+    pub fn state(&self) -> PlatformMsrs {
+        let mut state = PlatformMsrs {
+            tsc_adjust: self.surroundings.adjust.load(Ordering::Relaxed),
+            ..PlatformMsrs::default()
+        };
+        self.kvmclock.save(&mut state);
+        state
+    }
+
+    /// Replaces the registers but for those of the local APIC.
+    pub fn restore(&mut self, state: &PlatformMsrs) {
+        self.surroundings.adjust.store(state.tsc_adjust, Ordering::Relaxed);
+        self.kvmclock = KvmClock::from_state(state);
     }
 
     /// Reads an MSR.

@@ -7,6 +7,9 @@ mod tests;
 
 use chip::Chip;
 
+use crate::StateError;
+use crate::state::PicState;
+
 /// Lines that are edge-triggered whatever the guest asks: timer, keyboard, cascade; real-time clock and coprocessor.
 const ALWAYS_EDGE: [u8; 2] = [0b0000_0111, 0b0010_0001];
 
@@ -22,6 +25,29 @@ impl Pic {
         Self {
             chips: [Chip::new(true), Chip::new(false)],
         }
+    }
+
+    /// Registers and lines.
+    pub fn state(&self) -> PicState {
+        let [master, slave] = &self.chips;
+        PicState {
+            master: master.state(),
+            slave: slave.state(),
+        }
+    }
+
+    /// The pair that was in `state`.
+    ///
+    /// # Errors
+    /// [`StateError::Register`] if none can be.
+    pub fn from_state(state: &PicState) -> Result<Self, StateError> {
+        let [master, slave] = ALWAYS_EDGE;
+        Ok(Self {
+            chips: [
+                Chip::from_state(&state.master, true, master)?,
+                Chip::from_state(&state.slave, false, slave)?,
+            ],
+        })
     }
 
     /// Whether `port` is one of this pair's: 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1.

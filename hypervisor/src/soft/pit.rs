@@ -8,6 +8,10 @@ mod channel;
 mod tests;
 
 use channel::Channel;
+use channel::state::moment;
+
+use crate::StateError;
+use crate::state::PitState;
 
 /// Clock pulses to nanoseconds: the crystal of 14.31818 MHz divided by 12 is 105/88 MHz.
 const PULSES: i128 = 105;
@@ -45,6 +49,42 @@ impl Pit {
             told: 0,
             level: true,
         }
+    }
+
+    /// Registers, and when what is under way began.
+    pub fn state(&self) -> PitState {
+        let [first, second, third] = &self.channels;
+        PitState {
+            counters: [first.state(), second.state(), third.state()],
+            port_61: self.control,
+            told: self.told,
+            out_0: self.level,
+        }
+    }
+
+    /// The timer that was in `state`.
+    ///
+    /// # Errors
+    /// [`StateError::Register`] if none can be.
+    pub fn from_state(state: &PitState) -> Result<Self, StateError> {
+        let PitState {
+            counters: [first, second, third],
+            port_61,
+            told,
+            out_0,
+        } = state;
+        StateError::unless(*port_61 < 0x10, "port 0x61", *port_61)?;
+        moment(*told)?;
+        Ok(Self {
+            channels: [
+                Channel::from_state(first)?,
+                Channel::from_state(second)?,
+                Channel::from_state(third)?,
+            ],
+            control: *port_61,
+            told: *told,
+            level: *out_0,
+        })
     }
 
     /// Whether `port` is one of the timer's: 0x40 to 0x43, 0x61.

@@ -8,6 +8,8 @@
 //!   then the CPU comes out by itself right after it.
 //! - While the CPU runs, the alarm clock knows its deadline; while it sleeps, it watches its deadline itself.
 
+mod state;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -20,7 +22,7 @@ use reprise_emulator::{
 use super::chipset::{Chipset, Seat};
 use super::msr::{Msrs, Surroundings};
 use super::vm::Machine;
-use crate::{Access, IoRequest, Kick, RequestId, Vcpu, VcpuError, VmEntry, VmExit};
+use crate::{Access, IoRequest, Kick, RequestId, StateError, Vcpu, VcpuError, VcpuState, VmEntry, VmExit};
 
 /// What a hypercall that is not there returns: `-KVM_ENOSYS`.
 const NO_SUCH_HYPERCALL: u64 = 1000u64.wrapping_neg();
@@ -30,6 +32,7 @@ pub struct SoftVcpu {
     index: usize,
     emulator: Emulator,
     machine: Arc<Machine>,
+    cpuid: Arc<CpuidTable>,
     surroundings: Arc<Surroundings>,
     msrs: Msrs,
     kicked: Arc<AtomicBool>,
@@ -60,11 +63,12 @@ impl SoftVcpu {
         let surroundings = Arc::new(Surroundings::new(Arc::clone(&machine.chipset)));
         let vcpus = machine.chipset.seats().len() as u32;
         let cpuid = Arc::new(CpuidTable::new(super::cpuid::entries(index as u32, vcpus)));
-        let emulator = Emulator::new(cpu, Arc::clone(&ram), surroundings.clone(), model, cpuid);
+        let emulator = Emulator::new(cpu, Arc::clone(&ram), surroundings.clone(), model, Arc::clone(&cpuid));
         machine.chipset.seats()[index].bell.connect(emulator.attention());
         Self {
             index,
             emulator,
+            cpuid,
             msrs: Msrs::new(index, Arc::clone(&surroundings), ram),
             surroundings,
             machine,
@@ -305,13 +309,26 @@ impl Vcpu for SoftVcpu {
         }
     }
 
-    fn state(&self) -> Result<Box<Cpu>, VcpuError> {
+    fn cpu(&self) -> Result<Box<Cpu>, VcpuError> {
         Ok(Box::new(self.emulator.cpu().clone()))
     }
 
-    fn set_state(&mut self, state: &Cpu) -> Result<(), VcpuError> {
-        self.emulator.set_cpu(state.clone());
+    fn set_cpu(&mut self, cpu: &Cpu) -> Result<(), VcpuError> {
+        cpu.check(&self.cpuid).map_err(StateError::from)?;
+        self.emulator.set_cpu(cpu.clone());
         Ok(())
+    }
+
+    fn state(&self) -> Result<VcpuState, VcpuError> {
+        Ok(self.save())
+    }
+
+    fn waiting(&self) -> Option<IoRequest> {
+        self.emulator.waiting_for().as_ref().map(to_device)
+    }
+
+    fn restore(&mut self, state: VcpuState) -> Result<(), VcpuError> {
+        Ok(self.go_on_from(state)?)
     }
 
     fn kick(&self) -> Arc<dyn Kick> {

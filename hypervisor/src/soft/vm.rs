@@ -9,7 +9,7 @@ use super::chipset::{Chipset, LINES};
 use super::ioapic::MessageBus;
 use super::message::decode_msi;
 use super::vcpu::SoftVcpu;
-use crate::{HypervisorError, InterruptLine, Vcpu, Vm, VmSettings};
+use crate::{HypervisorError, InterruptLine, Vcpu, Vm, VmSettings, VmState};
 
 /// The most vCPUs of a machine: their ids are below 255, which in the 8 bits of an IO-APIC's entry means everyone.
 pub const MAX_VCPUS: u32 = 255;
@@ -125,6 +125,14 @@ impl Vm for SoftVm {
 
     fn set_paused(&self, paused: bool) {
         self.machine.chipset.set_paused(paused);
+    }
+
+    fn state(&self) -> Result<VmState, HypervisorError> {
+        Ok(self.machine.chipset.state())
+    }
+
+    fn restore(&self, state: &VmState) -> Result<(), HypervisorError> {
+        Ok(self.machine.chipset.restore(state)?)
     }
 }
 

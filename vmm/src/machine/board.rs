@@ -1,23 +1,77 @@
 //! The devices of a machine and where they are wired to.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use reprise_devices::acpi::ports::SCI_GSI;
 use reprise_devices::{
-    Acpi, Bus, BusError, Clock, DebugExit, HostClock, I8042, Interrupt, MachineEvents, MemorySize, PostCode, Rtc,
-    Serial, serial,
+    Acpi, AcpiState, Bus, BusError, Clock, DebugExit, HostClock, HostClockState, I8042, I8042State, Interrupt,
+    MachineEvents, MemorySize, OutputState, PostCode, PostCodeState, Rtc, RtcState, Serial, SerialState, serial,
 };
 use reprise_hypervisor::{HypervisorError, InterruptLine, Vm};
+use serde::{Deserialize, Serialize};
 
 use crate::boot::layout;
 use crate::console::Console;
+
+/// How long a console may take for what was printed before a snapshot.
+const CONSOLE_PATIENCE: Duration = Duration::from_millis(100);
 
 /// What stands on the board, besides what the hypervisor brings.
 pub struct Board {
     pub bus: Bus,
     pub acpi: Arc<Acpi>,
     pub serial: Option<Arc<Serial>>,
-    pub clock: Arc<HostClock>,
+    clock: Arc<HostClock>,
+    i8042: Arc<I8042>,
+    rtc: Arc<Rtc>,
+    post: Arc<PostCode>,
+}
+
+/// What the devices of a board remember. The debug-exit port remembers nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BoardState {
+    /// The clock that devices measure by.
+    pub clock: HostClockState,
+    /// ACPI's fixed hardware.
+    pub acpi: AcpiState,
+    /// The keyboard controller.
+    pub i8042: I8042State,
+    /// The real-time clock.
+    pub rtc: RtcState,
+    /// The POST code port.
+    pub post: PostCodeState,
+    /// The serial port, if there is one.
+    pub serial: Option<SerialPortState>,
+}
+
+/// A serial port and what it has printed that the console has not taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialPortState {
+    /// The port.
+    pub port: SerialState,
+    /// Its output.
+    pub output: OutputState,
+}
+
+/// Devices that cannot go on from a state.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BoardStateError {
+    /// A serial port on one side only.
+    #[error("the saved machine has {saved} serial ports, this one has {own}")]
+    Ports {
+        /// How many were saved.
+        saved: usize,
+        /// How many there are.
+        own: usize,
+    },
+    /// The serial port refuses.
+    #[error("the serial port cannot be restored")]
+    Serial {
+        /// Why.
+        #[from]
+        source: serial::RestoreError,
+    },
 }
 
 /// What is not the same on every board.
@@ -61,14 +115,17 @@ impl Board {
 
         let acpi = Arc::new(Acpi::new(Arc::clone(&time), line(SCI_GSI)?, Arc::clone(&parts.events)));
         acpi.attach(&bus)?;
-        Arc::new(I8042::new(Arc::clone(&parts.events))).attach(&bus)?;
+        let i8042 = Arc::new(I8042::new(Arc::clone(&parts.events)));
+        i8042.attach(&bus)?;
         let below_4g = parts.memory.min(layout::MMIO_START);
         let memory = MemorySize {
             below_4g,
             above_4g: parts.memory - below_4g,
         };
-        Arc::new(Rtc::new(time, memory)).attach(&bus)?;
-        Arc::new(PostCode::new()).attach(&bus)?;
+        let rtc = Arc::new(Rtc::new(time, memory));
+        rtc.attach(&bus)?;
+        let post = Arc::new(PostCode::new());
+        post.attach(&bus)?;
         if parts.debug_exit {
             Arc::new(DebugExit::new(Arc::clone(&parts.events))).attach(&bus)?;
         }
@@ -85,7 +142,62 @@ impl Board {
             acpi,
             serial,
             clock,
+            i8042,
+            rtc,
+            post,
         })
+    }
+
+    /// Stops (true) or continues (false) the devices: their clock stands, and no input comes in.
+    pub fn set_paused(&self, paused: bool) {
+        self.clock.set_paused(paused);
+        if let Some(serial) = &self.serial {
+            serial.hold_input(paused);
+        }
+    }
+
+    /// What the devices remember. The board is paused; this waits a moment for the console to take what was printed.
+    pub fn state(&self) -> BoardState {
+        let serial = self.serial.as_ref().map(|serial| {
+            // What it does not take in this time is saved: it may be a console that takes nothing.
+            serial.output().drain(CONSOLE_PATIENCE);
+            SerialPortState {
+                port: serial.state(),
+                output: serial.output().state(),
+            }
+        });
+        BoardState {
+            clock: self.clock.state(),
+            acpi: self.acpi.state(),
+            i8042: self.i8042.state(),
+            rtc: self.rtc.state(),
+            post: self.post.state(),
+            serial,
+        }
+    }
+
+    /// Goes on from `state`, on a board that is paused.
+    pub fn restore(&self, state: &BoardState) -> Result<(), BoardStateError> {
+        match (&self.serial, &state.serial) {
+            (None, None) => (),
+            (Some(serial), Some(state)) => {
+                serial.restore(&state.port)?;
+                serial.output().restore(&state.output);
+            }
+            (own, saved) => {
+                return Err(BoardStateError::Ports {
+                    saved: saved.iter().len(),
+                    own: own.iter().len(),
+                });
+            }
+        }
+        // Before those who measure by it.
+        self.clock.restore(&state.clock);
+        self.acpi.restore(&state.acpi);
+        self.i8042.restore(&state.i8042);
+        self.rtc.restore(&state.rtc);
+        self.post.restore(&state.post);
+        Ok(())
     }
 }
 

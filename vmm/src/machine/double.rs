@@ -5,9 +5,10 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use reprise_emulator::Cpu;
 use reprise_hypervisor::{
-    Access, Hypervisor, HypervisorError, HypervisorKind, InterruptLine, IoRequest, Kick, RequestId, Space, Vcpu,
-    VcpuError, Vm, VmEntry, VmExit, VmSettings,
+    Access, GuestMemory, Hypervisor, HypervisorError, HypervisorKind, InterruptLine, IoRequest, Kick, RequestId,
+    SoftHypervisor, Space, Vcpu, VcpuError, VcpuState, Vm, VmEntry, VmExit, VmSettings, VmState,
 };
+use vm_memory::GuestAddress;
 
 /// What a scripted vCPU does next. At the end of its script it sleeps until it is kicked, again and again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -29,8 +30,8 @@ pub struct Scripted {
     script: VecDeque<Act>,
     record: Arc<Record>,
     next_id: u64,
-    waiting: Option<RequestId>,
-    state: Box<Cpu>,
+    waiting: Option<IoRequest>,
+    state: VcpuState,
 }
 
 /// What a scripted vCPU has seen.
@@ -55,7 +56,7 @@ impl Scripted {
             record: Arc::clone(&record),
             next_id: 100,
             waiting: None,
-            state: Box::default(),
+            state: real(0).1,
         };
         (vcpu, record)
     }
@@ -63,14 +64,15 @@ impl Scripted {
     fn io(&mut self, port: u16, access: Access) -> VmExit {
         let id = RequestId(self.next_id);
         self.next_id += 1;
-        self.waiting = Some(id);
-        VmExit::Io(IoRequest {
+        let request = IoRequest {
             id,
             space: Space::Port,
             address: port.into(),
             size: 1,
             access,
-        })
+        };
+        self.waiting = Some(request);
+        VmExit::Io(request)
     }
 }
 
@@ -126,7 +128,7 @@ impl Kick for Record {
 
 impl Vcpu for Scripted {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
-        match (entry, self.waiting.take()) {
+        match (entry, self.waiting.take().map(|request| request.id)) {
             (VmEntry::Resume, Some(waiting)) => return Err(VcpuError::AnswerOwed { waiting }),
             (VmEntry::Answer(answer), waiting) => assert_eq!(Some(answer.id), waiting, "answers name their question"),
             (VmEntry::Resume, None) => (),
@@ -151,13 +153,26 @@ impl Vcpu for Scripted {
         }
     }
 
-    fn state(&self) -> Result<Box<Cpu>, VcpuError> {
+    fn cpu(&self) -> Result<Box<Cpu>, VcpuError> {
+        Ok(self.state.cpu.clone())
+    }
+
+    fn set_cpu(&mut self, cpu: &Cpu) -> Result<(), VcpuError> {
+        *self.state.cpu = cpu.clone();
+        Ok(())
+    }
+
+    fn state(&self) -> Result<VcpuState, VcpuError> {
         Ok(self.state.clone())
     }
 
-    fn set_state(&mut self, state: &Cpu) -> Result<(), VcpuError> {
-        *self.state = state.clone();
+    fn restore(&mut self, state: VcpuState) -> Result<(), VcpuError> {
+        self.state = state;
         Ok(())
+    }
+
+    fn waiting(&self) -> Option<IoRequest> {
+        self.waiting
     }
 
     fn kick(&self) -> Arc<dyn Kick> {
@@ -181,6 +196,8 @@ pub struct DoubleVm {
     vcpus: Mutex<VecDeque<Scripted>>,
     pub records: Mutex<Vec<Arc<Record>>>,
     pub paused: Mutex<Vec<bool>>,
+    /// What was restored, if anything.
+    state: Mutex<Option<VmState>>,
 }
 
 impl Doubles {
@@ -229,6 +246,24 @@ impl Vm for DoubleVm {
     fn set_paused(&self, paused: bool) {
         self.paused.lock().unwrap().push(paused);
     }
+
+    fn state(&self) -> Result<VmState, HypervisorError> {
+        let restored = self.state.lock().unwrap().clone();
+        Ok(restored.unwrap_or_else(|| real(self.records.lock().unwrap().len()).0))
+    }
+
+    fn restore(&self, state: &VmState) -> Result<(), HypervisorError> {
+        *self.state.lock().unwrap() = Some(state.clone());
+        Ok(())
+    }
+}
+
+/// The states of a real machine with `vcpus` vCPUs (at least one) before it runs, and of its first vCPU.
+fn real(vcpus: usize) -> (VmState, VcpuState) {
+    let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    let vcpus = u32::try_from(vcpus.max(1)).unwrap();
+    let vm = SoftHypervisor.create_vm(VmSettings { vcpus, memory }).unwrap();
+    (vm.state().unwrap(), vm.create_vcpu(0).unwrap().state().unwrap())
 }
 
 struct NoLine;

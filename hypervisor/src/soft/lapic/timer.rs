@@ -3,6 +3,13 @@
 //! It counts the machine's clock, 1 GHz, through the divider; in TSC-deadline mode it compares the time-stamp counter.
 //! Nothing runs here: the owner asks for the [deadline](Timer::deadline), waits, and then says [`Timer::expire`].
 
+use crate::StateError;
+use crate::soft::clock::LATEST;
+use crate::state::ApicTimerState;
+
+/// What there is of the divide configuration register.
+const DIVIDE: u32 = 0b1011;
+
 /// A moment, on the machine's clock and on the vCPU's time-stamp counter.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Now {
@@ -64,6 +71,44 @@ impl Timer {
         }
     }
 
+    /// The registers, and when the count ends.
+    pub fn state(&self) -> ApicTimerState {
+        ApicTimerState {
+            divide_configuration: self.divide,
+            initial_count: self.initial,
+            expires_at: self.expiry,
+            tsc_deadline: self.tsc_deadline,
+        }
+    }
+
+    /// The timer that was in `state`, with its entry in the local vector table.
+    ///
+    /// # Errors
+    /// [`StateError::Register`] if none can be.
+    pub fn from_state(state: &ApicTimerState, entry: u32) -> Result<Self, StateError> {
+        let ApicTimerState {
+            divide_configuration: divide,
+            initial_count: initial,
+            expires_at: expiry,
+            tsc_deadline,
+        } = *state;
+        let mode = Mode::of(entry);
+        StateError::unless(divide & !DIVIDE == 0, "divide configuration register", divide)?;
+        if let Some(expiry) = expiry {
+            let sound = mode.counts() && initial != 0 && expiry < LATEST;
+            StateError::unless(sound, "the end of the APIC timer's count", expiry)?;
+        }
+        let sound = tsc_deadline == 0 || !mode.counts();
+        StateError::unless(sound, "IA32_TSC_DEADLINE", tsc_deadline)?;
+        Ok(Self {
+            mode,
+            divide,
+            initial,
+            expiry,
+            tsc_deadline,
+        })
+    }
+
     /// Takes the mode from the local vector table's entry. Entering or leaving TSC-deadline mode disarms the timer.
     pub fn set_entry(&mut self, entry: u32) {
         let mode = Mode::of(entry);
@@ -82,7 +127,7 @@ impl Timer {
     /// Writes the divide configuration register; a count under way goes on from where it is, at the new rate.
     pub fn set_divide(&mut self, value: u32, now: Now) {
         let left = self.current(now);
-        self.divide = value & 0b1011;
+        self.divide = value & DIVIDE;
         if self.expiry.is_some() {
             self.expiry = Some(now.clock + u64::from(left) * self.divisor());
         }

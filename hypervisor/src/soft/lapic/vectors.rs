@@ -5,6 +5,16 @@
 pub struct Vectors([u32; 8]);
 
 impl Vectors {
+    /// The set of eight registers; bit 0 of the first is vector 0.
+    pub fn from_words(words: [u32; 8]) -> Self {
+        Self(words)
+    }
+
+    /// The eight registers.
+    pub fn words(&self) -> [u32; 8] {
+        self.0
+    }
+
     /// The 32 vectors from `32 * index`, index 0 to 7 (taken modulo 8).
     pub fn word(&self, index: u8) -> u32 {
         self.0[usize::from(index & 7)]

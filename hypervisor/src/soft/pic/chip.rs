@@ -1,5 +1,7 @@
 //! One 8259A: eight request lines, a mask, priorities, and the commands that shape them (Intel 8259A data sheet).
 
+mod state;
+
 /// One interrupt controller of the pair.
 #[derive(Debug, Clone)]
 pub struct Chip {

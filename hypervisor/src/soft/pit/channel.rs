@@ -3,6 +3,8 @@
 //! Nothing ticks: the counter remembers when its counting element was loaded, and count and output follow from the tick
 //! at which they are looked at. Ticks are clock pulses of 1.193182 MHz, signed so that a period may have begun before 0.
 
+pub mod state;
+
 /// How bytes of the count go over the data port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Access {

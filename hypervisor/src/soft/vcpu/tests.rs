@@ -59,13 +59,13 @@ impl World {
     /// vCPU `index` in real mode at [`CODE`].
     fn real(&self, index: u32) -> Box<dyn Vcpu> {
         let mut vcpu = self.vm.create_vcpu(index).unwrap();
-        let mut cpu = vcpu.state().unwrap();
+        let mut cpu = vcpu.cpu().unwrap();
         cpu.segments[Seg::Cs].selector = 0;
         cpu.segments[Seg::Cs].base = 0;
         cpu.rip = CODE;
         cpu.gpr.set(reprise_emulator::cpu::gpr::RSP, STACK);
         cpu.activity = Activity::Running;
-        vcpu.set_state(&cpu).unwrap();
+        vcpu.set_cpu(&cpu).unwrap();
         vcpu
     }
 
@@ -76,7 +76,7 @@ impl World {
             self.memory.write_obj(descriptor, GuestAddress(address)).unwrap();
         }
         let mut vcpu = self.real(index);
-        let mut cpu = vcpu.state().unwrap();
+        let mut cpu = vcpu.cpu().unwrap();
         cpu.cr0.0 |= Cr0::PE;
         cpu.gdtr.base = GDT;
         cpu.gdtr.limit = 23;
@@ -86,7 +86,7 @@ impl World {
             cpu.segments[seg] = Segment::flat(16, Attributes(0xc093));
         }
         cpu.segments[Seg::Cs] = Segment::flat(8, Attributes(0xc09b));
-        vcpu.set_state(&cpu).unwrap();
+        vcpu.set_cpu(&cpu).unwrap();
         vcpu
     }
 }
@@ -228,7 +228,7 @@ fn a_kick_during_a_device_access_waits_for_the_end_of_the_instruction() {
     };
     vcpu.kick().kick();
     assert_eq!(vcpu.run(answer(request.id, 7)).unwrap(), VmExit::Interrupted);
-    assert_eq!(vcpu.state().unwrap().rip, CODE + 2);
+    assert_eq!(vcpu.cpu().unwrap().rip, CODE + 2);
     assert_eq!(written(&mut *vcpu, 0x80), 7);
 }
 
@@ -390,7 +390,7 @@ fn a_processor_starts_at_the_page_of_its_start_up_ipi() {
         a.out(0x80, ax)
     });
     let mut vcpu = world.vm.create_vcpu(1).unwrap();
-    assert_eq!(vcpu.state().unwrap().activity, Activity::WaitForSipi);
+    assert_eq!(vcpu.cpu().unwrap().activity, Activity::WaitForSipi);
     world.vm.signal_msi(TO_1, INIT);
     world.vm.signal_msi(TO_1, STARTUP | 7);
     world.vm.signal_msi(TO_1, STARTUP | 7);
@@ -430,7 +430,7 @@ fn init_cancels_an_instruction_that_waits_for_a_device() {
         (counter(&*vcpu, "cancellations"), counter(&*vcpu, "stale_answers")),
         (1, 1)
     );
-    assert_eq!(vcpu.state().unwrap().activity, Activity::WaitForSipi);
+    assert_eq!(vcpu.cpu().unwrap().activity, Activity::WaitForSipi);
 }
 
 #[test]
@@ -438,9 +438,9 @@ fn a_triple_fault_shuts_down() {
     let world = World::new(1);
     world.code(16, CODE, |a| a.int3());
     let mut vcpu = world.real(0);
-    let mut cpu = vcpu.state().unwrap();
+    let mut cpu = vcpu.cpu().unwrap();
     cpu.idtr.limit = 0;
-    vcpu.set_state(&cpu).unwrap();
+    vcpu.set_cpu(&cpu).unwrap();
     assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Shutdown);
 }
 
@@ -544,9 +544,9 @@ fn an_ipi_reaches_the_other_processor_and_comes_back() {
         let mut kicks = Vec::new();
         for index in 0..2 {
             let mut vcpu = world.flat(index);
-            let mut cpu = vcpu.state().unwrap();
+            let mut cpu = vcpu.cpu().unwrap();
             cpu.gpr.set(reprise_emulator::cpu::gpr::RSI, u64::from(1 - index) << 24);
-            vcpu.set_state(&cpu).unwrap();
+            vcpu.set_cpu(&cpu).unwrap();
             kicks.push(vcpu.kick());
             let sender = sender.clone();
             scope.spawn(move || {
