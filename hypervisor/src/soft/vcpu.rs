@@ -33,6 +33,8 @@ pub struct SoftVcpu {
     surroundings: Arc<Surroundings>,
     msrs: Msrs,
     kicked: Arc<AtomicBool>,
+    /// The device access of the last exit, until it is answered or cancelled.
+    owed: Option<IoRequest>,
     /// The deadline that the alarm clock has.
     armed: Option<u64>,
     counters: Counters,
@@ -69,6 +71,7 @@ impl SoftVcpu {
             surroundings,
             machine,
             kicked: Arc::default(),
+            owed: None,
             armed: None,
             counters: Counters::default(),
         }
@@ -252,11 +255,15 @@ fn effective(seat: &Seat) -> bool {
 
 impl Vcpu for SoftVcpu {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
+        // INIT does not wait for a device; its answer then finds no taker.
+        let cancelled = self.emulator.is_in_flight() && self.seat().lapic().init_pending();
+        if cancelled {
+            self.owed = None;
+            self.emulator.cancel();
+        }
         let mut entry = match entry {
             VmEntry::Resume => Entry::Resume,
-            // INIT does not wait for a device; its answer then finds no taker.
-            VmEntry::Answer(_) if self.seat().lapic().init_pending() => {
-                self.emulator.cancel();
+            VmEntry::Answer(_) if cancelled => {
                 self.counters.stale_answers += 1;
                 Entry::Resume
             }
@@ -267,6 +274,7 @@ impl Vcpu for SoftVcpu {
         };
         loop {
             if !self.emulator.is_in_flight() {
+                self.owed = None;
                 self.seat().bell.answer();
                 if self.kicked.swap(false, Ordering::SeqCst) {
                     return Ok(VmExit::Interrupted);
@@ -295,7 +303,9 @@ impl Vcpu for SoftVcpu {
                     }
                     None => {
                         self.counters.device_accesses += 1;
-                        return Ok(VmExit::Io(to_device(&request)));
+                        let request = to_device(&request);
+                        self.owed = Some(request);
+                        return Ok(VmExit::Io(request));
                     }
                 },
                 // The top of the loop looks after both.
@@ -311,7 +321,16 @@ impl Vcpu for SoftVcpu {
 
     fn set_state(&mut self, state: &Cpu) -> Result<(), VcpuError> {
         self.emulator.set_cpu(state.clone());
+        self.owed = None;
         Ok(())
+    }
+
+    fn waiting(&self) -> Option<IoRequest> {
+        self.owed.filter(|_| !self.seat().lapic().init_pending())
+    }
+
+    fn on_call(&self, call: Arc<dyn Fn() + Send + Sync>) {
+        self.seat().bell.connect_owner(call);
     }
 
     fn kick(&self) -> Arc<dyn Kick> {

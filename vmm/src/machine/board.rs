@@ -1,15 +1,18 @@
 //! The devices of a machine and where they are wired to.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 
 use reprise_devices::acpi::ports::SCI_GSI;
 use reprise_devices::{
-    Acpi, Bus, BusError, Clock, DebugExit, HostClock, I8042, Interrupt, MachineEvents, MemorySize, PostCode, Rtc,
-    Serial, serial,
+    Acpi, Bus, BusError, Clock, DebugExit, Delay, Delays, HostClock, I8042, Interrupt, MachineEvents, MemorySize,
+    PostCode, Rtc, Serial, serial,
 };
 use reprise_hypervisor::{HypervisorError, InterruptLine, Vm};
 
 use crate::boot::layout;
+use crate::config::DelayConfig;
 use crate::console::Console;
 
 /// What stands on the board, besides what the hypervisor brings.
@@ -18,6 +21,8 @@ pub struct Board {
     pub acpi: Arc<Acpi>,
     pub serial: Option<Arc<Serial>>,
     pub clock: Arc<HostClock>,
+    /// What keeps the answers of delayed devices back, if there are any.
+    pub delays: Option<Delays>,
 }
 
 /// What is not the same on every board.
@@ -28,6 +33,8 @@ pub struct Parts<'a> {
     pub console: Option<&'a Console>,
     /// Whether there is a debug-exit port.
     pub debug_exit: bool,
+    /// Which devices answer late.
+    pub delays: &'a [DelayConfig],
     /// Who resets and powers off.
     pub events: Arc<dyn MachineEvents>,
 }
@@ -48,6 +55,20 @@ pub enum BoardError {
         /// Which.
         #[from]
         source: HypervisorError,
+    },
+    /// A device that is to be late is not there.
+    #[error("`delays` names the device {device:?}, which this machine does not have; expected * or one of {}", known.join(", "))]
+    NoSuchDevice {
+        /// The name.
+        device: String,
+        /// The names that there are.
+        known: Vec<String>,
+    },
+    /// The host has no thread for late answers.
+    #[error("the host refused a thread for late answers")]
+    Thread {
+        /// What it says.
+        source: io::Error,
     },
 }
 
@@ -80,13 +101,51 @@ impl Board {
                 Some(serial)
             }
         };
+        let delays = delay(&bus, parts.delays)?;
         Ok(Self {
             bus,
             acpi,
             serial,
             clock,
+            delays,
         })
     }
+
+    /// Stops (true) or continues (false) the time of the devices.
+    pub fn set_paused(&self, paused: bool) {
+        self.clock.set_paused(paused);
+        if let Some(delays) = &self.delays {
+            delays.set_paused(paused);
+        }
+    }
+}
+
+/// Makes the devices on `bus` late that `wanted` names. Of several entries that mean a device the last counts.
+fn delay(bus: &Bus, wanted: &[DelayConfig]) -> Result<Option<Delays>, BoardError> {
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    let mut devices: BTreeMap<String, Option<Delay>> =
+        bus.claims().into_iter().map(|claim| (claim.name, None)).collect();
+    for entry in wanted {
+        if entry.device == DelayConfig::EVERY_DEVICE {
+            devices.values_mut().for_each(|delay| *delay = Some(entry.delay()));
+        } else if let Some(delay) = devices.get_mut(&entry.device) {
+            *delay = Some(entry.delay());
+        } else {
+            return Err(BoardError::NoSuchDevice {
+                device: entry.device.clone(),
+                known: devices.into_keys().collect(),
+            });
+        }
+    }
+    let delays = Delays::new().map_err(|source| BoardError::Thread { source })?;
+    for (name, delay) in devices {
+        if let Some(delay) = delay {
+            bus.wrap(&name, |device| delays.wrap(device, delay));
+        }
+    }
+    Ok(Some(delays))
 }
 
 /// A hypervisor's interrupt line, as devices see it.
