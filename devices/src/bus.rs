@@ -79,6 +79,16 @@ pub trait Device: Send + Sync {
     /// Writes the low `size` bytes of `value` (the rest are zero) at `offset`.
     fn write(&self, offset: u64, size: u8, value: u64) -> Response;
 
+    /// Gives the answer to an access that was made before the machine was saved, and was owed then; this device's state has
+    /// been restored. The access itself must not happen again. `offset`, `size` and the value written, if it was a write,
+    /// are those of that access.
+    ///
+    /// Unless the device says otherwise it has forgotten, and answers all ones, as one that is gone.
+    fn resume(&self, offset: u64, size: u8, write: Option<u64>) -> Response {
+        let _ = (offset, size, write);
+        Response::Done(u64::MAX)
+    }
+
     /// Figures of the device's own for `vm.counters`, beside the bus's `reads`, `writes` and `late`.
     fn counters(&self) -> Vec<(&'static str, u64)> {
         Vec::new()
@@ -201,6 +211,21 @@ impl Bus {
         })
     }
 
+    /// Puts what `wrap` makes of it in the place of the device called `name`, in all of its ranges; false, and `wrap` was
+    /// not called, if there is no such device. Accesses that have found the device already finish there.
+    pub fn wrap(&self, name: &str, wrap: impl FnOnce(Arc<dyn Device>) -> Arc<dyn Device>) -> bool {
+        let mut ports = self.ports.write().unwrap_or_else(PoisonError::into_inner);
+        let mut memory = self.memory.write().unwrap_or_else(PoisonError::into_inner);
+        let ranges = ports.sorted.iter_mut().chain(&mut memory.sorted);
+        let mut of_device = ranges.filter(|range| range.device.name() == name).peekable();
+        let Some(first) = of_device.peek() else { return false };
+        let wrapped = wrap(Arc::clone(&first.device));
+        for range in of_device {
+            *range = Arc::new(range.with(Arc::clone(&wrapped)));
+        }
+        true
+    }
+
     /// Takes back the range that begins at `start`, and returns its device; `None` if no range begins there.
     pub fn remove(&self, space: Space, start: u64) -> Option<Arc<dyn Device>> {
         let mut ranges = self.ranges(space).write().unwrap_or_else(PoisonError::into_inner);
@@ -209,15 +234,44 @@ impl Bus {
 
     /// Reads `size` bytes (1, 2, 4 or 8) at `address`.
     pub fn read(&self, space: Space, address: u64, size: u8) -> Response {
-        let asked = ones(size);
+        self.ask(space, address, size, None, Errand::Fresh)
+    }
+
+    /// Writes the low `size` bytes (1, 2, 4 or 8) of `value` at `address`. The answer, prompt or late, is 0.
+    pub fn write(&self, space: Space, address: u64, size: u8, value: u64) -> Response {
+        self.ask(space, address, size, Some(value), Errand::Fresh)
+    }
+
+    /// Asks for the answer to an access that was made before the machine was saved, and was owed then: the read, or the
+    /// write of the value in `write`, is not made again. The devices' states must have been restored.
+    pub fn resume(&self, space: Space, address: u64, size: u8, write: Option<u64>) -> Response {
+        self.ask(space, address, size, write, Errand::Resumed)
+    }
+
+    /// Says that the device at `address` dropped the ticket of an access there, which counts as `lost`. Its name, if this
+    /// is the first that it lost.
+    pub fn lost(&self, space: Space, address: u64) -> Option<String> {
+        let range = self.find(space, address)?;
+        let first = range.tally.lost.fetch_add(1, Relaxed) == 0;
+        first.then(|| range.device.name().to_owned())
+    }
+
+    fn ask(&self, space: Space, address: u64, size: u8, write: Option<u64>, errand: Errand) -> Response {
+        let asked = if write.is_none() { ones(size) } else { 0 };
         let Some(range) = self.find(space, address) else {
-            self.unclaimed.reads.fetch_add(1, Relaxed);
+            self.unclaimed.count(write, errand);
             return Response::Done(asked);
         };
+        range.tally.count(write, errand);
         let (offset, inside) = range.clip(address, size);
-        range.tally.reads.fetch_add(1, Relaxed);
-        let (keep, set) = (ones(inside), asked & !ones(inside));
-        match range.device.read(offset, inside) {
+        let write = write.map(|value| value & ones(inside));
+        let response = match (errand, write) {
+            (Errand::Fresh, None) => range.device.read(offset, inside),
+            (Errand::Fresh, Some(value)) => range.device.write(offset, inside, value),
+            (Errand::Resumed, write) => range.device.resume(offset, inside, write),
+        };
+        let (keep, set) = (asked & ones(inside), asked & !ones(inside));
+        match response {
             Response::Done(value) => Response::Done(value & keep | set),
             Response::Later(ticket) => {
                 range.tally.late.fetch_add(1, Relaxed);
@@ -226,25 +280,8 @@ impl Bus {
         }
     }
 
-    /// Writes the low `size` bytes (1, 2, 4 or 8) of `value` at `address`. The answer, prompt or late, is 0.
-    pub fn write(&self, space: Space, address: u64, size: u8, value: u64) -> Response {
-        let Some(range) = self.find(space, address) else {
-            self.unclaimed.writes.fetch_add(1, Relaxed);
-            return Response::Done(0);
-        };
-        let (offset, inside) = range.clip(address, size);
-        range.tally.writes.fetch_add(1, Relaxed);
-        match range.device.write(offset, inside, value & ones(inside)) {
-            Response::Done(_) => Response::Done(0),
-            Response::Later(ticket) => {
-                range.tally.late.fetch_add(1, Relaxed);
-                Response::Later(ticket.masked(0, 0))
-            }
-        }
-    }
-
     /// What has happened so far, by device name: `reads` and `writes` asked of the device, `late` for those of them that
-    /// it answered later, and the device's own figures. `unclaimed` counts accesses where nobody answers.
+    /// it answered later, `lost` for those that it will never answer, and the device's own figures. `unclaimed` counts accesses where nobody answers.
     #[must_use]
     pub fn counters(&self) -> BTreeMap<String, BTreeMap<&'static str, u64>> {
         let mut all = BTreeMap::<String, BTreeMap<&'static str, u64>>::new();
@@ -360,6 +397,17 @@ impl Range {
         (self.first_offset + (address - self.start), inside)
     }
 
+    /// The same range with another device, and what was counted so far.
+    fn with(&self, device: Arc<dyn Device>) -> Self {
+        Self {
+            start: self.start,
+            last: self.last,
+            first_offset: self.first_offset,
+            device,
+            tally: self.tally.clone(),
+        }
+    }
+
     fn claim(&self, space: Space) -> Claim {
         Claim {
             name: self.device.name().to_owned(),
@@ -370,18 +418,54 @@ impl Range {
     }
 }
 
+/// Why a device is asked.
+#[derive(Clone, Copy)]
+enum Errand {
+    /// For an access.
+    Fresh,
+    /// For the answer to one that was made before the machine was saved.
+    Resumed,
+}
+
 /// Accesses counted. Relaxed, since nothing is ordered by them.
 #[derive(Default)]
 struct Tally {
     reads: AtomicU64,
     writes: AtomicU64,
     late: AtomicU64,
+    lost: AtomicU64,
 }
 
 impl Tally {
-    fn figures(&self) -> [(&'static str, u64); 3] {
-        [("reads", &self.reads), ("writes", &self.writes), ("late", &self.late)]
-            .map(|(counter, figure)| (counter, figure.load(Relaxed)))
+    fn count(&self, write: Option<u64>, errand: Errand) {
+        match (errand, write) {
+            (Errand::Fresh, None) => self.reads.fetch_add(1, Relaxed),
+            (Errand::Fresh, Some(_)) => self.writes.fetch_add(1, Relaxed),
+            // Counted when it was made, in another process.
+            (Errand::Resumed, _) => return,
+        };
+    }
+
+    fn figures(&self) -> [(&'static str, u64); 4] {
+        [
+            ("reads", &self.reads),
+            ("writes", &self.writes),
+            ("late", &self.late),
+            ("lost", &self.lost),
+        ]
+        .map(|(counter, figure)| (counter, figure.load(Relaxed)))
+    }
+}
+
+impl Clone for Tally {
+    fn clone(&self) -> Self {
+        let [reads, writes, late, lost] = self.figures().map(|(_, figure)| AtomicU64::new(figure));
+        Self {
+            reads,
+            writes,
+            late,
+            lost,
+        }
     }
 }
 

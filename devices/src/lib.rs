@@ -8,6 +8,7 @@
 //! | | |
 //! |---|---|
 //! | [`bus`] | ranges of ports and memory, late answers, counters |
+//! | [`delay`] | makes any device late, for tests of whoever has to wait for it |
 //! | [`serial`], [`output`] | the 16550A serial port, and the queue between a guest that prints and a console that reads |
 //! | [`acpi`] | power button, power-off, reset, PM timer |
 //! | [`rtc`] | the clock that knows the date |
@@ -74,6 +75,7 @@ mod bytes;
 pub mod clock;
 pub mod debug_exit;
 pub mod debugcon;
+pub mod delay;
 pub mod event;
 pub mod i8042;
 pub mod interrupt;
@@ -90,6 +92,7 @@ pub use bus::{Bus, BusError, Completion, Device, Response, Space, Ticket};
 pub use clock::{Clock, HostClock, HostClockState};
 pub use debug_exit::DebugExit;
 pub use debugcon::DebugConsole;
+pub use delay::{Delay, Delayed, Delays, DelaysState, Lateness, NotDelayed};
 pub use event::{MachineEvent, MachineEvents};
 pub use i8042::{I8042, I8042State};
 pub use interrupt::{Interrupt, NoInterrupt};

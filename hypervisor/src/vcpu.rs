@@ -42,8 +42,13 @@ pub trait Vcpu: Send {
     fn restore(&mut self, state: VcpuState) -> Result<(), VcpuError>;
 
     /// The device access whose answer is owed: that of the last exit, or one that was owed when the restored state was
-    /// taken. [`run`](Self::run) has to bring the answer.
+    /// taken. `None` if nothing is owed, or no longer: an INIT that another processor sent ends the wait. Enter with [`VmEntry::Resume`] then; an answer that comes all the same is
+    /// discarded, and counted among `stale_answers`.
     fn waiting(&self) -> Option<IoRequest>;
+
+    /// Has `call` called, from any thread, when something has arrived that ends the wait for a device, so that its owner
+    /// asks [`waiting`](Self::waiting) again. It must not block, nor call back into the machine. A later `call` replaces it.
+    fn on_call(&self, call: Arc<dyn Fn() + Send + Sync>);
 
     /// A handle with which any thread makes [`run`](Self::run) return soon.
     fn kick(&self) -> Arc<dyn Kick>;

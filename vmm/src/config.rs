@@ -13,6 +13,7 @@
 
 mod console;
 mod cpus;
+mod delay;
 mod devices;
 mod error;
 mod memory;
@@ -30,6 +31,7 @@ use utoipa::ToSchema;
 
 pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
 pub use cpus::{CpuAffinity, CpuFeatures, CpuTopology, CpusConfig};
+pub use delay::{DelayConfig, DelayTime};
 pub use devices::{BalloonConfig, DeviceConfig, RngConfig, UserDeviceConfig, VdpaConfig, VsockConfig};
 pub use error::ConfigError;
 pub use memory::{HotplugMethod, MemoryConfig, MemoryZoneConfig};
@@ -122,6 +124,9 @@ pub struct VmConfig {
     /// Rate limits shared by several disks; not there yet.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub rate_limit_groups: Vec<RateLimitGroupConfig>,
+    /// Devices that answer late, for tests. Reprise's own; shown only if there are any.
+    #[serde(default, deserialize_with = "null_is_empty", skip_serializing_if = "Vec::is_empty")]
+    pub delays: Vec<DelayConfig>,
 }
 
 impl VmConfig {
@@ -131,6 +136,15 @@ impl VmConfig {
     /// [`ConfigError::Json`] naming the JSON path, line and column of the first thing that is not as expected.
     pub fn from_json(text: &[u8]) -> Result<Self, ConfigError> {
         from_json(text)
+    }
+
+    /// The names of the devices that the machine can have on its bus, in order.
+    pub fn device_names(&self) -> Vec<String> {
+        let mut names = vec!["acpi", "debug-exit", "i8042", "post", "rtc"];
+        if self.serial.mode != ConsoleMode::Off {
+            names.push("serial");
+        }
+        names.into_iter().map(str::to_owned).collect()
     }
 }
 

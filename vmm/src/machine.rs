@@ -14,6 +14,7 @@ mod board;
 pub(crate) mod double;
 pub(crate) mod gate;
 mod memory;
+mod parked;
 mod postmortem;
 
 use std::collections::BTreeMap;
@@ -29,13 +30,15 @@ use crate::acpi::{self, AcpiError, Description};
 use crate::boot::{self, BootError, Payload};
 use crate::config::{ConsoleMode, VmConfig};
 use crate::console::{Console, ConsoleError};
-use crate::vcpu_loop::{self, Ended};
+use crate::events::Events;
+use crate::vcpu_loop::{self, Ended, Outside};
 
 pub use board::BoardError;
 use board::{Board, Parts};
 use gate::Gate;
-pub(crate) use gate::Seat;
+pub(crate) use gate::{Seat, Waited};
 pub use memory::MemoryError;
+pub use parked::Parked;
 
 /// How long a kicked vCPU may take to come out before a pause is given up. It comes out between two instructions.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -49,6 +52,8 @@ pub struct MachineOptions {
     pub debug_exit: bool,
     /// Where the serial port leads, instead of what the configuration says. It may be another machine's before and after.
     pub console: Option<Arc<Console>>,
+    /// Where it is told what befalls the machine besides its end.
+    pub events: Events,
 }
 
 /// Why a machine ended.
@@ -194,6 +199,7 @@ impl Machine {
             memory: config.memory.size,
             console: console.as_deref(),
             debug_exit: options.debug_exit,
+            delays: &config.delays,
             events: Arc::new({
                 let shared = Arc::clone(&shared);
                 move |event: MachineEvent| shared.end(event.into())
@@ -220,7 +226,7 @@ impl Machine {
         };
         for (vcpu, index) in cpus.into_iter().zip(0..) {
             // Should this fail, dropping the machine ends the threads that were started.
-            let thread = machine.spawn(vcpu, index, memory.clone());
+            let thread = machine.spawn(vcpu, index, memory.clone(), options.events.clone());
             machine
                 .threads
                 .push(thread.map_err(|source| MachineError::Thread { vcpu: index, source })?);
@@ -269,6 +275,20 @@ impl Machine {
         self.board.acpi.press_power_button();
     }
 
+    /// What vCPU `index` waits for, if it is parked, and the answer if it is there at this moment. To be asked while the
+    /// machine is paused. The states of the devices are taken first: an answer that comes in between is then in both, and
+    /// in neither otherwise.
+    #[must_use]
+    pub fn parked(&self, index: u32) -> Option<Parked> {
+        self.shared.gate.parked(index as usize)
+    }
+
+    /// Has vCPU `index` begin with waiting for the device that it waited for when it was [`parked`](Self::parked) and saved.
+    /// For a machine that has not been started, and whose vCPU has its saved state.
+    pub fn restore_parked(&self, index: u32, parked: Parked) {
+        self.shared.gate.restore(index as usize, parked);
+    }
+
     /// Figures by device and name: those of the bus and the devices, and of each vCPU as `vcpu0`, `vcpu1`, …
     pub fn counters(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
         let named = |figures: Vec<(&'static str, u64)>| -> BTreeMap<String, u64> {
@@ -300,14 +320,27 @@ impl Machine {
         drop(self);
     }
 
-    fn spawn(&self, mut vcpu: Box<dyn Vcpu>, index: u32, memory: GuestMemory) -> io::Result<JoinHandle<()>> {
-        let (board, shared) = (Arc::clone(&self.board), Arc::clone(&self.shared));
+    fn spawn(
+        &self,
+        mut vcpu: Box<dyn Vcpu>,
+        index: u32,
+        memory: GuestMemory,
+        events: Events,
+    ) -> io::Result<JoinHandle<()>> {
+        let (vm, board, shared) = (Arc::clone(&self.vm), Arc::clone(&self.board), Arc::clone(&self.shared));
         let seat = shared.gate.seat(index as usize);
+        vcpu.on_call(shared.gate.call(index as usize));
         thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
             // Should this thread panic, the machine must not go on without it.
             let _fallen = Fallen { shared: &shared, index };
             let ended = if seat.may_go_on() {
-                vcpu_loop::run(&mut *vcpu, &board.bus, &seat)
+                let outside = Outside {
+                    bus: &board.bus,
+                    memory: &memory,
+                    vm: &*vm,
+                    events: &events,
+                };
+                vcpu_loop::run(&mut *vcpu, outside, &seat)
             } else {
                 Ended::Stopped
             };

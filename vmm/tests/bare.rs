@@ -94,6 +94,7 @@ impl Guest {
         let options = MachineOptions {
             debug_exit: true,
             console: Some(Console::sink(Box::new(printed.clone())).unwrap()),
+            ..MachineOptions::default()
         };
         let (tell, ends) = channel();
         let on_end = Box::new(move |end| tell.send(end).unwrap());

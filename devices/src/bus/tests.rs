@@ -110,7 +110,7 @@ fn what_nobody_claims_reads_as_ones_of_the_width() {
     }
     assert_eq!(
         bus.counters()["unclaimed"],
-        BTreeMap::from([("reads", 4), ("writes", 4), ("late", 0)])
+        BTreeMap::from([("reads", 4), ("writes", 4), ("late", 0), ("lost", 0)])
     );
 }
 
@@ -198,7 +198,7 @@ fn a_device_scattered_over_several_ranges_is_one_device() {
         bus.write(Space::Port, 0x64, 1, 0),
     );
     assert_eq!(one.asked(), [(0, 1, None), (4, 1, None), (4, 1, Some(0))]);
-    let expected = BTreeMap::from([("reads", 2), ("writes", 1), ("late", 0), ("number", 1)]);
+    let expected = BTreeMap::from([("reads", 2), ("writes", 1), ("late", 0), ("lost", 0), ("number", 1)]);
     assert_eq!(bus.counters()["one"], expected);
 }
 
@@ -258,7 +258,7 @@ fn a_late_answer_comes_from_another_thread() {
     answering.join().unwrap();
     assert_eq!(
         bus.counters()["oracle"],
-        BTreeMap::from([("reads", 1), ("writes", 0), ("late", 1)])
+        BTreeMap::from([("reads", 1), ("writes", 0), ("late", 1), ("lost", 0)])
     );
 }
 
@@ -404,4 +404,78 @@ proptest! {
             let _ = bus.write(space, address, size, value).wait();
         }
     }
+}
+
+#[test]
+fn a_dropped_completion_answers_ones_and_the_ticket_says_that_it_is_lost() {
+    let bus = Bus::new();
+    let inbox = oracle(&bus);
+    let (given, lost) = (
+        later(bus.read(Space::Memory, 0x1000, 2)),
+        later(bus.read(Space::Memory, 0x1000, 2)),
+    );
+    assert!(!given.is_lost(), "owed");
+    inbox.recv().unwrap().complete(u64::MAX);
+    drop(inbox.recv().unwrap());
+    assert_eq!((given.try_take(), given.is_lost()), (Some(0xffff), false));
+    assert_eq!((lost.try_take(), lost.is_lost()), (Some(0xffff), true));
+    assert_eq!(bus.lost(Space::Memory, 0x1000), Some("oracle".to_owned()));
+    assert_eq!(bus.lost(Space::Memory, 0x1008), None, "not the first");
+    assert_eq!(bus.lost(Space::Memory, 0x2000), None, "nobody is there any more");
+    assert_eq!(bus.counters()["oracle"]["lost"], 2);
+}
+
+#[test]
+fn a_completion_knows_whether_somebody_waits() {
+    let (ticket, completion) = Ticket::pair();
+    assert!(completion.is_awaited());
+    let narrowed = ticket.masked(0xff, 0);
+    assert!(completion.is_awaited());
+    drop(narrowed);
+    assert!(!completion.is_awaited());
+}
+
+#[test]
+fn an_access_from_before_a_restore_is_not_made_again() {
+    let (bus, one) = (Bus::new(), Probe::new(1));
+    bus.insert(Space::Port, 0x100, 8, one.clone()).unwrap();
+    for (address, ones) in [(0x100, 0xffff), (0x200, 0xffff)] {
+        assert_eq!(
+            bus.resume(Space::Port, address, 2, None).wait(),
+            ones,
+            "it has forgotten"
+        );
+        assert_eq!(bus.resume(Space::Port, address, 2, Some(7)).wait(), 0);
+    }
+    assert_eq!(one.asked(), []);
+    let counters = bus.counters();
+    assert_eq!((counters["one"]["reads"], counters["one"]["writes"]), (0, 0));
+}
+
+#[test]
+fn a_device_is_wrapped_in_all_of_its_ranges_at_once() {
+    let (bus, one, two) = (Bus::new(), Probe::new(1), Probe::new(2));
+    bus.insert(Space::Port, 0x60, 1, one.clone()).unwrap();
+    bus.insert_part(Space::Memory, 0x64, 1, one.clone(), 4).unwrap();
+    assert_eq!(bus.read(Space::Memory, 0x64, 1).wait(), 1);
+    assert!(!bus.wrap("nobody", |_| unreachable!()));
+    /// Says what it stands before.
+    struct Before(Arc<dyn Device>);
+    impl Device for Before {
+        fn name(&self) -> &str {
+            self.0.name()
+        }
+        fn read(&self, offset: u64, _size: u8) -> Response {
+            Response::Done(0x40 + offset)
+        }
+        fn write(&self, offset: u64, size: u8, value: u64) -> Response {
+            self.0.write(offset, size, value)
+        }
+    }
+    assert!(bus.wrap("one", |device| Arc::new(Before(device))));
+    bus.insert(Space::Port, 0x61, 1, two).unwrap();
+    let read = [(Space::Port, 0x60), (Space::Memory, 0x64), (Space::Port, 0x61)]
+        .map(|(space, address)| bus.read(space, address, 1).wait());
+    assert_eq!(read, [0x40, 0x44, 2]);
+    assert_eq!(bus.counters()["one"]["reads"], 3, "counted on");
 }

@@ -4,6 +4,8 @@
 //! - A question has exactly one answer. [`Completion::complete`] consumes the giving end, and a giving end that is
 //!   dropped (its device died, was unplugged, forgot) has thereby answered all ones.
 //! - Once there, the answer stays; asking the ticket again finds it again.
+//! - Whether the answer was given or the giving end was dropped can be told apart ([`Ticket::is_lost`]), for those who
+//!   write the log; the guest sees all ones either way.
 //!
 //! # Life
 //! `Owed` -complete or drop-> `Answered`. A waker set while owed runs once, on the answering thread; one set after the
@@ -42,7 +44,7 @@ struct Shared {
 
 enum State {
     Owed(Option<Waker>),
-    Answered(u64),
+    Answered { value: u64, lost: bool },
 }
 
 type Waker = Box<dyn FnOnce() + Send>;
@@ -70,13 +72,19 @@ impl Ticket {
         self.answer_in(&lock(&self.shared.state))
     }
 
+    /// Whether nobody will ever answer: the giving end was dropped, and all ones stand for the answer.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        matches!(*lock(&self.shared.state), State::Answered { lost: true, .. })
+    }
+
     /// Has `waker` run once as soon as the answer is there, which may be now and on this thread. Another waker that was
     /// set before and has not run never will. A waker must not block: it runs on the thread of whoever answers.
     pub fn on_ready(&self, waker: impl FnOnce() + Send + 'static) {
         let mut state = lock(&self.shared.state);
         let replaced = match &mut *state {
             State::Owed(set) => set.replace(Box::new(waker)),
-            State::Answered(_) => {
+            State::Answered { .. } => {
                 drop(state);
                 return waker();
             }
@@ -120,7 +128,7 @@ impl Ticket {
     fn answer_in(&self, state: &State) -> Option<u64> {
         match state {
             State::Owed(_) => None,
-            State::Answered(value) => Some(value & self.keep | self.set),
+            State::Answered { value, .. } => Some(value & self.keep | self.set),
         }
     }
 }
@@ -128,23 +136,30 @@ impl Ticket {
 impl Completion {
     /// Answers: the value read, in the low bytes; anything for a write.
     pub fn complete(self, value: u64) {
-        self.shared.answer(value);
+        self.shared.answer(value, false);
+    }
+
+    /// Whether somebody still holds the ticket. Once false it stays false, and an answer goes nowhere.
+    #[must_use]
+    pub fn is_awaited(&self) -> bool {
+        // Only a ticket and its completion hold on to what they share, and neither can be copied.
+        Arc::strong_count(&self.shared) > 1
     }
 }
 
 impl Drop for Completion {
     fn drop(&mut self) {
-        self.shared.answer(u64::MAX);
+        self.shared.answer(u64::MAX, true);
     }
 }
 
 impl Shared {
     /// Answers unless answered: the drop at the end of [`Completion::complete`] comes here too, and changes nothing.
-    fn answer(&self, value: u64) {
+    fn answer(&self, value: u64, lost: bool) {
         let mut state = lock(&self.state);
         let State::Owed(waker) = &mut *state else { return };
         let waker = waker.take();
-        *state = State::Answered(value);
+        *state = State::Answered { value, lost };
         drop(state);
         self.answered.notify_all();
         if let Some(waker) = waker {

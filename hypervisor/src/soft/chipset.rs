@@ -17,7 +17,7 @@ use super::clock::Clock;
 use super::doorbell::Doorbell;
 use super::ioapic::{self, IoApic, MessageBus};
 use super::lapic::{Effect, Lapic};
-use super::message::{Destination, Message};
+use super::message::{Delivery, Destination, Message};
 use super::pic::Pic;
 use super::pit::Pit;
 
@@ -246,8 +246,11 @@ impl MessageBus for Chipset {
     fn deliver(&self, message: &Message) -> bool {
         let accept = |seat: &Seat| {
             let accepted = seat.lapic().accept(message);
-            if accepted {
-                seat.bell.ring();
+            match message.delivery {
+                _ if !accepted => {}
+                // Not even a device that owes an answer holds it up.
+                Delivery::Init => seat.bell.call_owner(),
+                _ => seat.bell.ring(),
             }
             accepted
         };

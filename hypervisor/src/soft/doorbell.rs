@@ -2,10 +2,12 @@
 //!
 //! # Purpose
 //! Other threads post work to a vCPU (an interrupt, a start-up IPI, a kick) in the place where that work lives, and then
-//! ring. A running CPU sees its [`Attention`] between blocks of instructions; a halted one sleeps on the bell.
+//! ring. A running CPU sees its [`Attention`] between blocks of instructions; a halted one sleeps on the bell. One that
+//! waits for a device is with its owner, who is [called](Doorbell::call_owner) for what must not wait for the device.
 //! # Invariants
 //! - Post first, ring then; the vCPU answers first ([`Doorbell::answer`]), looks then. So no work is overlooked.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -13,14 +15,18 @@ use std::time::Duration;
 use reprise_emulator::Attention;
 
 /// The bell of one vCPU, and the means to sleep on it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Doorbell {
     /// What the CPU looks at while it runs, once there is a CPU.
     attention: OnceLock<Arc<Attention>>,
     rung: AtomicBool,
     sleep: Mutex<()>,
     wake: Condvar,
+    owner: Mutex<Option<Call>>,
 }
+
+/// How the owner of a vCPU is called.
+type Call = Arc<dyn Fn() + Send + Sync>;
 
 impl Doorbell {
     /// Connects the bell to its CPU. The first CPU stays.
@@ -37,6 +43,20 @@ impl Doorbell {
             // The lock orders this after a sleeper's last look at `rung`, so that the wake-up finds it asleep.
             drop(self.sleep.lock().unwrap_or_else(PoisonError::into_inner));
             self.wake.notify_all();
+        }
+    }
+
+    /// Has the owner called with `call` from now on.
+    pub fn connect_owner(&self, call: Call) {
+        *self.owner.lock().unwrap_or_else(PoisonError::into_inner) = Some(call);
+    }
+
+    /// Rings, and calls the owner: what was posted ends even the wait for a device.
+    pub fn call_owner(&self) {
+        self.ring();
+        let call = self.owner.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(call) = call {
+            call();
         }
     }
 
@@ -58,6 +78,14 @@ impl Doorbell {
             Some(limit) => drop(self.wake.wait_timeout_while(guard, limit, idle)),
             None => drop(self.wake.wait_while(guard, idle)),
         }
+    }
+}
+
+impl fmt::Debug for Doorbell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Doorbell")
+            .field("rung", &self.rung)
+            .finish_non_exhaustive()
     }
 }
 

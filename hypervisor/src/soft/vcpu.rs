@@ -256,11 +256,14 @@ fn effective(seat: &Seat) -> bool {
 
 impl Vcpu for SoftVcpu {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
+        // INIT does not wait for a device; its answer then finds no taker.
+        let cancelled = self.emulator.is_in_flight() && self.seat().lapic().init_pending();
+        if cancelled {
+            self.emulator.cancel();
+        }
         let mut entry = match entry {
             VmEntry::Resume => Entry::Resume,
-            // INIT does not wait for a device; its answer then finds no taker.
-            VmEntry::Answer(_) if self.seat().lapic().init_pending() => {
-                self.emulator.cancel();
+            VmEntry::Answer(_) if cancelled => {
                 self.counters.stale_answers += 1;
                 Entry::Resume
             }
@@ -324,11 +327,16 @@ impl Vcpu for SoftVcpu {
     }
 
     fn waiting(&self) -> Option<IoRequest> {
-        self.emulator.waiting_for().as_ref().map(to_device)
+        let owed = self.emulator.waiting_for().as_ref().map(to_device);
+        owed.filter(|_| !self.seat().lapic().init_pending())
     }
 
     fn restore(&mut self, state: VcpuState) -> Result<(), VcpuError> {
         Ok(self.go_on_from(state)?)
+    }
+
+    fn on_call(&self, call: Arc<dyn Fn() + Send + Sync>) {
+        self.seat().bell.connect_owner(call);
     }
 
     fn kick(&self) -> Arc<dyn Kick> {

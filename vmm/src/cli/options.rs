@@ -4,7 +4,9 @@
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use crate::config::{ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, MemoryConfig, from_json, parse_size};
+use crate::config::{
+    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, MemoryConfig, from_json, parse_size,
+};
 use crate::lifecycle::chain;
 
 /// Reads `N`, `boot=N` or `boot=N,max=M,…` with the names of [`CpusConfig`].
@@ -43,6 +45,11 @@ pub(super) fn serial(text: &str) -> Result<ConsoleConfig, String> {
         None if text == "off" => Ok(ConsoleConfig::of(ConsoleMode::Off)),
         _ => Err("expected tty, null, off, file=PATH or socket=PATH".to_owned()),
     }
+}
+
+/// Reads `device=NAME,us=MIN..MAX,…` with the names of [`DelayConfig`].
+pub(super) fn delay(text: &str) -> Result<DelayConfig, String> {
+    read(members(text, "device", &[])?)
 }
 
 /// The members of `text`; a first part without `=` is the member `bare`.
@@ -123,6 +130,25 @@ mod tests {
         }
         for text in ["", "much", "512MB", "shared=off", "size=1G,colour=2", "size=on"] {
             assert!(memory(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn delays_have_the_names_of_the_config() {
+        let serial = delay("device=serial,us=0..500,seed=7").unwrap();
+        assert_eq!((serial.device.as_str(), serial.seed, serial.after), ("serial", 7, 0));
+        assert_eq!(serial.us.to_string(), "0..500");
+        assert_eq!(delay("*,us=200,after=3").unwrap().us.to_string(), "200..200");
+        assert_eq!(delay("rtc,us=never").unwrap().us.to_string(), "never");
+        for text in [
+            "",
+            "serial",
+            "serial,us=soon",
+            "serial,us=1,ms=2",
+            "us=1",
+            "serial,us=-1",
+        ] {
+            assert!(delay(text).is_err(), "{text}");
         }
     }
 

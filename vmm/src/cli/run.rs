@@ -7,7 +7,7 @@ use clap::Args;
 
 use super::{Failure, Host, USAGE, options, serve, usage_of};
 use crate::api::{ApiServer, ApiSocket};
-use crate::config::{ConsoleConfig, CpusConfig, MemoryConfig, PayloadConfig, VmConfig};
+use crate::config::{ConsoleConfig, CpusConfig, DelayConfig, MemoryConfig, PayloadConfig, VmConfig};
 use crate::lifecycle::{End, VmmError, WhenGuestEnds};
 use crate::machine::MachineOptions;
 
@@ -41,6 +41,10 @@ pub(super) struct Run {
     /// Let a byte v that the guest writes to port 0xF4 end the program with status (v << 1) | 1.
     #[arg(long)]
     debug_exit: bool,
+    /// Have a device answer late, for tests: device=NAME,us=MIN..MAX with times in microseconds, or us=never or us=lost;
+    /// seed=N and after=N if need be. Repeat it for several; * is every device.
+    #[arg(long, value_name = "DELAY", value_parser = options::delay)]
+    inject_delay: Vec<DelayConfig>,
     #[command(flatten)]
     host: Host,
 }
@@ -60,6 +64,7 @@ impl Run {
                 initramfs: self.initramfs,
             },
             serial: self.serial,
+            delays: self.inject_delay,
             ..VmConfig::default()
         };
         let vmm = serve::vmm(

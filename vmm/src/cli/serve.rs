@@ -37,6 +37,10 @@ impl Serve {
 /// The VMM that `run` and `serve` work with. The first SIGINT or SIGTERM asks it to end, the second ends the process.
 pub(super) fn vmm(host: &Host, options: MachineOptions, when_guest_ends: WhenGuestEnds) -> Result<Vmm, Failure> {
     let events = events(host.event_monitor.as_ref())?;
+    let options = MachineOptions {
+        events: events.clone(),
+        ..options
+    };
     let guests = HypervisorGuests::new(hypervisor::open(host.hypervisor)?, options);
     let vmm = Vmm::new(guests, when_guest_ends, events)?;
     let mut signals = Signals::new([SIGINT, SIGTERM])?;

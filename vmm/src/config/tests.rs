@@ -210,6 +210,62 @@ fn a_value_that_makes_no_machine_is_refused_by_name() {
 }
 
 #[test]
+fn devices_are_made_late_by_name() {
+    let delays = |text: &str| config(&format!(r#""delays": [{text}]"#)).map(|config| config.delays);
+    let found = delays(
+        r#"{"device": "serial", "us": "0..500", "seed": 7}, {"device": "*", "us": 20, "after": 9},
+           {"device": "rtc", "us": "never"}, {"device": "post", "us": "lost"}"#,
+    )
+    .unwrap();
+    let times = [
+        DelayTime::Within { min: 0, max: 500 },
+        DelayTime::Within { min: 20, max: 20 },
+        DelayTime::Never,
+        DelayTime::Lost,
+    ];
+    assert!(found.iter().map(|delay| delay.us).eq(times));
+    assert_eq!((found[0].seed, found[1].after), (7, 9));
+    for time in times {
+        assert_eq!(time.to_string().parse(), Ok(time));
+    }
+    assert!(config(r#""delays": null"#).unwrap().delays.is_empty());
+    for (text, field, told) in [
+        (r#"{"device": "serail", "us": 1}"#, "delays[0].device", "serial"),
+        (r#"{"device": "", "us": 1}"#, "delays[0].device", "*"),
+        (
+            r#"{"device": "*", "us": "5..2"}"#,
+            "delays[0].us",
+            "smaller number first",
+        ),
+        (r#"{"device": "*", "us": "0..60000001"}"#, "delays[0].us", "60000000"),
+    ] {
+        let error = delays(text).unwrap_err();
+        assert!(
+            matches!(&error, ConfigError::Value { field: found, .. } if found == field),
+            "{text}: {error:?}"
+        );
+        assert!(error.to_string().contains(told), "{error}");
+    }
+    for (text, path) in [
+        (r#"{"device": "*", "us": "soon"}"#, "delays[0].us"),
+        (r#"{"device": "*", "us": "1..2..3"}"#, "delays[0].us"),
+        (r#"{"device": "*", "us": "+1"}"#, "delays[0].us"),
+        (r#"{"device": "*", "us": -1}"#, "delays[0].us"),
+        (r#"{"device": "*", "us": true}"#, "delays[0].us"),
+        (r#"{"device": "*"}"#, "delays[0]"),
+        (r#"{"device": "*", "us": 1, "ms": 2}"#, "delays[0].ms"),
+    ] {
+        let error = delays(text).unwrap_err();
+        assert!(
+            matches!(&error, ConfigError::Json { path: found, .. } if found == path),
+            "{text}: {error:?}"
+        );
+    }
+    let off = config(r#""serial": {"mode": "Off"}, "delays": [{"device": "serial", "us": 1}]"#);
+    assert!(off.is_err(), "there is no serial port then");
+}
+
+#[test]
 fn sizes_are_read_as_people_write_them() {
     for (text, bytes) in [
         ("4096", 4096),

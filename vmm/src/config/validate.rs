@@ -2,7 +2,9 @@
 
 use std::fmt::Display;
 
-use super::{ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, HotplugMethod, MemoryConfig, RngConfig, VmConfig};
+use super::{
+    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, HotplugMethod, MemoryConfig, RngConfig, VmConfig,
+};
 
 /// The unit in which memory is given to a guest, in bytes.
 const PAGE: u64 = 4096;
@@ -46,7 +48,22 @@ impl VmConfig {
         absent("tpm", usize::from(self.tpm.is_some()))?;
         off("landlock_enable", self.landlock_enable)?;
         absent("landlock_rules", self.landlock_rules.len())?;
-        absent("rate_limit_groups", self.rate_limit_groups.len())
+        absent("rate_limit_groups", self.rate_limit_groups.len())?;
+        self.validate_delays()
+    }
+
+    fn validate_delays(&self) -> Result<(), ConfigError> {
+        let known = self.device_names();
+        for (index, entry) in self.delays.iter().enumerate() {
+            if entry.device != DelayConfig::EVERY_DEVICE && !known.contains(&entry.device) {
+                let expected = format!("* or one of {}", known.join(", "));
+                return Err(value(&format!("delays[{index}].device"), &entry.device, expected));
+            }
+            if let Some(expected) = entry.refusal() {
+                return Err(value(&format!("delays[{index}].us"), entry.us, expected));
+            }
+        }
+        Ok(())
     }
 
     fn validate_payload(&self) -> Result<(), ConfigError> {

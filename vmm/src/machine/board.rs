@@ -1,17 +1,21 @@
 //! The devices of a machine and where they are wired to.
 
+use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use reprise_devices::acpi::ports::SCI_GSI;
 use reprise_devices::{
-    Acpi, AcpiState, Bus, BusError, Clock, DebugExit, HostClock, HostClockState, I8042, I8042State, Interrupt,
-    MachineEvents, MemorySize, OutputState, PostCode, PostCodeState, Rtc, RtcState, Serial, SerialState, serial,
+    Acpi, AcpiState, Bus, BusError, Clock, DebugExit, Delay, Delays, DelaysState, HostClock, HostClockState, I8042,
+    I8042State, Interrupt, MachineEvents, MemorySize, NotDelayed, OutputState, PostCode, PostCodeState, Rtc, RtcState,
+    Serial, SerialState, serial,
 };
 use reprise_hypervisor::{HypervisorError, InterruptLine, Vm};
 use serde::{Deserialize, Serialize};
 
 use crate::boot::layout;
+use crate::config::DelayConfig;
 use crate::console::Console;
 
 /// How long a console may take for what was printed before a snapshot.
@@ -26,6 +30,8 @@ pub struct Board {
     i8042: Arc<I8042>,
     rtc: Arc<Rtc>,
     post: Arc<PostCode>,
+    /// What keeps the answers of delayed devices back, if there are any.
+    delays: Option<Delays>,
 }
 
 /// What the devices of a board remember. The debug-exit port remembers nothing.
@@ -43,6 +49,8 @@ pub struct BoardState {
     pub post: PostCodeState,
     /// The serial port, if there is one.
     pub serial: Option<SerialPortState>,
+    /// Answers that are kept back, if there are delayed devices.
+    pub delays: Option<DelaysState>,
 }
 
 /// A serial port and what it has printed that the console has not taken.
@@ -65,6 +73,13 @@ pub enum BoardStateError {
         /// How many there are.
         own: usize,
     },
+    /// A device that is late on one side only.
+    #[error("the delayed devices cannot be restored")]
+    Delays {
+        /// Which.
+        #[from]
+        source: NotDelayed,
+    },
     /// The serial port refuses.
     #[error("the serial port cannot be restored")]
     Serial {
@@ -82,6 +97,8 @@ pub struct Parts<'a> {
     pub console: Option<&'a Console>,
     /// Whether there is a debug-exit port.
     pub debug_exit: bool,
+    /// Which devices answer late.
+    pub delays: &'a [DelayConfig],
     /// Who resets and powers off.
     pub events: Arc<dyn MachineEvents>,
 }
@@ -102,6 +119,20 @@ pub enum BoardError {
         /// Which.
         #[from]
         source: HypervisorError,
+    },
+    /// A device that is to be late is not there.
+    #[error("`delays` names the device {device:?}, which this machine does not have; expected * or one of {}", known.join(", "))]
+    NoSuchDevice {
+        /// The name.
+        device: String,
+        /// The names that there are.
+        known: Vec<String>,
+    },
+    /// The host has no thread for late answers.
+    #[error("the host refused a thread for late answers")]
+    Thread {
+        /// What it says.
+        source: io::Error,
     },
 }
 
@@ -137,6 +168,7 @@ impl Board {
                 Some(serial)
             }
         };
+        let delays = delay(&bus, parts.delays)?;
         Ok(Self {
             bus,
             acpi,
@@ -145,14 +177,19 @@ impl Board {
             i8042,
             rtc,
             post,
+            delays,
         })
     }
 
-    /// Stops (true) or continues (false) the devices: their clock stands, and no input comes in.
+    /// Stops (true) or continues (false) the devices: their clock stands, no input comes in, and answers that are kept back
+    /// stay back.
     pub fn set_paused(&self, paused: bool) {
         self.clock.set_paused(paused);
         if let Some(serial) = &self.serial {
             serial.hold_input(paused);
+        }
+        if let Some(delays) = &self.delays {
+            delays.set_paused(paused);
         }
     }
 
@@ -173,11 +210,19 @@ impl Board {
             rtc: self.rtc.state(),
             post: self.post.state(),
             serial,
+            delays: self.delays.as_ref().map(Delays::state),
         }
     }
 
     /// Goes on from `state`, on a board that is paused.
     pub fn restore(&self, state: &BoardState) -> Result<(), BoardStateError> {
+        match (&self.delays, &state.delays) {
+            (_, None) => (),
+            (Some(delays), Some(state)) => delays.restore(state.clone())?,
+            (None, Some(_)) => {
+                return Err(NotDelayed { device: "*".to_owned() }.into());
+            }
+        }
         match (&self.serial, &state.serial) {
             (None, None) => (),
             (Some(serial), Some(state)) => {
@@ -199,6 +244,34 @@ impl Board {
         self.post.restore(&state.post);
         Ok(())
     }
+}
+
+/// Makes the devices on `bus` late that `wanted` names. Of several entries that mean a device the last counts.
+fn delay(bus: &Bus, wanted: &[DelayConfig]) -> Result<Option<Delays>, BoardError> {
+    if wanted.is_empty() {
+        return Ok(None);
+    }
+    let mut devices: BTreeMap<String, Option<Delay>> =
+        bus.claims().into_iter().map(|claim| (claim.name, None)).collect();
+    for entry in wanted {
+        if entry.device == DelayConfig::EVERY_DEVICE {
+            devices.values_mut().for_each(|delay| *delay = Some(entry.delay()));
+        } else if let Some(delay) = devices.get_mut(&entry.device) {
+            *delay = Some(entry.delay());
+        } else {
+            return Err(BoardError::NoSuchDevice {
+                device: entry.device.clone(),
+                known: devices.into_keys().collect(),
+            });
+        }
+    }
+    let delays = Delays::new().map_err(|source| BoardError::Thread { source })?;
+    for (name, delay) in devices {
+        if let Some(delay) = delay {
+            bus.wrap(&name, |device| delays.wrap(device, delay));
+        }
+    }
+    Ok(Some(delays))
 }
 
 /// A hypervisor's interrupt line, as devices see it.

@@ -17,6 +17,10 @@ pub enum Act {
     Read(u16),
     /// Writes a byte to a port.
     Write(u16, u8),
+    /// Reads bytes at a port into guest memory: how many, and to where.
+    ReadTo(u16, u64, u32),
+    /// Writes bytes of guest memory to a port.
+    WriteFrom(u16, u64, u32),
     /// A triple fault.
     Shutdown,
     /// Fails.
@@ -46,6 +50,9 @@ struct Seen {
     entries: Vec<VmEntry>,
     kicked: bool,
     asleep: bool,
+    cancelled: bool,
+    stale: u64,
+    call: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
 impl Scripted {
@@ -59,6 +66,11 @@ impl Scripted {
             state: real(0).1,
         };
         (vcpu, record)
+    }
+
+    /// Has the vCPU begin with waiting for the answer to `request`.
+    pub fn restore_waiting(&mut self, request: IoRequest) {
+        self.waiting = Some(request);
     }
 
     fn io(&mut self, port: u16, access: Access) -> VmExit {
@@ -109,6 +121,21 @@ impl Record {
         drop(self.changed.wait_while(self.state.lock().unwrap(), fewer).unwrap());
     }
 
+    /// Ends the vCPU's wait for a device, as INIT does.
+    pub fn cancel(&self) {
+        let mut seen = self.state.lock().unwrap();
+        seen.cancelled = true;
+        let call = seen.call.clone();
+        drop(seen);
+        call.unwrap()();
+    }
+
+    /// Calls the vCPU's owner for nothing.
+    pub fn call(&self) {
+        let call = self.state.lock().unwrap().call.clone();
+        call.unwrap()();
+    }
+
     fn sleep(&self) {
         let mut seen = self.state.lock().unwrap();
         seen.asleep = true;
@@ -128,12 +155,14 @@ impl Kick for Record {
 
 impl Vcpu for Scripted {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
-        match (entry, self.waiting.take().map(|request| request.id)) {
-            (VmEntry::Resume, Some(waiting)) => return Err(VcpuError::AnswerOwed { waiting }),
-            (VmEntry::Answer(answer), waiting) => assert_eq!(Some(answer.id), waiting, "answers name their question"),
-            (VmEntry::Resume, None) => (),
-        }
         let mut seen = self.record.state.lock().unwrap();
+        let cancelled = std::mem::take(&mut seen.cancelled);
+        match (entry, self.waiting.take().map(|request| request.id)) {
+            (VmEntry::Resume, Some(waiting)) if !cancelled => return Err(VcpuError::AnswerOwed { waiting }),
+            (VmEntry::Answer(_), _) if cancelled => seen.stale += 1,
+            (VmEntry::Answer(answer), waiting) => assert_eq!(Some(answer.id), waiting, "answers name their question"),
+            (VmEntry::Resume, _) => (),
+        }
         seen.entries.push(entry);
         self.record.changed.notify_all();
         if std::mem::take(&mut seen.kicked) {
@@ -143,6 +172,8 @@ impl Vcpu for Scripted {
         match self.script.pop_front() {
             Some(Act::Read(port)) => Ok(self.io(port, Access::Read)),
             Some(Act::Write(port, value)) => Ok(self.io(port, Access::Write(value.into()))),
+            Some(Act::ReadTo(port, guest, count)) => Ok(self.io(port, Access::ReadTo { guest, count })),
+            Some(Act::WriteFrom(port, guest, count)) => Ok(self.io(port, Access::WriteFrom { guest, count })),
             Some(Act::Shutdown) => Ok(VmExit::Shutdown),
             Some(Act::Fail) => Err(VcpuError::AnswerOwed { waiting: RequestId(7) }),
             Some(Act::Panic) => panic!("a scripted panic"),
@@ -172,7 +203,11 @@ impl Vcpu for Scripted {
     }
 
     fn waiting(&self) -> Option<IoRequest> {
-        self.waiting
+        self.waiting.filter(|_| !self.record.state.lock().unwrap().cancelled)
+    }
+
+    fn on_call(&self, call: Arc<dyn Fn() + Send + Sync>) {
+        self.record.state.lock().unwrap().call = Some(call);
     }
 
     fn kick(&self) -> Arc<dyn Kick> {
@@ -180,7 +215,11 @@ impl Vcpu for Scripted {
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
-        vec![("entries", self.record.entries().len() as u64)]
+        let stale = self.record.state.lock().unwrap().stale;
+        vec![
+            ("entries", self.record.entries().len() as u64),
+            ("stale_answers", stale),
+        ]
     }
 }
 
@@ -198,6 +237,8 @@ pub struct DoubleVm {
     pub paused: Mutex<Vec<bool>>,
     /// What was restored, if anything.
     state: Mutex<Option<VmState>>,
+    /// What was written to guest memory: where, and how many bytes.
+    pub written: Mutex<Vec<(u64, u64)>>,
 }
 
 impl Doubles {
@@ -241,7 +282,9 @@ impl Vm for DoubleVm {
 
     fn signal_msi(&self, _address: u64, _data: u32) {}
 
-    fn memory_written(&self, _address: u64, _length: u64) {}
+    fn memory_written(&self, address: u64, length: u64) {
+        self.written.lock().unwrap().push((address, length));
+    }
 
     fn set_paused(&self, paused: bool) {
         self.paused.lock().unwrap().push(paused);

@@ -7,7 +7,7 @@ use tempfile::TempDir;
 use super::double::{Act, Doubles};
 use super::*;
 use crate::boot::test_images::{BzImage, Elf};
-use crate::config::{ConsoleConfig, CpusConfig, MemoryConfig, PayloadConfig};
+use crate::config::{ConsoleConfig, CpusConfig, DelayConfig, DelayTime, MemoryConfig, PayloadConfig};
 
 /// As long as it takes.
 const LONG: Duration = Duration::from_secs(60);
@@ -205,6 +205,91 @@ fn a_configuration_that_makes_no_machine_is_refused() {
         with(|config| config.payload.kernel = Some("/nowhere".into())),
         MachineError::Boot { .. }
     ));
+}
+
+#[test]
+fn the_devices_of_a_machine_have_the_names_that_its_configuration_gives() {
+    for serial in [ConsoleConfig::null(), ConsoleConfig::default()] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vmlinuz");
+        std::fs::write(&path, BzImage::default().bytes()).unwrap();
+        let config = VmConfig {
+            serial,
+            ..config(path, 1)
+        };
+        let options = MachineOptions {
+            debug_exit: true,
+            ..MachineOptions::default()
+        };
+        let machine = Machine::new(&config, &Doubles::new(&[&[]]), options, Box::new(|_| ())).unwrap();
+        let mut names: Vec<String> = machine.board.bus.claims().into_iter().map(|claim| claim.name).collect();
+        names.sort();
+        names.dedup();
+        assert_eq!(names, config.device_names());
+    }
+}
+
+#[test]
+fn a_delay_for_a_device_that_is_not_there_is_refused_with_those_that_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let late = |device: &str| DelayConfig {
+        device: device.to_owned(),
+        us: DelayTime::Never,
+        after: 0,
+        seed: 0,
+    };
+    let config = VmConfig {
+        delays: vec![late("*"), late("debug-exit")],
+        ..config(kernel(&folder), 1)
+    };
+    let error = refused(&config);
+    let MachineError::Board {
+        source: BoardError::NoSuchDevice { device, known },
+    } = error
+    else {
+        panic!("{error:?}")
+    };
+    assert_eq!(device, "debug-exit");
+    assert_eq!(known, ["acpi", "i8042", "post", "rtc", "serial"]);
+}
+
+#[test]
+fn of_several_delays_that_mean_a_device_the_last_counts_and_others_are_prompt() {
+    let late = |device: &str, us: &str| DelayConfig {
+        device: device.to_owned(),
+        us: us.parse().unwrap(),
+        after: 0,
+        seed: 0,
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let script = [Act::Read(0x80), Act::Read(0x3fd), Act::Read(0x71)];
+    for (delays, answers, late) in [
+        (vec![], 3, [0, 0, 0]),
+        (vec![late("post", "0..9")], 3, [1, 0, 0]),
+        (vec![late("*", "never"), late("post", "0..9")], 1, [1, 1, 0]),
+        (vec![late("post", "never"), late("*", "0..9")], 3, [1, 1, 1]),
+        (
+            vec![late("rtc", "never"), late("serial", "5"), late("serial", "lost")],
+            2,
+            [0, 1, 1],
+        ),
+    ] {
+        let config = VmConfig {
+            delays,
+            ..config(kernel(&folder), 1)
+        };
+        let doubles = Doubles::new(&[&script]);
+        let machine = Machine::new(&config, &doubles, MachineOptions::default(), Box::new(|_| ())).unwrap();
+        machine.start();
+        doubles.record(0).wait_entries(1 + answers);
+        if answers == script.len() {
+            doubles.record(0).wait_asleep();
+        }
+        machine.pause().unwrap();
+        let counters = machine.counters();
+        assert_eq!(["post", "serial", "rtc"].map(|device| counters[device]["late"]), late);
+        machine.stop();
+    }
 }
 
 #[test]

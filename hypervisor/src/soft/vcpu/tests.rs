@@ -434,6 +434,68 @@ fn init_cancels_an_instruction_that_waits_for_a_device() {
 }
 
 #[test]
+fn rule_20_init_calls_whoever_waits_for_a_silent_device_and_ends_the_wait() {
+    let world = World::new(2);
+    world.code(16, CODE, |a| a.in_(al, 0x60));
+    let mut vcpu = world.real(1);
+    let (call, calls) = mpsc::channel();
+    vcpu.on_call(Arc::new(move || call.send(()).unwrap()));
+    assert_eq!(vcpu.waiting(), None);
+    let VmExit::Io(request) = vcpu.run(VmEntry::Resume).unwrap() else {
+        panic!("a read")
+    };
+    assert_eq!(vcpu.waiting(), Some(request));
+    world.vm.signal_msi(TO_1, INIT);
+    assert_eq!(calls.try_iter().count(), 1);
+    assert_eq!(vcpu.waiting(), None);
+    vcpu.kick().kick();
+    assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Interrupted, "the kick");
+    vcpu.kick().kick();
+    world.vm.signal_msi(TO_1, STARTUP | 2);
+    world.code(16, HANDLER, |a| a.out(0x80, al));
+    assert_eq!(
+        vcpu.run(VmEntry::Resume).unwrap(),
+        VmExit::Interrupted,
+        "the second kick"
+    );
+    written(&mut *vcpu, 0x80);
+    assert_eq!(counter(&*vcpu, "cancellations"), 1);
+}
+
+#[test]
+fn rule_21_nothing_but_init_ends_the_wait_for_a_device() {
+    const NMI: u32 = 4 << 8;
+    let world = World::new(2);
+    world.code(16, CODE, |a| {
+        a.in_(al, 0x60)?;
+        a.out(0x80, al)
+    });
+    let mut vcpu = world.real(1);
+    vcpu.on_call(Arc::new(|| panic!("called")));
+    let VmExit::Io(request) = vcpu.run(VmEntry::Resume).unwrap() else {
+        panic!("a read")
+    };
+    for data in [NMI, STARTUP | 7, 0x41] {
+        world.vm.signal_msi(TO_1, data);
+    }
+    vcpu.kick().kick();
+    world.vm.set_paused(true);
+    world.vm.set_paused(false);
+    assert_eq!(vcpu.waiting(), Some(request));
+    assert!(matches!(
+        vcpu.run(VmEntry::Resume),
+        Err(VcpuError::AnswerOwed { waiting }) if waiting == request.id
+    ));
+    assert_eq!(
+        vcpu.run(answer(request.id, 7)).unwrap(),
+        VmExit::Interrupted,
+        "the kick, after the instruction"
+    );
+    assert_eq!(vcpu.cpu().unwrap().gpr.get(reprise_emulator::cpu::gpr::RAX) & 0xff, 7);
+    assert_eq!((vcpu.waiting(), counter(&*vcpu, "cancellations")), (None, 0));
+}
+
+#[test]
 fn a_triple_fault_shuts_down() {
     let world = World::new(1);
     world.code(16, CODE, |a| a.int3());
