@@ -1,0 +1,151 @@
+//! Exact under re-execution: every instruction form, every access of it, every place of its operands.
+//!
+//! - `forms`: every form that the emulator knows. `scene`: a form with memory and registers such that it goes far.
+//! - `layout`, `world`: a machine whose pages are RAM or a device's, as a placement says.
+//! - `story`: how a scene must end, and what it reads and writes, told by machines on which nothing is interrupted.
+//! - `late`: the same scene with late answers over changing memory, and with cancellations.
+//!
+//! Each form runs in some of its scenes; with `REPRISE_LONG=1` in the environment, in all of them (some minutes).
+
+mod forms;
+mod late;
+mod layout;
+mod scene;
+mod story;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use forms::{Form, forms, shadowed, supported};
+use layout::{Marks, Mode, Offsets};
+use scene::Scene;
+use story::{Story, Tellers};
+use world::{Placement, World};
+
+#[test]
+fn every_encoding_that_the_emulator_knows_has_a_form_here() {
+    let covered = |code| forms().iter().any(|form| form.code == code);
+    let shadowed = shadowed();
+    let mut missing = Vec::new();
+    let mut read_as_others = 0;
+    for code in supported().iter().copied().filter(|code| !covered(*code)) {
+        // No bytes are read as this one by the emulator's decoder.
+        match shadowed.iter().find(|(plain, _)| *plain == code) {
+            Some((_, ours)) if covered(*ours) => read_as_others += 1,
+            _ => missing.push(code),
+        }
+    }
+    println!(
+        "{} forms of {} encodings; {read_as_others} more are read as others",
+        forms().len(),
+        supported().len() - read_as_others
+    );
+    assert_eq!(missing, []);
+}
+
+fn is_long() -> bool {
+    std::env::var_os("REPRISE_LONG").is_some()
+}
+
+/// Calls `with` for scenes of all forms in `mode`, with a number. Every `sparse`-th, unless all are asked for. What fails
+/// is told with its name.
+fn scenes(mode: Mode, sparse: usize, mut with: impl FnMut(usize, &Form, &Scene, &Story)) {
+    let only = std::env::var("REPRISE_FORM").unwrap_or_default();
+    let mut tellers = Tellers::new();
+    let mut number = 0;
+    for (i, form) in forms().iter().filter(|form| form.bits == mode.bits()).enumerate() {
+        for (j, offsets) in Offsets::ALL.into_iter().enumerate() {
+            for (k, marks) in [Marks::Set, Marks::Clear].into_iter().enumerate() {
+                let turn = (i * 5 + j * 2 + k + mode as usize) % (6 * sparse);
+                if turn != 0 && !is_long() || !form.to_string().contains(&only) {
+                    continue;
+                }
+                number += 1;
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    let scene = Scene::new(form, mode, offsets, marks);
+                    let story = tellers.tell(&scene);
+                    with(number, form, &scene, &story);
+                }));
+                if result.is_err() {
+                    panic!("{form}, {mode:?}, {offsets:?}, {marks:?}");
+                }
+            }
+        }
+    }
+    assert!(number > 0);
+}
+
+/// Every mode, in a thread for each of them.
+fn in_every_mode(test: impl Fn(Mode) -> usize + Sync) -> usize {
+    std::thread::scope(|scope| {
+        let threads = Mode::ALL.map(|mode| {
+            scope.spawn({
+                let test = &test;
+                move || test(mode)
+            })
+        });
+        threads.map(|thread| thread.join().expect("a mode failed")).iter().sum()
+    })
+}
+
+fn mixed() -> Vec<(Placement, World)> {
+    Placement::MIXED
+        .map(|placement| (placement, World::new(placement)))
+        .into()
+}
+
+#[test]
+fn rule_2_to_10_late_answers_over_changing_memory_make_no_difference() {
+    let meddled = in_every_mode(|mode| {
+        let mut worlds = mixed();
+        let mut meddled = 0;
+        scenes(mode, 1, |_, _, scene, story| {
+            for (placement, world) in &mut worlds {
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    // Promptly, for the trace.
+                    world.load(&scene.cpu, &scene.image);
+                    let exit = world.run();
+                    story.check(exit, world);
+                    let prompt = world.trace.clone();
+                    meddled += late::answer_late(world, scene, story, |_| true);
+                    assert_eq!(world.trace, prompt);
+                }));
+                assert!(result.is_ok(), "{placement:?}");
+            }
+        });
+        meddled
+    });
+    println!("{meddled} waits");
+    assert!(meddled > 10_000, "{meddled}");
+}
+
+#[test]
+fn rule_20_a_cancelled_instruction_has_changed_nothing_whichever_access_it_waited_for() {
+    let cancelled = in_every_mode(|mode| {
+        let mut worlds = mixed();
+        let mut cancelled = 0;
+        scenes(mode, 4, |number, _, scene, story| {
+            for (placement, world) in &mut worlds {
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    for k in 0.. {
+                        // Of very many accesses, some.
+                        if k > 12 && !is_long() && (k + number) % 16 != 0 {
+                            if k > 400 {
+                                break;
+                            }
+                            continue;
+                        }
+                        if !late::cancel(world, scene, story, k) {
+                            break;
+                        }
+                        cancelled += 1;
+                    }
+                }));
+                assert!(result.is_ok(), "{placement:?}");
+            }
+        });
+        cancelled
+    });
+    println!("{cancelled} cancellations");
+    assert!(cancelled > 10_000, "{cancelled}");
+}
