@@ -118,7 +118,7 @@ pub fn answer_late(world: &mut World, scene: &Scene, story: &Story, when: impl F
     for _ in 0..20_000 {
         match world.enter(entry) {
             Exit::Request(request) => {
-                if !world.emulator.record().is_empty() || matches!(request.direction, Direction::Read) {
+                if !world.emulator.record().is_empty() || !matches!(request.direction, Direction::Write(_)) {
                     number = story.transaction(number, world.emulator.cpu());
                     if when(waits) {
                         meddling.meddle(world, &story.transactions[number]);
@@ -151,7 +151,7 @@ fn run_to(world: &mut World, scene: &Scene, story: &Story, k: usize) -> Option<(
     loop {
         match world.enter(entry) {
             Exit::Request(request) => {
-                if !world.emulator.record().is_empty() || matches!(request.direction, Direction::Read) {
+                if !world.emulator.record().is_empty() || !matches!(request.direction, Direction::Write(_)) {
                     number = story.transaction(number, world.emulator.cpu());
                     if waits == k {
                         return Some((request, number, mark));
@@ -215,4 +215,34 @@ pub fn cancel(world: &mut World, scene: &Scene, story: &Story, k: usize) -> bool
     let exit = world.run();
     story.check(exit, world);
     true
+}
+
+/// Saves the machine at its `k`-th request, stores of retired instructions included, and goes on in another one, where time
+/// has passed. False if there are not as many.
+pub fn snapshot(world: &mut World, other: &mut World, scene: &Scene, story: &Story, k: usize) -> bool {
+    world.load(&scene.cpu, &scene.image);
+    let mut entry = Entry::Resume;
+    for _ in 0..k {
+        entry = match world.enter(entry) {
+            Exit::Request(request) => world.serve(request),
+            _ => return false,
+        };
+    }
+    let Exit::Request(request) = world.enter(entry) else {
+        return false;
+    };
+    other.take_over(world);
+    assert_eq!(other.emulator.waiting_for(), Some(request));
+    assert_eq!(other.emulator.record(), world.emulator.record());
+    assert_same(other.emulator.cpu(), world.emulator.cpu());
+    let mut entry = other.serve(request);
+    loop {
+        match other.enter(entry) {
+            Exit::Request(request) => entry = other.serve(request),
+            exit => {
+                story.check(exit, other);
+                return true;
+            }
+        }
+    }
 }

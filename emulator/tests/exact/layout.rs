@@ -313,7 +313,7 @@ pub fn cpu(mode: Mode, offsets: Offsets, size: usize, ip: u64) -> Cpu {
     let region = |region: u64, offset: u64| if mode == Mode::Real { offset } else { region + offset };
     for (register, value) in [
         (gpr::RAX, 0x5566_7788_1122_3344),
-        (gpr::RCX, 2),
+        (gpr::RCX, 3),
         (gpr::RDX, 0x0102_0304_5566_7788),
         (gpr::RBX, region(M, at)),
         (gpr::RSP, region(STACK, offsets.stack())),

@@ -20,7 +20,7 @@ use forms::{Form, forms, shadowed, supported};
 use layout::{Marks, Mode, Offsets};
 use scene::Scene;
 use story::{Story, Tellers};
-use world::{Placement, World};
+use world::{Batches, Placement, World};
 
 #[test]
 fn every_encoding_that_the_emulator_knows_has_a_form_here() {
@@ -88,10 +88,20 @@ fn in_every_mode(test: impl Fn(Mode) -> usize + Sync) -> usize {
     })
 }
 
+/// As many answers to a batch as there are.
+fn batches(number: usize) -> Batches {
+    [Batches::Whole, Batches::Short, Batches::No][number % 3]
+}
+
 fn mixed() -> Vec<(Placement, World)> {
     Placement::MIXED
         .map(|placement| (placement, World::new(placement)))
         .into()
+}
+
+/// Of very many accesses, some.
+fn is_chosen(k: usize, number: usize) -> bool {
+    k < 6 || k.wrapping_add(number).is_multiple_of(16) || is_long()
 }
 
 #[test]
@@ -99,8 +109,9 @@ fn rule_2_to_10_late_answers_over_changing_memory_make_no_difference() {
     let meddled = in_every_mode(|mode| {
         let mut worlds = mixed();
         let mut meddled = 0;
-        scenes(mode, 1, |_, _, scene, story| {
+        scenes(mode, 1, |number, _, scene, story| {
             for (placement, world) in &mut worlds {
+                world.batches = batches(number);
                 let result = catch_unwind(AssertUnwindSafe(|| {
                     // Promptly, for the trace.
                     world.load(&scene.cpu, &scene.image);
@@ -126,15 +137,9 @@ fn rule_20_a_cancelled_instruction_has_changed_nothing_whichever_access_it_waite
         let mut cancelled = 0;
         scenes(mode, 4, |number, _, scene, story| {
             for (placement, world) in &mut worlds {
+                world.batches = batches(number);
                 let result = catch_unwind(AssertUnwindSafe(|| {
-                    for k in 0.. {
-                        // Of very many accesses, some.
-                        if k > 12 && !is_long() && (k + number) % 16 != 0 {
-                            if k > 400 {
-                                break;
-                            }
-                            continue;
-                        }
+                    for k in (0..).filter(|k| is_chosen(*k, number)) {
                         if !late::cancel(world, scene, story, k) {
                             break;
                         }
@@ -148,4 +153,36 @@ fn rule_20_a_cancelled_instruction_has_changed_nothing_whichever_access_it_waite
     });
     println!("{cancelled} cancellations");
     assert!(cancelled > 10_000, "{cancelled}");
+}
+
+#[test]
+fn rule_23_an_instruction_in_flight_finishes_in_another_process_whichever_access_it_waits_for() {
+    let restored = in_every_mode(|mode| {
+        let mut worlds = mixed();
+        let mut restored = 0;
+        scenes(mode, 4, |number, _, scene, story| {
+            for (placement, world) in &mut worlds {
+                world.batches = batches(number);
+                let mut other = World::new(*placement);
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    world.load(&scene.cpu, &scene.image);
+                    world.run();
+                    let prompt = world.trace.clone();
+                    for k in 0..prompt.len() {
+                        if is_chosen(k, number) {
+                            if !late::snapshot(world, &mut other, scene, story, k) {
+                                break;
+                            }
+                            assert_eq!(other.trace, prompt);
+                            restored += 1;
+                        }
+                    }
+                }));
+                assert!(result.is_ok(), "{placement:?}");
+            }
+        });
+        restored
+    });
+    println!("{restored} restores");
+    assert!(restored > 5_000, "{restored}");
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters};
 use reprise_emulator::replay::Kind;
 use reprise_emulator::{
-    Answer, Cpu, CpuidTable, Direction, Emulator, Entry, Exit, Host, Model, Ram, Reply, Request, Space,
+    Answer, Cpu, CpuidTable, Direction, Emulator, Entry, Exit, Host, InFlight, Model, Ram, Reply, Request, Space,
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -116,6 +116,18 @@ pub struct World {
     /// The same when the transaction began.
     reads_before: HashMap<(Space, u64), u64>,
     pub trace: Vec<Asked>,
+    pub batches: Batches,
+}
+
+/// How a device takes many elements in one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Batches {
+    /// Not at all.
+    No,
+    /// All but the last.
+    Short,
+    /// All.
+    Whole,
 }
 
 fn model() -> Arc<Model> {
@@ -167,7 +179,20 @@ impl World {
             reads: HashMap::new(),
             reads_before: HashMap::new(),
             trace: Vec::new(),
+            batches: Batches::Whole,
         }
+    }
+
+    /// The same machine in another process: what is saved of `other` is all there is. Its CPU may be in flight.
+    pub fn take_over(&mut self, other: &World) {
+        let saved = (other.emulator.cpu(), other.emulator.in_flight());
+        let saved = serde_json::to_vec(&saved).unwrap();
+        let (cpu, in_flight): (Cpu, Option<InFlight>) = serde_json::from_slice(&saved).unwrap();
+        self.load(&cpu, &other.image());
+        self.emulator.restore(cpu, in_flight.as_ref()).unwrap();
+        self.reads.clone_from(&other.reads);
+        self.trace.clone_from(&other.trace);
+        self.batches = other.batches;
     }
 
     /// Begins anew.
@@ -240,23 +265,60 @@ impl World {
 
     /// Does what is asked; the answer.
     pub fn serve(&mut self, request: Request) -> Entry {
+        let value = match request.direction {
+            Direction::ReadTo { count, .. } | Direction::WriteFrom { count, .. } => self.serve_batch(&request, count),
+            Direction::Read | Direction::Write(_) => self.serve_one(&request, self.emulator.record().is_empty()),
+        };
+        let id = request.id;
+        let reply = Reply::Value(value);
+        Entry::Answer(Answer { id, reply })
+    }
+
+    fn serve_batch(&mut self, batch: &Request, count: u32) -> u64 {
+        let moved = match self.batches {
+            Batches::No => 0,
+            Batches::Short => count - 1,
+            Batches::Whole => count,
+        };
+        let to_guest = matches!(batch.direction, Direction::ReadTo { .. });
+        for i in 0..moved {
+            let (address, guest) = batch.element(i).unwrap();
+            let size = batch.size;
+            let direction = match to_guest {
+                true => Direction::Read,
+                false => Direction::Write(self.ram.read(guest, size).unwrap()),
+            };
+            let element = Request {
+                address,
+                direction,
+                ..*batch
+            };
+            let value = self.serve_one(&element, true);
+            if to_guest {
+                self.put(guest, &value.to_le_bytes()[..usize::from(size)]);
+            }
+        }
+        moved.into()
+    }
+
+    fn serve_one(&mut self, request: &Request, retired: bool) -> u64 {
         let Request {
-            id,
             space,
             address,
             size,
             direction,
-        } = request;
+            ..
+        } = *request;
         self.trace.push(Asked {
             space,
             address,
             size,
             direction,
-            store: self.emulator.record().is_empty() && matches!(direction, Direction::Write(_)),
+            store: retired && matches!(direction, Direction::Write(_)),
         });
         let width = usize::from(size);
         let inside = space == Space::Memory && address.saturating_add(size.into()) <= SIZE as u64;
-        let value = match direction {
+        match direction {
             Direction::Read if inside => {
                 let mut bytes = [0; 8];
                 bytes[..width].copy_from_slice(&self.held[address as usize..][..width]);
@@ -271,17 +333,14 @@ impl World {
                 let count = self.reads.entry((space, address)).or_default();
                 *count += 1;
                 // Another answer each time, so that who asks twice is found out.
-                *count * 0x0101_0101_0101_0101 + address
+                let value = *count * 0x0101_0101_0101_0101 + address;
+                match space {
+                    Space::TaskPriority => value & 0xf,
+                    _ => value,
+                }
             }
-            Direction::Write(_) => 0,
-        };
-        let value = if space == Space::TaskPriority {
-            value & 0xf
-        } else {
-            value
-        };
-        let reply = Reply::Value(value);
-        Entry::Answer(Answer { id, reply })
+            _ => 0,
+        }
     }
 
     /// A transaction begins.
