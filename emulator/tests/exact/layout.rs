@@ -294,7 +294,8 @@ impl Image {
             self.word(gpa(mode, TSS + 0x24), 8, KERNEL + PAGE + 0x20);
         } else {
             self.word(gpa(mode, TSS + 4), 4, KERNEL + PAGE + 6);
-            self.word(gpa(mode, TSS + 8), 4, u64::from(DATA0));
+            // Marked as accessed before the stack is reached through it.
+            self.word(gpa(mode, TSS + 8), 4, u64::from(FRESH_DATA));
         }
         // The permission map begins where its words for low ports lie over a page boundary.
         self.word(gpa(mode, TSS + 0x66), 2, 0xfff);
