@@ -15,6 +15,9 @@ mod story;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+
+use iced_x86::Code;
 
 use forms::{Form, forms, shadowed, supported};
 use layout::{Marks, Mode, Offsets};
@@ -55,12 +58,21 @@ fn is_next(form: &Form, number: usize, mode: Mode, combination: usize) -> bool {
     let sample = number % 8 == 0;
     match mode {
         Mode::Long | Mode::LongUser => turn && ring,
-        Mode::Protected | Mode::ProtectedUser => {
-            let only_here = !forms().iter().any(|other| other.bits == 64 && other.code == form.code);
-            turn && (only_here || ring && sample)
-        }
+        Mode::Protected | Mode::ProtectedUser => turn && (!is_in_64_bit_mode(form.code) || ring && sample),
         Mode::Real => turn && sample,
     }
+}
+
+fn is_in_64_bit_mode(code: Code) -> bool {
+    static CODES: OnceLock<Vec<bool>> = OnceLock::new();
+    let codes = CODES.get_or_init(|| {
+        let mut codes = vec![false; Code::values().len()];
+        for form in forms().iter().filter(|form| form.bits == 64) {
+            codes[form.code as usize] = true;
+        }
+        codes
+    });
+    codes[code as usize]
 }
 
 /// Calls `with` for scenes of all forms in `mode`, with a number; every `sparse`-th, unless all are asked for. What fails

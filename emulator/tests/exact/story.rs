@@ -151,7 +151,8 @@ impl Story {
             let bytes = page * PAGE as usize..(page + 1) * PAGE as usize;
             image[bytes.clone()].copy_from_slice(&self.image[bytes]);
         }
-        if let Some(at) = (0..SIZE).find(|at| image[*at] != self.image[*at]) {
+        if image != self.image {
+            let at = (0..SIZE).find(|at| image[*at] != self.image[*at]).expect("they differ");
             panic!("{at:#x} holds {:#x}, not {:#x}", image[at], self.image[at]);
         }
     }
