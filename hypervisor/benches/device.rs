@@ -79,7 +79,7 @@ impl Machine {
             })
             .expect("one vCPU");
         let mut vcpu = vm.create_vcpu(0).expect("the first");
-        let mut cpu = vcpu.state().expect("software");
+        let mut cpu = vcpu.cpu().expect("software");
         for seg in Seg::ALL {
             cpu.segments[seg] = Segment::flat(16, Attributes(0xc093));
         }
@@ -103,7 +103,7 @@ impl Machine {
         cpu.rip = CODE;
         cpu.gpr.set(gpr::RBX, REGISTER);
         cpu.gpr.set(gpr::RDX, PORT);
-        vcpu.set_state(&cpu).expect("software");
+        vcpu.set_cpu(&cpu).expect("software");
         Machine {
             _vm: vm,
             vcpu,

@@ -214,24 +214,24 @@ impl Image {
             Marks::Clear => (0x07, 0x07),
         };
         if mode.is_long() {
-            self.word(PML5 * PAGE, 8, PML4 * PAGE | inner);
-            self.word(PML4 * PAGE, 8, POINTERS * PAGE | inner);
+            self.word(PML5 * PAGE, 8, (PML4 * PAGE) | inner);
+            self.word(PML4 * PAGE, 8, (POINTERS * PAGE) | inner);
             for i in 0..4 {
-                self.word(POINTERS * PAGE + 8 * i, 8, (DIRECTORIES + i) * PAGE | inner);
+                self.word(POINTERS * PAGE + 8 * i, 8, ((DIRECTORIES + i) * PAGE) | inner);
             }
         }
         for (number, (linear, pages, _)) in (0..).zip(REGIONS) {
             if mode.is_long() {
                 let table = TABLES64 + number;
                 let directory = DIRECTORIES + (linear >> 30);
-                self.word(directory * PAGE + (linear >> 21 & 0x1ff) * 8, 8, table * PAGE | inner);
+                self.word(directory * PAGE + (linear >> 21 & 0x1ff) * 8, 8, (table * PAGE) | inner);
                 for page in 0..pages {
                     let entry = gpa(mode, linear + page * PAGE) | leaf;
                     self.word(table * PAGE + ((linear >> 12 & 0x1ff) + page) * 8, 8, entry);
                 }
             } else {
                 let table = TABLES32 + number;
-                self.word(DIRECTORY32 * PAGE + (linear >> 22) * 4, 4, table * PAGE | inner);
+                self.word(DIRECTORY32 * PAGE + (linear >> 22) * 4, 4, (table * PAGE) | inner);
                 for page in 0..pages {
                     let entry = gpa(Mode::Protected, linear + page * PAGE) | leaf;
                     self.word(table * PAGE + ((linear >> 12 & 0x3ff) + page) * 4, 4, entry);
@@ -381,14 +381,6 @@ pub fn cpu(mode: Mode, offsets: Offsets, size: usize, ip: u64) -> Cpu {
     cpu.msr.sysenter_eip = HANDLERS;
     cpu.msr.sysenter_esp = KERNEL + PAGE;
     cpu.rip = CODE + ip;
-    cpu.refresh();
-    cpu
-}
-
-/// Five levels of paging structures instead of four.
-pub fn with_five_levels(mut cpu: Cpu) -> Cpu {
-    cpu.cr4.0 |= Cr4::LA57;
-    cpu.cr3 = PML5 * PAGE;
     cpu.refresh();
     cpu
 }

@@ -55,7 +55,7 @@ fn is_long() -> bool {
 fn is_next(form: &Form, number: usize, mode: Mode, combination: usize) -> bool {
     let turn = number % 6 == combination;
     let ring = number / 6 % 2 == usize::from(mode.is_user());
-    let sample = number % 8 == 0;
+    let sample = number.is_multiple_of(8);
     match mode {
         Mode::Long | Mode::LongUser => turn && ring,
         Mode::Protected | Mode::ProtectedUser => turn && (!is_in_64_bit_mode(form.code) || ring && sample),

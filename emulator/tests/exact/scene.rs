@@ -9,7 +9,6 @@ use crate::layout::*;
 
 /// What an instruction begins with.
 pub struct Scene {
-    pub mode: Mode,
     pub cpu: Cpu,
     pub image: Vec<u8>,
 }
@@ -39,7 +38,6 @@ impl Scene {
         };
         set.contents(form);
         Scene {
-            mode,
             cpu: set.cpu,
             image: set.image.0,
         }

@@ -3,7 +3,7 @@
 //!
 //! The first says how everything must end. The second says which transaction reads and writes what, in what order.
 
-use reprise_emulator::{Cpu, Direction, Entry, Exit, Space};
+use reprise_emulator::{Cpu, Entry, Exit, Space};
 
 use crate::layout::{PAGE, PAGING, SIZE};
 use crate::scene::Scene;
@@ -166,13 +166,4 @@ impl Story {
 
 pub fn assert_same(cpu: &Cpu, expected: &Cpu) {
     assert!(cpu == expected, "the CPU is\n{cpu:x?}, not\n{expected:x?}");
-}
-
-/// The stores of a trace; what they hold.
-pub fn stores(trace: &[Asked]) -> Vec<Asked> {
-    trace
-        .iter()
-        .filter(|asked| matches!(asked.direction, Direction::Write(_)))
-        .copied()
-        .collect()
 }
