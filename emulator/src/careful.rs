@@ -62,8 +62,10 @@ pub struct Careful {
     pub(crate) cpuid: Arc<CpuidTable>,
     cache: ReplayCache,
     stores: Vec<Store>,
-    /// Pages translated in this pass.
+    /// Pages translated, in the order in which each pass comes to them.
     translated: Vec<Translated>,
+    /// How many of them this pass has come to.
+    seen: usize,
     /// How many of `stores` have been made, while draining.
     drained: usize,
     waiting: Option<Waiting>,
@@ -99,16 +101,35 @@ struct Store {
     value: u64,
 }
 
-/// A page as this pass has translated it.
-#[derive(Debug, Clone, Copy)]
-struct Translated {
-    /// Which paging structures were walked, for what address, to do what, with whose rights.
+/// Which paging structures are walked, for what address, to do what, with whose rights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Wanted {
     cr3: u64,
     page: u64,
     intent: Intent,
     privilege: Privilege,
+}
+
+impl Wanted {
+    /// What may be done so may be done as `other` wants too: what may be written may be read.
+    fn covers(&self, other: &Wanted) -> bool {
+        let intent = match (self.intent, other.intent) {
+            (Intent::Write, Intent::Read) => Intent::Write,
+            (_, intent) => intent,
+        };
+        *self == Wanted { intent, ..*other }
+    }
+}
+
+/// A page as the instruction in flight has translated it.
+#[derive(Debug, Clone, Copy)]
+struct Translated {
+    wanted: Wanted,
     /// Where the page is.
     gpa: u64,
+    /// Where in the record the walk begins, and how many entries it has.
+    position: usize,
+    entries: usize,
 }
 
 /// A request that has not been answered.
@@ -153,6 +174,7 @@ impl Careful {
             cache: ReplayCache::default(),
             stores: Vec::with_capacity(STORES),
             translated: Vec::with_capacity(PAGES),
+            seen: 0,
             drained: 0,
             waiting: None,
             obtained: Vec::with_capacity(OBTAINED),
@@ -167,7 +189,7 @@ impl Careful {
     pub(crate) fn begin(&mut self) {
         self.cache.rewind();
         self.stores.clear();
-        self.translated.clear();
+        self.seen = 0;
         self.drained = 0;
         self.flush = Flush::None;
     }
@@ -187,10 +209,21 @@ impl Careful {
         self.cache.position()
     }
 
-    /// Begins a later pass behind its first `entries` questions, whose outcome is known; false if they were not asked
-    /// yet.
-    pub(crate) fn skip(&mut self, entries: usize) -> bool {
-        self.cache.skip(entries)
+    /// Begins a later pass behind the fetch, which made the first `entries` of the record; false if they are not there.
+    pub(crate) fn skip_fetch(&mut self, entries: usize) -> bool {
+        let skips = self.cache.skip(entries);
+        if skips {
+            let fetch = self.translated.iter();
+            self.seen = fetch.take_while(|page| page.position < entries).count();
+        }
+        skips
+    }
+
+    /// Nothing that was read for one instruction is there for the next.
+    fn forget_record(&mut self) {
+        self.cache.clear();
+        self.translated.clear();
+        self.seen = 0;
     }
 
     /// The record so far.
@@ -228,7 +261,7 @@ impl Careful {
 
     /// Ends the instruction without effect: it faulted or was cancelled.
     pub(crate) fn abandon(&mut self) {
-        self.cache.clear();
+        self.forget_record();
         self.stores.clear();
         self.drained = 0;
         self.waiting = None;
@@ -256,7 +289,7 @@ impl Careful {
 
     /// The instruction has retired: its stores can be made.
     pub(crate) fn retire(&mut self) {
-        self.cache.clear();
+        self.forget_record();
         self.obtained.clear();
     }
 

@@ -27,6 +27,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::request::Space;
+
 /// What kind of thing is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Kind {
@@ -57,8 +59,8 @@ pub enum Kind {
 pub struct Question {
     /// Kind.
     pub kind: Kind,
-    /// Address space; [`Space::Memory`](crate::request::Space::Memory) but for device accesses.
-    pub space: crate::request::Space,
+    /// Address space; [`Space::Memory`] but for device accesses.
+    pub space: Space,
     /// Guest-physical address, port, or register number.
     pub address: u64,
     /// Width in bytes, 1 to 8; 8 for a count.
@@ -74,6 +76,20 @@ pub struct Entry {
     pub value: u64,
     /// There was no such register (MSRs only): the instruction faults.
     pub refused: bool,
+}
+
+impl Entry {
+    /// What storage holds that is not in use.
+    const UNUSED: Entry = Entry {
+        question: Question {
+            kind: Kind::Data,
+            space: Space::Memory,
+            address: 0,
+            width: 1,
+        },
+        value: 0,
+        refused: false,
+    };
 }
 
 /// A pass cannot go on. The guest is not to blame, and has lost nothing.
@@ -125,7 +141,9 @@ const fn capacity() -> usize {
 /// The record of one instruction.
 #[derive(Debug)]
 pub struct ReplayCache {
-    entries: Vec<Entry>,
+    /// Room for as many as there can be, of which the first `length` are in use.
+    entries: Box<[Entry]>,
+    length: usize,
     /// The entry that answers the next question, if there is one.
     next: usize,
     /// Guards that suspend the cache at the moment.
@@ -137,7 +155,8 @@ pub struct ReplayCache {
 impl Default for ReplayCache {
     fn default() -> ReplayCache {
         ReplayCache {
-            entries: Vec::with_capacity(CAPACITY),
+            entries: vec![Entry::UNUSED; CAPACITY].into_boxed_slice(),
+            length: 0,
             next: 0,
             suspended: 0,
             replayed: 0,
@@ -155,7 +174,7 @@ impl ReplayCache {
         if self.suspended != 0 {
             return Ok(None);
         }
-        let Some(entry) = self.entries.get(self.next) else {
+        let Some(entry) = self.entries[..self.length].get(self.next) else {
             return Ok(None);
         };
         if entry.question != question {
@@ -172,7 +191,7 @@ impl ReplayCache {
 
     /// The entry that answers the next question, if this pass has not caught up with the record yet.
     pub fn peek(&self) -> Option<&Entry> {
-        self.entries.get(self.next).filter(|_| self.suspended == 0)
+        self.entries().get(self.next).filter(|_| self.suspended == 0)
     }
 
     /// Makes sure that `entries` more can be recorded, before the side effect that they would describe.
@@ -181,7 +200,7 @@ impl ReplayCache {
     /// [`ReplayError::Overflow`] if there is no room.
     #[inline]
     pub fn reserve(&self, entries: usize) -> Result<(), ReplayError> {
-        if self.entries.len() + entries <= CAPACITY || self.suspended != 0 {
+        if self.length + entries <= self.entries.len() || self.suspended != 0 {
             Ok(())
         } else {
             Err(ReplayError::Overflow { capacity: CAPACITY })
@@ -207,7 +226,7 @@ impl ReplayCache {
     pub fn record(&mut self, question: Question, value: u64, refused: bool) -> Result<(), ReplayError> {
         self.answer(question, value, refused)?;
         if self.suspended == 0 {
-            self.next = self.entries.len();
+            self.next = self.length;
         }
         Ok(())
     }
@@ -218,14 +237,18 @@ impl ReplayCache {
     /// [`ReplayError::Overflow`] if there is no room.
     #[inline]
     pub fn answer(&mut self, question: Question, value: u64, refused: bool) -> Result<(), ReplayError> {
-        self.reserve(1)?;
-        if self.suspended == 0 {
-            self.entries.push(Entry {
-                question,
-                value,
-                refused,
-            });
+        if self.suspended != 0 {
+            return Ok(());
         }
+        let Some(place) = self.entries.get_mut(self.length) else {
+            return Err(ReplayError::Overflow { capacity: CAPACITY });
+        };
+        *place = Entry {
+            question,
+            value,
+            refused,
+        };
+        self.length += 1;
         Ok(())
     }
 
@@ -249,12 +272,11 @@ impl ReplayCache {
         self.next
     }
 
-    /// Takes the first `entries` answers at once, at the start of a pass that need not look at them; false if they are
-    /// not there.
+    /// Takes the next `entries` answers at once, in a pass that need not look at them; false if they are not there.
     pub(crate) fn skip(&mut self, entries: usize) -> bool {
-        let skips = self.next == 0 && self.entries.len() >= entries && self.suspended == 0;
+        let skips = self.suspended == 0 && self.length - self.next >= entries;
         if skips {
-            self.next = entries;
+            self.next += entries;
             self.replayed += entries as u64;
         }
         skips
@@ -267,19 +289,22 @@ impl ReplayCache {
 
     /// Ends the instruction: it retired, faulted, or was cancelled. Nothing survives.
     pub fn clear(&mut self) {
-        self.entries.clear();
+        self.length = 0;
         self.next = 0;
     }
 
     /// Takes over what was recorded elsewhere; the next pass begins with it. What exceeds the capacity is left out.
     pub(crate) fn restore(&mut self, entries: &[Entry]) {
         self.clear();
-        self.entries.extend(entries.iter().take(CAPACITY));
+        for (place, entry) in self.entries.iter_mut().zip(entries) {
+            *place = *entry;
+        }
+        self.length = entries.len().min(CAPACITY);
     }
 
     /// Everything recorded, in order.
     pub fn entries(&self) -> &[Entry] {
-        &self.entries
+        &self.entries[..self.length]
     }
 
     /// How many answers were taken from the record, ever.
@@ -304,7 +329,6 @@ impl ReplayCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::Space;
 
     fn data(address: u64) -> Question {
         Question {

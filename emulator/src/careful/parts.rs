@@ -1,6 +1,6 @@
 //! Operands in parts: up to eight bytes within a page, each recorded, staged or asked for by itself.
 
-use super::{Careful, OBTAINED, PAGES, STORES, Store, Translated, Waiting};
+use super::{Careful, OBTAINED, PAGES, STORES, Store, Translated, Waiting, Wanted};
 use crate::access::{Linear, Stop};
 use crate::cpu::Cpu;
 use crate::event::{self, Exception};
@@ -158,7 +158,11 @@ impl Careful {
 
     /// Reads one part of guest-physical memory, with the stores of this instruction on top.
     pub(super) fn read_part(&mut self, kind: Kind, gpa: u64, width: u8) -> Result<u64, Stop> {
-        let (staged, mask) = self.staged(gpa, width);
+        // Most instructions read before they store.
+        let (staged, mask) = match self.stores.is_empty() {
+            true => (0, 0),
+            false => self.staged(gpa, width),
+        };
         let all = ones(width);
         if mask == all {
             return Ok(staged);
@@ -225,23 +229,36 @@ impl Careful {
         privilege: Privilege,
     ) -> Result<u64, Stop> {
         let (page, offset) = (linear & !(PAGE_SIZE - 1), linear % PAGE_SIZE);
-        let known = self.translated.iter().find(|known| {
-            (known.cr3, known.page, known.privilege) == (cpu.cr3, page, privilege)
-                // What may be written may be read.
-                && (known.intent == intent || known.intent == Intent::Write && intent == Intent::Read)
-        });
-        if let Some(known) = known {
+        let wanted = Wanted {
+            cr3: cpu.cr3,
+            page,
+            intent,
+            privilege,
+        };
+        let (seen, earlier) = self.translated.split_at(self.seen);
+        if let Some(known) = seen.iter().find(|known| known.wanted.covers(&wanted)) {
             return Ok(known.gpa | offset);
         }
+        // An earlier pass came here too, and what its walk has read is what this one's would read.
+        if let Some(known) = earlier.first()
+            && known.wanted == wanted
+            && known.position == self.cache.position()
+            && self.cache.skip(known.entries)
+        {
+            self.seen += 1;
+            return Ok(known.gpa | offset);
+        }
+        let position = self.cache.position();
         let gpa = paging::translate(cpu, self, linear, intent, privilege)?.gpa;
-        if self.translated.len() < PAGES {
+        if self.seen < PAGES && !self.cache.is_suspended() {
+            self.translated.truncate(self.seen);
             self.translated.push(Translated {
-                cr3: cpu.cr3,
-                page,
-                intent,
-                privilege,
+                wanted,
                 gpa: gpa & !(PAGE_SIZE - 1),
+                position,
+                entries: self.cache.position() - position,
             });
+            self.seen += 1;
         }
         Ok(gpa)
     }

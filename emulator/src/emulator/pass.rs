@@ -77,7 +77,7 @@ impl Emulator {
     /// Fetches, decodes and executes the instruction under RIP.
     fn execute(&mut self) -> Result<(), Stop> {
         if let Some(Kept { op, flow, fetched }) = self.kept
-            && self.careful.skip(fetched)
+            && self.careful.skip_fetch(fetched)
         {
             return self.run_op(&op, flow);
         }
@@ -106,18 +106,23 @@ impl Emulator {
             (u64::from(cpu.segments[Seg::Cs].limit) - cpu.rip + 1).min(15)
         };
         let here = (PAGE_SIZE - linear % PAGE_SIZE).min(limit) as usize;
-        self.careful.fetch(cpu, linear, &mut bytes[..here])?;
-        Ok(match decode(&self.model.careful, cpu.view.code, &bytes[..here], 0) {
-            // Only now is it known that the instruction goes on in the next page, or over the end of the code segment,
-            // where there is nothing more to fetch.
-            Err(Incomplete::MoreBytes) if (here as u64) < limit => {
-                let more = limit as usize;
-                let next = linear.wrapping_add(here as u64);
-                self.careful.fetch(cpu, next, &mut bytes[here..more])?;
-                decode(&self.model.careful, cpu.view.code, &bytes[..more], 0)
+        let mut length = 0;
+        // Few instructions are longer than 8 bytes. Whether one goes on in the next page must be known before that page is
+        // looked at, which may not be there.
+        for end in [here.min(8), here, limit as usize] {
+            if end == length {
+                continue;
             }
-            decoded => decoded,
-        })
+            let at = linear.wrapping_add(length as u64);
+            self.careful.fetch(cpu, at, &mut bytes[length..end])?;
+            length = end;
+            let decoded = decode(&self.model.careful, cpu.view.code, &bytes[..length], 0);
+            if decoded.is_ok() {
+                return Ok(decoded);
+            }
+        }
+        // It runs over the end of the code segment.
+        Ok(Err(Incomplete::MoreBytes))
     }
 
     fn run_op(&mut self, op: &Op<Careful>, flow: Flow) -> Result<(), Stop> {

@@ -69,7 +69,9 @@ fn rule_19_an_instruction_is_at_most_fifteen_recorded_bytes() {
             .record()
             .iter()
             .filter(|entry| entry.question.kind == Kind::Fetch);
-        assert_eq!(fetched.map(|entry| entry.question.width).sum::<u8>(), 15);
+        // As many as it takes to know that the instruction is complete, and no more than there can be.
+        let bytes = fetched.map(|entry| entry.question.width).sum::<u8>();
+        assert!((2..=15).contains(&bytes), "{bytes}");
     }
 }
 
