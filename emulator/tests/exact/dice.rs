@@ -41,10 +41,6 @@ impl<'a> Dice<'a> {
         self.below(n) == n - 1
     }
 
-    pub fn bytes(&mut self, length: usize) -> Vec<u8> {
-        (0..length).map(|_| self.byte()).collect()
-    }
-
     /// A number of the kind that finds mistakes: small, an edge, or anything.
     pub fn number(&mut self) -> u64 {
         match self.below(6) {

@@ -96,7 +96,7 @@ fn compose(dice: &mut Dice) -> Scene {
     let mut code = first.bytes.clone();
     if dice.one_in(3) {
         let length = dice.below(15);
-        code = dice.bytes(length);
+        code = (0..length).map(|_| dice.byte()).collect();
     }
     for _ in 0..dice.below(6) {
         code.extend(&forms[dice.below(forms.len())].bytes);
@@ -368,7 +368,7 @@ impl Duet<'_> {
                 let first = PAGING.end * PAGE as usize;
                 let at = first + self.dice.below(SIZE - first - 8);
                 let length = 1 + self.dice.below(8);
-                let bytes = self.dice.bytes(length);
+                let bytes: Vec<u8> = (0..length).map(|_| self.dice.byte()).collect();
                 for world in [&mut *self.prompt, &mut *self.late] {
                     world.poke(at as u64, &bytes);
                 }
