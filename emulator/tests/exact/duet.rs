@@ -101,7 +101,7 @@ fn compose(dice: &mut Dice) -> Scene {
     for _ in 0..dice.below(6) {
         code.extend(&forms[dice.below(forms.len())].bytes);
     }
-    let ip = if mode == Mode::Real { cpu.rip } else { cpu.rip - CODE };
+    let ip = if mode.is_8086() { cpu.rip } else { cpu.rip - CODE };
     image.at(mode, CODE + ip, &code);
     // Some handlers return.
     if dice.one_in(2) {
@@ -119,7 +119,7 @@ fn compose(dice: &mut Dice) -> Scene {
             gpr::RCX => dice.below(20) as u64,
             _ if pointers.contains(&register) => {
                 let region = dice.choose(&[M, D, STACK, KERNEL]);
-                let base = if mode == Mode::Real { 0 } else { region };
+                let base = if mode.is_8086() { 0 } else { region };
                 base + dice.choose(&[0x100, 0x800, PAGE - 16]) + dice.below(32) as u64
             }
             _ => dice.number(),

@@ -70,7 +70,7 @@ fn is_next(form: &Form, number: usize, mode: Mode, combination: usize) -> bool {
     match mode {
         Mode::Long | Mode::LongUser => turn && ring,
         Mode::Protected | Mode::ProtectedUser => turn && (!is_in_64_bit_mode(form.code) || ring && sample),
-        Mode::Real => turn && sample,
+        Mode::Real | Mode::Virtual8086 => turn && sample,
     }
 }
 
