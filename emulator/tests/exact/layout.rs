@@ -360,11 +360,38 @@ impl Image {
         self.word(gpa(mode, IDT + vector * 8), 8, gate);
     }
 
+    /// Takes a page of a region out of the page tables.
+    pub fn take_out(&mut self, mode: Mode, linear: u64) {
+        let number = REGIONS
+            .iter()
+            .position(|(start, pages, _)| (*start..*start + pages * PAGE).contains(&linear))
+            .expect("an address in a region") as u64;
+        let (table, entry, size) = match mode {
+            Mode::Virtual8086 => (LOW_TABLE, gpa(mode, linear) / PAGE, 4),
+            _ if mode.is_long() => (TABLES64 + number, linear >> 12 & 0x1ff, 8),
+            _ => (TABLES32 + number, linear >> 12 & 0x3ff, 4),
+        };
+        self.word(table * PAGE + entry * size as u64, size, 0);
+    }
+
+    /// An interrupt stack of 64-bit mode.
+    pub fn interrupt_stack(&mut self, vector: u64, number: u64, top: u64) {
+        self.word(gpa(Mode::Long, IDT + vector * 16) + 4, 1, number);
+        self.word(gpa(Mode::Long, TSS + 0x1c + 8 * number), 8, top);
+    }
+
     /// The other task has called this one.
     pub fn nest(&mut self, mode: Mode) {
         self.word(gpa(mode, TSS), 2, OTHER_TASK.into());
         self.word(gpa(mode, GDT + u64::from(OTHER_TASK)) + 5, 1, 0x8b);
     }
+}
+
+/// Walks five levels.
+pub fn five_levels(cpu: &mut Cpu) {
+    cpu.cr4.0 |= Cr4::LA57;
+    cpu.cr3 = PML5 * PAGE;
+    cpu.refresh();
 }
 
 /// The CPU about to execute at `ip` bytes into the code; operands of `size` bytes.

@@ -4,6 +4,7 @@
 //! - `layout`, `world`: a machine whose pages are RAM or a device's, as a placement says.
 //! - `story`: how a scene must end, and what it reads and writes, told by machines on which nothing is interrupted.
 //! - `late`: the same scene with late answers over changing memory, and with cancellations.
+//! - `capacity`: how much of its room a record needs.
 //! - `duet`: random code under random influence from outside; `dice` makes the decisions.
 //!
 //! - `saved`: what was saved of an instruction in flight, damaged and restored.
@@ -11,6 +12,7 @@
 //! Each form runs in some of its scenes; with `REPRISE_LONG=1` in the environment, in all of them (some minutes).
 //! `REPRISE_PLAYS=N` plays N duets, and damages as many that were saved; `REPRISE_SEED=N` begins at another place.
 
+mod capacity;
 mod dice;
 mod duet;
 mod forms;
@@ -25,12 +27,13 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
-use iced_x86::Code;
+use iced_x86::{Code, Mnemonic};
+use reprise_emulator::cpu::flags;
 
 use dice::roll;
 use duet::{Played, Stage};
 use forms::{Form, forms, shadowed, supported};
-use layout::{Marks, Mode, Offsets};
+use layout::{Marks, Mode, OTHER_TASK, Offsets};
 use saved::{Outcome, Saved};
 use scene::Scene;
 use story::{Story, Tellers};
@@ -226,6 +229,30 @@ fn rule_23_an_instruction_in_flight_finishes_in_another_process_whichever_access
     });
     println!("{restored} restores");
     assert!(restored > 5_000, "{restored}");
+}
+
+#[test]
+fn tasks_are_switched_and_v8086_mode_is_left_in_the_scenes() {
+    let mut tellers = Tellers::new();
+    let (mut switched, mut left) = (0, 0);
+    for form in forms() {
+        let mode = match form.bits {
+            16 => Mode::Virtual8086,
+            32 => Mode::Protected,
+            _ => continue,
+        };
+        let mnemonic = form.code.mnemonic();
+        if matches!(
+            mnemonic,
+            Mnemonic::Jmp | Mnemonic::Call | Mnemonic::Int | Mnemonic::Iret | Mnemonic::Iretd
+        ) {
+            let scene = Scene::new(form, mode, Offsets::Byte, Marks::Clear);
+            let story = tellers.tell(&scene);
+            switched += usize::from(story.cpu.tr.selector == OTHER_TASK);
+            left += usize::from(mode == Mode::Virtual8086 && !story.cpu.flags.any(flags::VM));
+        }
+    }
+    assert!(switched >= 5 && left >= 1, "{switched} switches, {left} interrupts");
 }
 
 fn number(name: &str, otherwise: u64) -> u64 {

@@ -117,6 +117,8 @@ pub struct World {
     reads_before: HashMap<(Space, u64), u64>,
     pub trace: Vec<Asked>,
     pub batches: Batches,
+    /// Entries that an instruction had recorded when it asked for something, at most.
+    pub largest: usize,
 }
 
 /// How a device takes many elements in one request.
@@ -180,6 +182,7 @@ impl World {
             reads_before: HashMap::new(),
             trace: Vec::new(),
             batches: Batches::Whole,
+            largest: 0,
         }
     }
 
@@ -272,9 +275,9 @@ impl World {
     }
 
     pub fn enter(&mut self, entry: Entry) -> Exit {
-        self.emulator
-            .run(entry)
-            .expect("a later pass sees what the first one saw")
+        let exit = self.emulator.run(entry);
+        self.largest = self.largest.max(self.emulator.record().len());
+        exit.expect("a later pass sees what the first one saw")
     }
 
     /// Does what is asked; the answer.
