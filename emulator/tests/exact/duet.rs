@@ -399,15 +399,18 @@ impl Duet<'_> {
 
 /// Gets a machine out that delivers one exception after the other, for ever: no instruction ends then, and nobody calls.
 pub struct Watch {
-    watched: Arc<Mutex<Option<(Instant, Arc<Attention>)>>>,
+    watched: Arc<Mutex<Option<Watched>>>,
 }
+
+/// Since when a machine runs, and how it is called.
+type Watched = (Instant, Arc<Attention>);
 
 impl Watch {
     /// Longer than anything else takes.
     const LONG: Duration = Duration::from_millis(20);
 
     pub fn new() -> Watch {
-        let watched = Arc::new(Mutex::new(None::<(Instant, Arc<Attention>)>));
+        let watched = Arc::new(Mutex::new(None::<Watched>));
         let weak = Arc::downgrade(&watched);
         // It ends soon after its stage is gone.
         std::thread::spawn(move || {
