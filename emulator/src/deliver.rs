@@ -119,10 +119,11 @@ pub(crate) fn deliver(cpu: &mut Cpu, m: &mut Careful, event: Event) -> Result<()
                 external: if event.source == Source::Software { 0 } else { EXT },
             };
             let (next_ip, _) = pushed(cpu, &event);
-            // What the task begins with is delivered after this event.
-            cpu.event = None;
+            // What the task begins with is delivered after this event, which need not be the one that is pending: a double
+            // fault comes of others. A pass that waits begins with that one again.
+            let pending = cpu.event.take();
             if let Err(stop) = task::switch(cpu, m, tss, reason, next_ip) {
-                cpu.event = Some(event);
+                cpu.event = pending;
                 return Err(mark(stop));
             }
         }

@@ -11,6 +11,24 @@ use crate::ram::{PAGE_SIZE, Ram};
 /// Guest memory as it is now. While this lives, the replay cache of its CPU is suspended.
 ///
 /// Nothing here asks a device, changes a page table or raises a fault.
+///
+/// Nobody can be beside an instruction and within it: as long as one looks, the CPU does not run.
+/// ```compile_fail,E0499
+/// # use reprise_emulator::{Emulator, Entry};
+/// fn both(emulator: &mut Emulator) {
+///     let mut aside = emulator.aside();
+///     let _ = emulator.run(Entry::Resume);
+///     aside.translate(0x1000);
+/// }
+/// ```
+/// And who looks has no way to the record, which is the instruction's alone.
+/// ```compile_fail,E0616
+/// # use reprise_emulator::Emulator;
+/// fn bystander(emulator: &mut Emulator) {
+///     let aside = emulator.aside();
+///     let _ = aside.around.record();
+/// }
+/// ```
 pub struct Aside<'a> {
     cpu: &'a Cpu,
     around: Suspended<'a>,

@@ -22,7 +22,7 @@ struct Overwritten {
 
 /// What was overwritten in the transaction in flight.
 #[derive(Default)]
-struct Meddling {
+pub struct Meddling {
     bytes: BTreeMap<u64, Overwritten>,
     clock: Option<(u64, u64)>,
 }
@@ -44,7 +44,7 @@ fn read_so_far(world: &World) -> Vec<(u64, bool)> {
 impl Meddling {
     /// Overwrites all RAM that the instruction has read and will not rightly read again, its code and page tables
     /// included, and sets clock and chance forward if it has asked them.
-    fn meddle(&mut self, world: &World, transaction: &Transaction) {
+    pub fn meddle(&mut self, world: &World, transaction: &Transaction) {
         let later = transaction.read_later(world.position());
         let stored = transaction.stored();
         let read = read_so_far(world);
@@ -74,7 +74,7 @@ impl Meddling {
     }
 
     /// The transaction is over: nothing was stored where nothing was to be stored. Puts back what was there.
-    fn undo(&mut self, world: &World) {
+    pub fn undo(&mut self, world: &World) {
         for (at, overwritten) in std::mem::take(&mut self.bytes) {
             let now = world.byte(at);
             if overwritten.stored_later {
@@ -88,6 +88,19 @@ impl Meddling {
                 world.put(at, &[overwritten.old]);
             }
         }
+        self.set_clock_back(world);
+    }
+
+    /// The transaction was cancelled before it stored anything. Puts back what was there.
+    pub fn put_back(&mut self, world: &World) {
+        for (at, overwritten) in std::mem::take(&mut self.bytes) {
+            assert_eq!(world.byte(at), overwritten.new, "{at:#x} was stored to");
+            world.put(at, &[overwritten.old]);
+        }
+        self.set_clock_back(world);
+    }
+
+    fn set_clock_back(&mut self, world: &World) {
         if let Some((tsc, random)) = self.clock.take() {
             world.clock.tsc.store(tsc, Relaxed);
             world.clock.random.store(random, Relaxed);

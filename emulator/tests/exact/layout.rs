@@ -2,7 +2,7 @@
 //! is the placement's to say.
 
 use reprise_emulator::Cpu;
-use reprise_emulator::cpu::{Activity, Attributes, Cr0, Cr4, Efer, Seg, Segment, TableRegister, gpr};
+use reprise_emulator::cpu::{Activity, Attributes, Cr0, Cr4, Efer, Seg, Segment, TableRegister, flags, gpr};
 
 pub const PAGE: u64 = 0x1000;
 /// Guest-physical pages there are.
@@ -34,6 +34,8 @@ const DIRECTORIES: u64 = 4;
 const TABLES64: u64 = 8;
 const DIRECTORY32: u64 = 14;
 const TABLES32: u64 = 15;
+/// Maps V8086 mode's linear addresses one to one; elsewhere the root of four levels.
+const LOW_TABLE: u64 = PML4;
 /// Page numbers of paging structures.
 pub const PAGING: std::ops::Range<usize> = 1..21;
 
@@ -44,6 +46,10 @@ pub const CODE3: u16 = 0x23;
 pub const DATA3: u16 = 0x2b;
 const TASK: u16 = 0x30;
 pub const FREE_TASK: u16 = 0x40;
+/// A task of 32-bit mode that can be switched to: it halts. Its task state lies over a page boundary, where the interrupt
+/// table of that mode has ended.
+pub const OTHER_TASK: u16 = 0x98;
+pub const OTHER_TSS: u64 = IDT + 0xfd0;
 pub const LOCAL: u16 = 0x50;
 pub const GATE: u16 = 0x60;
 /// Not accessed yet.
@@ -70,13 +76,18 @@ pub fn gpa(mode: Mode, linear: u64) -> u64 {
         .find(|(start, pages, _)| (*start..*start + pages * PAGE).contains(&linear))
         .expect("an address in a region");
     let page = (linear - start) / PAGE;
-    // Without paging, regions lie one to one.
-    let number = if mode == Mode::Real {
+    // In real and V8086 mode, regions lie one to one.
+    let number = if mode.is_8086() {
         last + 1 - pages + page
     } else {
         last - page
     };
     number * PAGE + linear % PAGE
+}
+
+/// `linear` as the CPU has it in this mode.
+fn seen(mode: Mode, linear: u64) -> u64 {
+    if mode.is_8086() { gpa(mode, linear) } else { linear }
 }
 
 /// Guest-physical page numbers of a region.
@@ -101,23 +112,31 @@ pub enum Mode {
     ProtectedUser,
     /// Real mode.
     Real,
+    /// V8086 mode with IOPL 3, over 32-bit protected mode with paging.
+    Virtual8086,
 }
 
 impl Mode {
-    pub const ALL: [Mode; 5] = [
+    pub const ALL: [Mode; 6] = [
         Mode::Long,
         Mode::LongUser,
         Mode::Protected,
         Mode::ProtectedUser,
         Mode::Real,
+        Mode::Virtual8086,
     ];
 
     pub fn bits(self) -> u32 {
         match self {
             Mode::Long | Mode::LongUser => 64,
             Mode::Protected | Mode::ProtectedUser => 32,
-            Mode::Real => 16,
+            Mode::Real | Mode::Virtual8086 => 16,
         }
+    }
+
+    /// Segments are paragraphs, and everything is below 1 MiB.
+    pub fn is_8086(self) -> bool {
+        self.bits() == 16
     }
 
     pub fn is_long(self) -> bool {
@@ -220,6 +239,13 @@ impl Image {
                 self.word(POINTERS * PAGE + 8 * i, 8, ((DIRECTORIES + i) * PAGE) | inner);
             }
         }
+        if mode == Mode::Virtual8086 {
+            self.word(DIRECTORY32 * PAGE, 4, (LOW_TABLE * PAGE) | inner);
+            for page in 0..PAGES as u64 {
+                self.word(LOW_TABLE * PAGE + page * 4, 4, (page * PAGE) | leaf);
+            }
+            return;
+        }
         for (number, (linear, pages, _)) in (0..).zip(REGIONS) {
             if mode.is_long() {
                 let table = TABLES64 + number;
@@ -261,9 +287,12 @@ impl Image {
         descriptor(DATA0, 0xc093, 0, 0xf_ffff);
         descriptor(CODE3, code | 0x60, 0, 0xf_ffff);
         descriptor(DATA3, 0xc0f3, 0, 0xf_ffff);
-        descriptor(TASK, 0x8b, TSS, 0x1fff);
-        descriptor(FREE_TASK, 0x89, TSS, 0x1fff);
-        descriptor(LOCAL, 0x82, GDT, 0xff);
+        descriptor(TASK, 0x8b, seen(mode, TSS), 0x1fff);
+        descriptor(FREE_TASK, 0x89, seen(mode, TSS), 0x1fff);
+        descriptor(LOCAL, 0x82, seen(mode, GDT), 0xff);
+        if !mode.is_long() {
+            descriptor(OTHER_TASK, 0x89, seen(mode, OTHER_TSS), 0x67);
+        }
         descriptor(FRESH_DATA, 0xc092, 0, 0xf_ffff);
         descriptor(FRESH_CODE, code & !1, 0, 0xf_ffff);
         descriptor(FRESH_CODE3, code & !1 | 0x60, 0, 0xf_ffff);
@@ -276,10 +305,10 @@ impl Image {
         self.word(
             gpa(mode, GDT + u64::from(GATE)),
             8,
-            gate(FRESH_CODE, HANDLERS, 0xec) | parameters,
+            gate(FRESH_CODE, seen(mode, HANDLERS), 0xec) | parameters,
         );
         for vector in 0..256 {
-            let handler = HANDLERS + vector * 8;
+            let handler = seen(mode, HANDLERS) + vector * 8;
             // Everybody may raise everything; page faults, and double faults, have a stack of their own.
             let ist = u64::from(mode.is_long() && matches!(vector, 8 | 14));
             let size = if mode.is_long() { 16 } else { 8 };
@@ -293,13 +322,76 @@ impl Image {
             self.word(gpa(mode, TSS + 4), 8, KERNEL + PAGE + 0x20);
             self.word(gpa(mode, TSS + 0x24), 8, KERNEL + PAGE + 0x20);
         } else {
-            self.word(gpa(mode, TSS + 4), 4, KERNEL + PAGE + 6);
+            self.word(gpa(mode, TSS + 4), 4, seen(mode, KERNEL) + PAGE + 6);
             // Marked as accessed before the stack is reached through it.
             self.word(gpa(mode, TSS + 8), 4, u64::from(FRESH_DATA));
+            self.other_task(mode);
         }
         // The permission map begins where its words for low ports lie over a page boundary.
         self.word(gpa(mode, TSS + 0x66), 2, 0xfff);
     }
+}
+
+impl Image {
+    fn other_task(&mut self, mode: Mode) {
+        let fresh = u64::from(FRESH_DATA);
+        let words = [
+            (0x1c, DIRECTORY32 * PAGE),
+            (0x20, seen(mode, HANDLERS)),
+            (0x24, 2),
+            // ESP, then ES, CS, SS, DS, FS, GS, and the local table.
+            (0x38, seen(mode, KERNEL) + PAGE + 2),
+            (0x48, fresh),
+            (0x4c, FRESH_CODE.into()),
+            (0x50, fresh),
+            (0x54, fresh),
+            (0x58, fresh),
+            (0x5c, fresh),
+            (0x60, LOCAL.into()),
+        ];
+        for (offset, value) in words {
+            self.at(mode, OTHER_TSS + offset, &(value as u32).to_le_bytes());
+        }
+    }
+
+    /// A way to the other task: `vector` leads there, and so does a return from a nested one.
+    pub fn task_gate(&mut self, mode: Mode, vector: u64) {
+        let gate = u64::from(OTHER_TASK) << 16 | 0xe5 << 40;
+        self.word(gpa(mode, IDT + vector * 8), 8, gate);
+    }
+
+    /// Takes a page of a region out of the page tables.
+    pub fn take_out(&mut self, mode: Mode, linear: u64) {
+        let number = REGIONS
+            .iter()
+            .position(|(start, pages, _)| (*start..*start + pages * PAGE).contains(&linear))
+            .expect("an address in a region") as u64;
+        let (table, entry, size) = match mode {
+            Mode::Virtual8086 => (LOW_TABLE, gpa(mode, linear) / PAGE, 4),
+            _ if mode.is_long() => (TABLES64 + number, linear >> 12 & 0x1ff, 8),
+            _ => (TABLES32 + number, linear >> 12 & 0x3ff, 4),
+        };
+        self.word(table * PAGE + entry * size as u64, size, 0);
+    }
+
+    /// An interrupt stack of 64-bit mode.
+    pub fn interrupt_stack(&mut self, vector: u64, number: u64, top: u64) {
+        self.word(gpa(Mode::Long, IDT + vector * 16) + 4, 1, number);
+        self.word(gpa(Mode::Long, TSS + 0x1c + 8 * number), 8, top);
+    }
+
+    /// The other task has called this one.
+    pub fn nest(&mut self, mode: Mode) {
+        self.word(gpa(mode, TSS), 2, OTHER_TASK.into());
+        self.word(gpa(mode, GDT + u64::from(OTHER_TASK)) + 5, 1, 0x8b);
+    }
+}
+
+/// Walks five levels.
+pub fn five_levels(cpu: &mut Cpu) {
+    cpu.cr4.0 |= Cr4::LA57;
+    cpu.cr3 = PML5 * PAGE;
+    cpu.refresh();
 }
 
 /// The CPU about to execute at `ip` bytes into the code; operands of `size` bytes.
@@ -311,7 +403,7 @@ pub fn cpu(mode: Mode, offsets: Offsets, size: usize, ip: u64) -> Cpu {
     cpu.fpu.init();
     cpu.activity = Activity::Running;
     let at = offsets.operand(size);
-    let region = |region: u64, offset: u64| if mode == Mode::Real { offset } else { region + offset };
+    let region = |region: u64, offset: u64| if mode.is_8086() { offset } else { region + offset };
     for (register, value) in [
         (gpr::RAX, 0x5566_7788_1122_3344),
         (gpr::RCX, 3),
@@ -326,18 +418,20 @@ pub fn cpu(mode: Mode, offsets: Offsets, size: usize, ip: u64) -> Cpu {
         let mask = if mode.is_long() { u64::MAX } else { 0xffff_ffff };
         cpu.gpr.set(register, value & mask);
     }
-    if mode == Mode::Real {
+    if mode.is_8086() {
         for (seg, region) in [(Seg::Cs, CODE), (Seg::Ds, M), (Seg::Es, D), (Seg::Ss, STACK)] {
             cpu.segments[seg] = Segment::real_mode((gpa(mode, region) >> 4) as u16);
         }
         cpu.segments[Seg::Cs].attributes = Attributes(0x9b);
+        cpu.rip = ip;
+    }
+    if mode == Mode::Real {
         cpu.idtr = TableRegister {
             base: gpa(mode, IDT),
             limit: 0x3ff,
         };
         cpu.cr4 = Cr4(Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::FSGSBASE | Cr4::PCE);
         cpu.xcr0 = 3;
-        cpu.rip = ip;
         cpu.refresh();
         return cpu;
     }
@@ -355,17 +449,29 @@ pub fn cpu(mode: Mode, offsets: Offsets, size: usize, ip: u64) -> Cpu {
         0xc09b
     };
     cpu.xcr0 = 3;
-    cpu.gdtr = TableRegister { base: GDT, limit: 0xff };
+    cpu.gdtr = TableRegister {
+        base: seen(mode, GDT),
+        limit: 0xff,
+    };
     cpu.idtr = TableRegister {
-        base: IDT,
-        limit: 0xfff,
+        base: seen(mode, IDT),
+        limit: if mode.is_long() { 0xfff } else { 0x7ff },
     };
     cpu.tr = Segment {
         selector: TASK,
         attributes: Attributes(0x8b),
         limit: 0x1fff,
-        base: TSS,
+        base: seen(mode, TSS),
     };
+    if mode == Mode::Virtual8086 {
+        let segments = [Seg::Es, Seg::Cs, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs];
+        for seg in segments {
+            cpu.segments[seg].attributes = Attributes(0xf3);
+        }
+        cpu.flags.set_bits(flags::VM | 3 << 12 | 2);
+        cpu.refresh();
+        return cpu;
+    }
     let (cs, ds, rights) = if mode.is_user() {
         (CODE3, DATA3, 0x60)
     } else {

@@ -4,23 +4,37 @@
 //! - `layout`, `world`: a machine whose pages are RAM or a device's, as a placement says.
 //! - `story`: how a scene must end, and what it reads and writes, told by machines on which nothing is interrupted.
 //! - `late`: the same scene with late answers over changing memory, and with cancellations.
+//! - `capacity`: how much of its room a record needs.
+//! - `duet`: random code under random influence from outside; `dice` makes the decisions.
+//!
+//! - `saved`: what was saved of an instruction in flight, damaged and restored.
 //!
 //! Each form runs in some of its scenes; with `REPRISE_LONG=1` in the environment, in all of them (some minutes).
+//! `REPRISE_PLAYS=N` plays N duets, and damages as many that were saved; `REPRISE_SEED=N` begins at another place.
 
+mod capacity;
+mod dice;
+mod duet;
 mod forms;
 mod late;
 mod layout;
+mod saved;
 mod scene;
 mod story;
 mod world;
 
+use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
-use iced_x86::Code;
+use iced_x86::{Code, Mnemonic};
+use reprise_emulator::cpu::flags;
 
+use dice::roll;
+use duet::{Played, Stage};
 use forms::{Form, forms, shadowed, supported};
-use layout::{Marks, Mode, Offsets};
+use layout::{Marks, Mode, OTHER_TASK, Offsets};
+use saved::{Outcome, Saved};
 use scene::Scene;
 use story::{Story, Tellers};
 use world::{Batches, Placement, World};
@@ -59,7 +73,7 @@ fn is_next(form: &Form, number: usize, mode: Mode, combination: usize) -> bool {
     match mode {
         Mode::Long | Mode::LongUser => turn && ring,
         Mode::Protected | Mode::ProtectedUser => turn && (!is_in_64_bit_mode(form.code) || ring && sample),
-        Mode::Real => turn && sample,
+        Mode::Real | Mode::Virtual8086 => turn && sample,
     }
 }
 
@@ -215,4 +229,81 @@ fn rule_23_an_instruction_in_flight_finishes_in_another_process_whichever_access
     });
     println!("{restored} restores");
     assert!(restored > 5_000, "{restored}");
+}
+
+#[test]
+fn tasks_are_switched_and_v8086_mode_is_left_in_the_scenes() {
+    let mut tellers = Tellers::new();
+    let (mut switched, mut left) = (0, 0);
+    for form in forms() {
+        let mode = match form.bits {
+            16 => Mode::Virtual8086,
+            32 => Mode::Protected,
+            _ => continue,
+        };
+        let mnemonic = form.code.mnemonic();
+        if matches!(
+            mnemonic,
+            Mnemonic::Jmp | Mnemonic::Call | Mnemonic::Int | Mnemonic::Iret | Mnemonic::Iretd
+        ) {
+            let scene = Scene::new(form, mode, Offsets::Byte, Marks::Clear);
+            let story = tellers.tell(&scene);
+            switched += usize::from(story.cpu.tr.selector == OTHER_TASK);
+            left += usize::from(mode == Mode::Virtual8086 && !story.cpu.flags.any(flags::VM));
+        }
+    }
+    assert!(switched >= 5 && left >= 1, "{switched} switches, {left} interrupts");
+}
+
+fn number(name: &str, otherwise: u64) -> u64 {
+    std::env::var(name).map_or(otherwise, |value| value.parse().expect(name))
+}
+
+#[test]
+fn random_code_under_outside_influence_ends_as_if_it_were_left_alone() {
+    let (first, plays) = (number("REPRISE_SEED", 1), number("REPRISE_PLAYS", 600));
+    let mut stage = Stage::new();
+    let mut all = Played::default();
+    let mut broken_off = 0;
+    for seed in first..first + plays {
+        let bytes = roll(seed, 40 + seed as usize % 160);
+        let Ok(played) = catch_unwind(AssertUnwindSafe(|| stage.play(&bytes))) else {
+            panic!("REPRISE_SEED={seed} REPRISE_PLAYS=1");
+        };
+        all.waits += played.waits;
+        all.saved += played.saved;
+        all.cancelled += played.cancelled;
+        all.events += played.events;
+        broken_off += u64::from(played.broken_off);
+    }
+    println!("{all:?}, {broken_off} broken off");
+    if plays >= 600 {
+        assert!(
+            all.waits as u64 > plays && all.saved > 100 && all.cancelled > 100 && all.events > 100,
+            "{all:?}"
+        );
+        assert!(broken_off < plays / 4, "{broken_off}");
+    }
+}
+
+#[test]
+fn what_was_saved_and_damaged_is_refused_or_harms_nobody() {
+    let (first, plays) = (number("REPRISE_SEED", 1), number("REPRISE_PLAYS", 600));
+    let mut saved = Saved::new();
+    let mut outcomes = BTreeMap::new();
+    for seed in first..first + plays {
+        let bytes = roll(seed, 60);
+        let Ok(outcome) = catch_unwind(AssertUnwindSafe(|| saved.damage(&bytes))) else {
+            panic!("REPRISE_SEED={seed} REPRISE_PLAYS=1");
+        };
+        *outcomes.entry(outcome).or_insert(0) += 1;
+    }
+    println!("{outcomes:?}");
+    if plays >= 600 {
+        let seen = [Outcome::NoState, Outcome::Refused, Outcome::Failed, Outcome::WentOn];
+        assert!(
+            seen.iter().all(|outcome| outcomes.get(outcome) > Some(&10)),
+            "{outcomes:?}"
+        );
+    }
 }

@@ -2,7 +2,7 @@
 
 use iced_x86::{Code, Mnemonic};
 use reprise_emulator::Cpu;
-use reprise_emulator::cpu::gpr;
+use reprise_emulator::cpu::{flags, gpr};
 
 use crate::forms::Form;
 use crate::layout::*;
@@ -33,6 +33,7 @@ impl Scene {
             operand: M + offsets.operand(form.size),
             stack: STACK + offsets.stack(),
             through_gate: offsets != Offsets::Inside,
+            switches_tasks: offsets == Offsets::Byte && mode.bits() == 32,
             cpu: cpu(mode, offsets, form.size, ip),
             image,
         };
@@ -49,6 +50,7 @@ struct Set {
     operand: u64,
     stack: u64,
     through_gate: bool,
+    switches_tasks: bool,
     cpu: Cpu,
     image: Image,
 }
@@ -74,12 +76,12 @@ impl Set {
 
     /// As RIP.
     fn target(&self) -> u64 {
-        if self.mode == Mode::Real { TARGET } else { CODE + TARGET }
+        if self.mode.is_8086() { TARGET } else { CODE + TARGET }
     }
 
     fn code(&self) -> u64 {
         match self.mode {
-            Mode::Real => gpa(self.mode, CODE) >> 4,
+            _ if self.mode.is_8086() => gpa(self.mode, CODE) >> 4,
             _ if self.mode.is_user() => FRESH_CODE3.into(),
             _ => FRESH_CODE.into(),
         }
@@ -87,7 +89,7 @@ impl Set {
 
     fn data(&self) -> u64 {
         match self.mode {
-            Mode::Real => gpa(self.mode, M) >> 4,
+            _ if self.mode.is_8086() => gpa(self.mode, M) >> 4,
             _ if self.mode.is_user() => FRESH_DATA3.into(),
             _ => FRESH_DATA.into(),
         }
@@ -108,21 +110,32 @@ impl Set {
 
     fn contents(&mut self, form: &Form) {
         let size = stack_size(form);
+        if self.switches_tasks {
+            // The vector of the constant that forms have.
+            self.image.task_gate(self.mode, 5);
+        }
         let outer = [FRESH_CODE3.into(), self.cpu.gpr.get(gpr::RSP), FRESH_DATA3.into()];
         match form.code.mnemonic() {
             Mnemonic::Ret => self.stack(size, &[self.target()]),
-            Mnemonic::Retf if self.mode == Mode::Real => self.stack(size, &[TARGET, self.code()]),
+            Mnemonic::Retf if self.mode.is_8086() => self.stack(size, &[TARGET, self.code()]),
             Mnemonic::Retf => self.stack(size, &[self.target(), outer[0], outer[1], outer[2]]),
-            Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq if self.mode == Mode::Real => {
+            Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq if self.mode.is_8086() => {
                 self.stack(size, &[TARGET, self.code(), 0x246]);
+            }
+            Mnemonic::Iret | Mnemonic::Iretd if self.switches_tasks => {
+                self.image.nest(self.mode);
+                self.cpu.flags.set_bits(flags::NT | 2);
             }
             Mnemonic::Iret | Mnemonic::Iretd | Mnemonic::Iretq => {
                 self.stack(size, &[self.target(), outer[0], 0x246, outer[1], outer[2]]);
             }
             Mnemonic::Popf | Mnemonic::Popfd | Mnemonic::Popfq => self.stack(size, &[0x246]),
             Mnemonic::Jmp | Mnemonic::Call if form.memory && is_far(form.code) => {
-                let by_gate = self.through_gate && self.mode != Mode::Real;
-                let selector = if by_gate { GATE.into() } else { self.code() };
+                let selector = match self.mode {
+                    _ if !self.through_gate || self.mode.is_8086() => self.code(),
+                    _ if self.switches_tasks => OTHER_TASK.into(),
+                    _ => GATE.into(),
+                };
                 self.far_pointer(form, self.target(), selector);
             }
             Mnemonic::Jmp | Mnemonic::Call if form.memory => {

@@ -27,7 +27,7 @@ impl Transaction {
         let mut at = 0;
         for asked in &self.asks {
             for i in 0..u64::from(asked.size) {
-                let address = (asked.address + i) as usize;
+                let address = asked.address.wrapping_add(i) as usize;
                 if at >= position && asked.space == Space::Memory && address < SIZE {
                     later[address] = true;
                 }
@@ -96,9 +96,23 @@ impl Tellers {
 /// Runs a machine all of whose memory is a device.
 fn tell(device: &mut World) -> (Exit, Vec<Transaction>) {
     let mut transactions = Vec::new();
+    loop {
+        match transaction(device) {
+            Ok(one) => transactions.push(one),
+            Err(exit) => return (exit, transactions),
+        }
+        assert!(transactions.len() < 20_000, "there is no end");
+    }
+}
+
+/// The next transaction of a machine all of whose memory is a device.
+///
+/// # Errors
+/// The exit, if it begins none.
+pub fn transaction(device: &mut World) -> Result<Transaction, Exit> {
     let mut open: Option<Transaction> = None;
     let mut entry = Entry::Resume;
-    for _ in 0..20_000 {
+    loop {
         match device.enter(entry) {
             Exit::Request(request) => {
                 let before = device.emulator.cpu();
@@ -117,17 +131,16 @@ fn tell(device: &mut World) -> (Exit, Vec<Transaction>) {
                     current.asks.push(asked);
                 }
             }
-            Exit::Attention => {
-                transactions.extend(open.take());
-                entry = Entry::Resume;
-            }
+            Exit::Attention => match open {
+                Some(transaction) => return Ok(transaction),
+                None => entry = Entry::Resume,
+            },
             exit => {
-                transactions.extend(open.take());
-                return (exit, transactions);
+                assert!(open.is_none(), "it comes out before that");
+                return Err(exit);
             }
         }
     }
-    panic!("there is no end, at {:#x}", device.emulator.cpu().rip);
 }
 
 /// What was asked of others than memory.

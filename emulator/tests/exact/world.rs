@@ -117,6 +117,8 @@ pub struct World {
     reads_before: HashMap<(Space, u64), u64>,
     pub trace: Vec<Asked>,
     pub batches: Batches,
+    /// Entries that an instruction had recorded when it asked for something, at most.
+    pub largest: usize,
 }
 
 /// How a device takes many elements in one request.
@@ -136,7 +138,7 @@ fn model() -> Arc<Model> {
 }
 
 /// All control bits that there are.
-fn cpuid() -> CpuidTable {
+pub fn cpuid() -> CpuidTable {
     let entry = |leaf, eax, ebx, ecx, edx| CpuidEntry {
         leaf,
         subleaf: None,
@@ -180,6 +182,7 @@ impl World {
             reads_before: HashMap::new(),
             trace: Vec::new(),
             batches: Batches::Whole,
+            largest: 0,
         }
     }
 
@@ -191,6 +194,9 @@ impl World {
         self.load(&cpu, &other.image());
         self.emulator.restore(cpu, in_flight.as_ref()).unwrap();
         self.reads.clone_from(&other.reads);
+        self.reads_before.clone_from(&other.reads_before);
+        self.clock.tsc.store(other.clock.tsc.load(Relaxed), Relaxed);
+        self.clock.random.store(other.clock.random.load(Relaxed), Relaxed);
         self.trace.clone_from(&other.trace);
         self.batches = other.batches;
     }
@@ -232,6 +238,17 @@ impl World {
         self.ram.written_by_host(at, bytes.len() as u64);
     }
 
+    /// Writes RAM as another CPU does, and into devices where there is none.
+    pub fn poke(&mut self, at: u64, bytes: &[u8]) {
+        for (at, byte) in (at..).zip(bytes) {
+            if self.is_ram(at) {
+                self.put(at, &[*byte]);
+            } else {
+                self.held[at as usize] = *byte;
+            }
+        }
+    }
+
     pub fn is_ram(&self, at: u64) -> bool {
         (at as usize) < SIZE && !self.devices[(at / PAGE) as usize]
     }
@@ -258,9 +275,9 @@ impl World {
     }
 
     pub fn enter(&mut self, entry: Entry) -> Exit {
-        self.emulator
-            .run(entry)
-            .expect("a later pass sees what the first one saw")
+        let exit = self.emulator.run(entry);
+        self.largest = self.largest.max(self.emulator.record().len());
+        exit.expect("a later pass sees what the first one saw")
     }
 
     /// Does what is asked; the answer.
@@ -333,7 +350,7 @@ impl World {
                 let count = self.reads.entry((space, address)).or_default();
                 *count += 1;
                 // Another answer each time, so that who asks twice is found out.
-                let value = *count * 0x0101_0101_0101_0101 + address;
+                let value = count.wrapping_mul(0x0101_0101_0101_0101).wrapping_add(address);
                 match space {
                     Space::TaskPriority => value & 0xf,
                     _ => value,
@@ -369,8 +386,12 @@ impl World {
     /// What the instruction in flight has read, in bytes, but for what a device that holds everything is not asked for.
     pub fn position(&self) -> usize {
         let record = self.emulator.record().iter();
-        let asked =
-            record.filter(|entry| !matches!(entry.question.kind, Kind::PageTableUpdate | Kind::Clock | Kind::Chance));
+        let asked = record.filter(|entry| {
+            !matches!(
+                entry.question.kind,
+                Kind::PageTableUpdate | Kind::Batch | Kind::Clock | Kind::Chance
+            )
+        });
         asked.map(|entry| usize::from(entry.question.width)).sum()
     }
 }

@@ -5,6 +5,8 @@ use reprise_emulator::ReplayError;
 use reprise_emulator::Space;
 use reprise_emulator::replay::{CAPACITY, Kind, Question, ReplayCache};
 
+use crate::{cache, dice};
+
 /// The largest area of unnamed size: XRSTOR's, header and all components.
 const UNSIZED: usize = 2696;
 
@@ -92,4 +94,10 @@ fn rule_17_an_overflow_is_an_error_before_the_next_side_effect() {
     assert_eq!(cache.read(question, || 2), Ok(1));
     cache.clear();
     assert_eq!(cache.read(question, || 2), Ok(2));
+}
+
+#[test]
+fn rule_3_the_cache_is_a_list_of_questions_and_answers_whatever_is_done_to_it() {
+    let replayed: u64 = (1..2000).map(|seed| cache::operate(&dice::roll(seed, 300))).sum();
+    assert!(replayed > 10_000, "{replayed}");
 }
