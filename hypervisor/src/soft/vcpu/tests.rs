@@ -24,10 +24,15 @@ struct World {
 
 impl World {
     fn new(vcpus: u32) -> Self {
+        Self::with(vcpus, false)
+    }
+
+    fn with(vcpus: u32, hyperv: bool) -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
         let vm = SoftVm::new(VmSettings {
             vcpus,
             memory: memory.clone(),
+            hyperv,
         })
         .unwrap();
         Self { memory, vm }
