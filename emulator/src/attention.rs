@@ -103,3 +103,28 @@ impl Attention {
         self.uses.load(Ordering::SeqCst) & RUNNING == 0 || !self.wants_writes_dropped()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_is_waited_for_as_long_as_an_old_translation_may_be_used() {
+        let cpu = Attention::default();
+        cpu.request_flush();
+        assert!(cpu.has_flushed(), "one that stands still flushes before it goes on");
+        cpu.enter();
+        assert!(!cpu.has_flushed());
+        // Waiting for others in the middle of a block is not being done with it.
+        cpu.set_running(false);
+        assert!(!cpu.has_flushed());
+        cpu.set_running(true);
+        cpu.flushed();
+        assert!(cpu.has_flushed());
+        cpu.request_flush();
+        cpu.leave(true);
+        assert!(!cpu.has_flushed(), "in mid-instruction");
+        cpu.leave(false);
+        assert!(cpu.has_flushed() && cpu.wants_flush());
+    }
+}

@@ -288,6 +288,19 @@ mod tests {
     }
 
     #[test]
+    fn after_init_kvm_s_structures_are_written_no_more() {
+        let mut msrs = msrs();
+        msrs.write(kvmclock::MSR_SYSTEM_TIME, 0x1001).unwrap();
+        msrs.write(MSR_STEAL_TIME, 0x1041).unwrap();
+        assert_eq!(msrs.read(MSR_STEAL_TIME), Ok(0x1041));
+        msrs.init();
+        assert_eq!(msrs.read(kvmclock::MSR_SYSTEM_TIME), Ok(0));
+        assert_eq!(msrs.read(MSR_STEAL_TIME), Ok(0));
+        msrs.set_preempted(true);
+        assert_eq!(msrs.ram.read(0x1050, 1), Some(0));
+    }
+
+    #[test]
     fn the_apic_appears_at_its_msrs_when_it_is_switched_over() {
         let mut msrs = msrs();
         assert_eq!(msrs.read(0x802), Err(GeneralProtection));
@@ -302,7 +315,17 @@ mod tests {
     #[test]
     fn what_is_not_there_faults() {
         let mut msrs = msrs();
-        for msr in [0x11, 0x12, 0x7ff, 0x840, 0x4b56_4d02, 0xc001_0000, u32::MAX] {
+        for msr in [
+            0x11,
+            0x12,
+            0x7ff,
+            0x840,
+            0x4000_0000,
+            0x4b56_4d02,
+            0x4b56_4d04,
+            0xc001_0000,
+            u32::MAX,
+        ] {
             assert_eq!(msrs.read(msr), Err(GeneralProtection), "{msr:#x}");
             assert_eq!(msrs.write(msr, 0), Err(GeneralProtection), "{msr:#x}");
         }

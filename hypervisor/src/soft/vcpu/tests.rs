@@ -1,6 +1,8 @@
 //! Small guests on whole machines. Guest code is real-mode or flat 32-bit code at [`CODE`]; vectors lead to handlers that
 //! the test places.
 
+mod hypercalls;
+
 use std::sync::mpsc;
 
 use iced_x86::code_asm::*;
