@@ -287,6 +287,84 @@ fn init(index: u32) -> Message {
 }
 
 #[test]
+fn a_call_that_waits_is_saved_and_answered_in_another_machine() {
+    let two = Two::new(true);
+    let mut parked = two.vcpu(1, &|a| {
+        a.mov(rsi, DEVICE)?;
+        a.mov(rdi, MOVING)?;
+        a.movsb()
+    });
+    let VmExit::Io(read) = parked.run(VmEntry::Resume).unwrap() else {
+        panic!("a read")
+    };
+    let mut caller = two.vcpu(0, &|a| {
+        move_and_flush(a)?;
+        a.out(0x80, eax)
+    });
+    let exit = kicked(&mut caller, |caller| caller.run(VmEntry::Resume).unwrap());
+    assert_eq!(exit, VmExit::Interrupted);
+
+    let other = Two {
+        memory: two.memory.clone(),
+        machine: Arc::new(Machine::new(2, true).unwrap()),
+        ram: Arc::clone(&two.ram),
+        model: Arc::clone(&two.model),
+    };
+    let mut new = [0, 1].map(|index| {
+        let (machine, ram, model) = (
+            Arc::clone(&other.machine),
+            Arc::clone(&other.ram),
+            Arc::clone(&other.model),
+        );
+        SoftVcpu::new(index, machine, ram, model)
+    });
+    let states = [&caller, &parked].map(|vcpu| vcpu.state().unwrap());
+    let shared = two.machine.partition.as_ref().unwrap().state();
+    other.machine.partition.as_ref().unwrap().restore(shared);
+    for (vcpu, state) in new.iter_mut().zip(states) {
+        vcpu.restore(state).unwrap();
+    }
+    let [caller, parked] = &mut new;
+    let exit = kicked(caller, |caller| caller.run(VmEntry::Resume).unwrap());
+    assert_eq!(exit, VmExit::Interrupted, "the other one is still in mid-instruction");
+    parked.kick().kick();
+    assert_eq!(parked.run(answer(read.id, 0x5a)).unwrap(), VmExit::Interrupted);
+    assert_eq!(written(caller, 0x80), 0);
+    assert_eq!(counter(caller, "hv_flush_space"), 1);
+}
+
+#[test]
+fn what_guests_of_kvm_and_of_hyper_v_have_set_up_is_saved() {
+    let kvm = Two::new(false);
+    let (mut old, mut new) = (kvm.vcpu(0, &|a| a.hlt()), Two::new(false).vcpu(0, &|a| a.hlt()));
+    old.msrs.write(0x4b56_4d03, 0x5_0041).unwrap();
+    old.msrs.set_preempted(true);
+    old.seat().unhalted.store(true, Ordering::SeqCst);
+    new.restore(old.state().unwrap()).unwrap();
+    assert_eq!(new.state().unwrap(), old.state().unwrap());
+    assert_eq!(new.msrs.read(0x4b56_4d03), Ok(0x5_0041));
+    assert!(new.seat().unhalted.load(Ordering::SeqCst));
+
+    let settings = |hyperv| VmSettings {
+        vcpus: 1,
+        memory: kvm.memory.clone(),
+        hyperv,
+    };
+    let [old, new] = [true, true].map(|hyperv| SoftVm::new(settings(hyperv)).unwrap());
+    let mut state = old.state().unwrap();
+    let shared = crate::state::HypervState {
+        guest_os_id: 1,
+        hypercall: 0x6_0001,
+        reference_tsc: 0x6_1001,
+    };
+    assert_eq!(state.hyperv, Some(crate::state::HypervState::default()));
+    state.hyperv = Some(shared);
+    new.restore(&state).unwrap();
+    assert_eq!(new.state().unwrap().hyperv, Some(shared));
+    assert!(SoftVm::new(settings(false)).unwrap().restore(&state).is_err());
+}
+
+#[test]
 fn a_kick_ends_hlt_though_interrupts_are_off_be_it_before_or_after() {
     let two = Two::new(false);
     let kick = |a: &mut CodeAssembler| {
