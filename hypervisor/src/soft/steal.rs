@@ -224,7 +224,7 @@ mod tests {
         for bit in 1..6 {
             assert_eq!(steal.write_msr(0x1001 | 1 << bit, &ram), Err(GeneralProtection));
         }
-        for address in [0x10_0001, 1 << 45 | 1, 1 << 46 | 1, u64::MAX & !RESERVED] {
+        for address in [0x10_0001, 1 << 45 | 1, 1 << 46 | 1, !RESERVED] {
             steal.write_msr(address, &ram).unwrap();
             steal.add(1, &ram);
             steal.set_preempted(true, &ram);

@@ -34,15 +34,15 @@ pub enum Deed {
 /// Why a call is refused (TLFS, "Hypercall Status Codes").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u16)]
-pub enum Status {
+pub enum Invalid {
     /// HV_STATUS_INVALID_HYPERCALL_CODE.
-    InvalidHypercallCode = 2,
+    HypercallCode = 2,
     /// HV_STATUS_INVALID_HYPERCALL_INPUT.
-    InvalidHypercallInput = 3,
+    HypercallInput = 3,
     /// HV_STATUS_INVALID_ALIGNMENT.
-    InvalidAlignment = 4,
+    Alignment = 4,
     /// HV_STATUS_INVALID_PARAMETER.
-    InvalidParameter = 5,
+    Parameter = 5,
 }
 
 const FLUSH_VIRTUAL_ADDRESS_SPACE: u16 = 0x0002;
@@ -75,8 +75,8 @@ pub fn may_call(cpu: &Cpu) -> bool {
 /// What the call in the caller's registers is.
 ///
 /// # Errors
-/// [`Status`] if it is none.
-pub fn decode(guest: &Aside<'_>) -> Result<Call, Status> {
+/// [`Invalid`] if it is none.
+pub fn decode(guest: &Aside<'_>) -> Result<Call, Invalid> {
     let control = Control(registers(guest.cpu())[0]);
     let (name, fixed, sparse, rep) = match control.code() {
         NOTIFY_LONG_SPIN_WAIT => (Name::HvLongSpin, 1, false, false),
@@ -86,14 +86,14 @@ pub fn decode(guest: &Aside<'_>) -> Result<Call, Status> {
         FLUSH_VIRTUAL_ADDRESS_LIST_EX => (Name::HvFlushList, 4, true, true),
         SEND_SYNTHETIC_CLUSTER_IPI => (Name::HvSendIpi, 2, false, false),
         SEND_SYNTHETIC_CLUSTER_IPI_EX => (Name::HvSendIpi, 3, true, false),
-        _ => return Err(Status::InvalidHypercallCode),
+        _ => return Err(Invalid::HypercallCode),
     };
     let reps_fit = match rep {
         true => control.rep_start() < control.reps(),
         false => control.rep_start() == 0 && control.reps() == 0,
     };
     if control.0 & CONTROL_RESERVED != 0 || !reps_fit || control.variable_words() != 0 && !sparse {
-        return Err(Status::InvalidHypercallInput);
+        return Err(Invalid::HypercallInput);
     }
     let input = Input::find(guest, control, fixed)?;
     let processors = |format: u64, mask| match sparse {
@@ -108,13 +108,13 @@ pub fn decode(guest: &Aside<'_>) -> Result<Call, Status> {
             let set = processors(1, input.word(1)?)?;
             match u8::try_from(vector) {
                 Ok(vector @ 0x10..) if level == 0 => Deed::Interrupt(set, vector),
-                _ => return Err(Status::InvalidParameter),
+                _ => return Err(Invalid::Parameter),
             }
         }
         Name::HvFlushSpace | Name::HvFlushList => {
             let flags = input.word(1)?;
             if flags & !FLUSH_FLAGS != 0 {
-                return Err(Status::InvalidParameter);
+                return Err(Invalid::Parameter);
             }
             Deed::Flush(match flags & FLUSH_ALL_PROCESSORS {
                 0 => processors(2, input.word(2)?)?,
@@ -176,17 +176,17 @@ struct Input<'a> {
 
 impl<'a> Input<'a> {
     /// The input of a call whose header has `fixed` words before those that the control word counts.
-    fn find(guest: &'a Aside<'a>, control: Control, fixed: u64) -> Result<Self, Status> {
+    fn find(guest: &'a Aside<'a>, control: Control, fixed: u64) -> Result<Self, Invalid> {
         let words = fixed + control.variable_words() + control.reps();
         if control.is_fast() {
             let fits = words <= FAST_WORDS;
             return fits
                 .then_some(Self { guest, address: None })
-                .ok_or(Status::InvalidHypercallInput);
+                .ok_or(Invalid::HypercallInput);
         }
         let [_, address, _] = registers(guest.cpu());
         if address % 8 != 0 || address >> PHYSICAL_BITS != 0 || address % 4096 + words * 8 > 4096 {
-            return Err(Status::InvalidAlignment);
+            return Err(Invalid::Alignment);
         }
         let address = Some(address);
         Ok(Self { guest, address })
@@ -194,27 +194,27 @@ impl<'a> Input<'a> {
 
     /// Word `index`, which must be one of the input's. Where there is no memory Hyper-V would tell a parent partition; there
     /// is none, and the call is refused.
-    fn word(&self, index: u64) -> Result<u64, Status> {
+    fn word(&self, index: u64) -> Result<u64, Invalid> {
         let Some(address) = self.address else {
             return Ok(fast_word(self.guest.cpu(), index));
         };
         let mut bytes = [0; 8];
         match self.guest.read(address + 8 * index, &mut bytes) {
             true => Ok(u64::from_le_bytes(bytes)),
-            false => Err(Status::InvalidHypercallInput),
+            false => Err(Invalid::HypercallInput),
         }
     }
 
     /// The set of processors whose format is in word `place`, its `banks` being from word `first_bank` on.
-    fn processors(&self, place: u64, first_bank: u64, banks: u64) -> Result<VpSet, Status> {
+    fn processors(&self, place: u64, first_bank: u64, banks: u64) -> Result<VpSet, Invalid> {
         let (format, valid) = (self.word(place)?, self.word(place + 1)?);
         match format {
             ALL => return Ok(VpSet::ALL),
             SPARSE => {}
-            _ => return Err(Status::InvalidParameter),
+            _ => return Err(Invalid::Parameter),
         }
         if u64::from(valid.count_ones()) != banks {
-            return Err(Status::InvalidHypercallInput);
+            return Err(Invalid::HypercallInput);
         }
         let mut set = VpSet::default();
         let numbers = (0..64).filter(|bank| valid >> bank & 1 != 0);
@@ -231,6 +231,6 @@ fn fast_word(cpu: &Cpu, index: u64) -> u64 {
     match index {
         0 => first,
         1 => second,
-        _ => cpu.fpu.vectors[(index as usize - 2) / 2 & 31][index as usize % 2],
+        _ => cpu.fpu.vectors[((index as usize - 2) / 2) & 31][index as usize % 2],
     }
 }

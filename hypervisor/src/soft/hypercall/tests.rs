@@ -11,7 +11,7 @@ use vm_memory::GuestAddress;
 use super::super::chipset::{Chipset, Seat};
 use super::super::lapic::Now;
 use super::super::msr::Surroundings;
-use super::hyperv::{Call, Deed, Status, decode, may_call};
+use super::hyperv::{Call, Deed, Invalid, decode, may_call};
 use super::*;
 use crate::GuestMemory;
 
@@ -101,14 +101,14 @@ impl Caller {
     }
 
     /// A Hyper-V call by memory at 0x1000.
-    fn hyperv(&mut self, control: u64, words: &[u64]) -> Result<Call, Status> {
+    fn hyperv(&mut self, control: u64, words: &[u64]) -> Result<Call, Invalid> {
         self.memory(0x1000, words)
             .set(&[(gpr::RCX, control), (gpr::RDX, 0x1000)]);
         decode(&self.aside())
     }
 
     /// A fast one.
-    fn fast(&mut self, control: u64, words: &[u64]) -> Result<Call, Status> {
+    fn fast(&mut self, control: u64, words: &[u64]) -> Result<Call, Invalid> {
         let word = |index: usize| words.get(index).copied().unwrap_or(u64::MAX);
         self.set(&[(gpr::RCX, control | FAST), (gpr::RDX, word(0)), (R8, word(1))]);
         self.emulator.change(|cpu| {
@@ -351,7 +351,7 @@ fn outside_64_bit_mode_registers_pair_up() {
 fn a_code_that_there_is_not_is_told_first() {
     for code in [0, 1, 4, 9, 0xc, 0x5c, 0x8001, 0xffff] {
         let refused = Caller::new().hyperv(code | 0xf << 60, &[]);
-        assert_eq!(refused, Err(Status::InvalidHypercallCode), "{code:#x}");
+        assert_eq!(refused, Err(Invalid::HypercallCode), "{code:#x}");
     }
 }
 
@@ -380,7 +380,7 @@ fn control_words_that_make_no_sense_are_refused() {
         FLUSH_SPACE_EX | FAST | variable(11),
     ] {
         let refused = Caller::new().hyperv(control, &[0x41, 0, 1, 0]);
-        assert_eq!(refused, Err(Status::InvalidHypercallInput), "{control:#x}");
+        assert_eq!(refused, Err(Invalid::HypercallInput), "{control:#x}");
     }
     assert!(Caller::new().fast(FLUSH_LIST | reps(11, 0), &[0, 1, 0]).is_ok());
 }
@@ -389,21 +389,21 @@ fn control_words_that_make_no_sense_are_refused() {
 fn input_lies_in_one_page_of_memory_aligned_to_8_bytes() {
     for (address, control, expected) in [
         (0x1fe8, FLUSH_SPACE, None),
-        (0x1fe8, FLUSH_LIST | reps(1, 0), Some(Status::InvalidAlignment)),
-        (0x1ff0, FLUSH_SPACE, Some(Status::InvalidAlignment)),
+        (0x1fe8, FLUSH_LIST | reps(1, 0), Some(Invalid::Alignment)),
+        (0x1ff0, FLUSH_SPACE, Some(Invalid::Alignment)),
         (0x1000, FLUSH_LIST | reps(509, 0), None),
-        (0x1000, FLUSH_LIST | reps(510, 0), Some(Status::InvalidAlignment)),
-        (0x1000, FLUSH_LIST | reps(0xfff, 0xffe), Some(Status::InvalidAlignment)),
-        (0x1000, SEND_IPI_EX | variable(0x3ff), Some(Status::InvalidAlignment)),
-        (0x1004, FLUSH_SPACE, Some(Status::InvalidAlignment)),
-        (0x1001, LONG_SPIN, Some(Status::InvalidAlignment)),
-        (u64::MAX, FLUSH_SPACE, Some(Status::InvalidAlignment)),
-        (u64::MAX - 0xfff, FLUSH_SPACE, Some(Status::InvalidAlignment)),
-        (1 << 46, FLUSH_SPACE, Some(Status::InvalidAlignment)),
-        ((1 << 46) - 24, FLUSH_SPACE, Some(Status::InvalidHypercallInput)),
-        (MEMORY, FLUSH_SPACE, Some(Status::InvalidHypercallInput)),
+        (0x1000, FLUSH_LIST | reps(510, 0), Some(Invalid::Alignment)),
+        (0x1000, FLUSH_LIST | reps(0xfff, 0xffe), Some(Invalid::Alignment)),
+        (0x1000, SEND_IPI_EX | variable(0x3ff), Some(Invalid::Alignment)),
+        (0x1004, FLUSH_SPACE, Some(Invalid::Alignment)),
+        (0x1001, LONG_SPIN, Some(Invalid::Alignment)),
+        (u64::MAX, FLUSH_SPACE, Some(Invalid::Alignment)),
+        (u64::MAX - 0xfff, FLUSH_SPACE, Some(Invalid::Alignment)),
+        (1 << 46, FLUSH_SPACE, Some(Invalid::Alignment)),
+        ((1 << 46) - 24, FLUSH_SPACE, Some(Invalid::HypercallInput)),
+        (MEMORY, FLUSH_SPACE, Some(Invalid::HypercallInput)),
         (MEMORY - 24, FLUSH_SPACE, None),
-        (0xfee0_0000, SEND_IPI, Some(Status::InvalidHypercallInput)),
+        (0xfee0_0000, SEND_IPI, Some(Invalid::HypercallInput)),
         (0xfee0_0000, LONG_SPIN, None),
     ] {
         let mut caller = Caller::new();
@@ -424,7 +424,7 @@ fn parameters_that_mean_nothing_are_refused() {
         (FLUSH_SPACE_EX, &[0, 0, u64::MAX, 0]),
     ] {
         let refused = Caller::new().hyperv(control, words);
-        assert_eq!(refused, Err(Status::InvalidParameter), "{control:#x} {words:x?}");
+        assert_eq!(refused, Err(Invalid::Parameter), "{control:#x} {words:x?}");
     }
     let padded = Caller::new().hyperv(SEND_IPI, &[0xffff_ff00_0000_0041, 1]);
     assert!(padded.is_ok(), "padding is ignored");
@@ -471,7 +471,7 @@ proptest! {
     ) {
         let mut caller = if narrow { Caller::narrow() } else { Caller::new() };
         for (control, words, number) in calls {
-            caller.memory(words[0] % (MEMORY / 2) & !7, &words);
+            caller.memory((words[0] % (MEMORY / 2)) & !7, &words);
             caller.set(&[(gpr::RAX, number), (gpr::RBX, words[1]), (gpr::RCX, words[2]), (gpr::RDX, words[3])]);
             caller.set(&[(gpr::RSI, words[4])]);
             let (name, result) = caller.kvm();

@@ -87,7 +87,7 @@ fn there_is_no_hypercall_page_before_the_guest_has_said_who_it_is_nor_after_it_t
 fn a_hypercall_page_where_there_is_no_memory_faults_and_a_locked_one_stays() {
     let mut world = World::new();
     world.write(0, GUEST_OS_ID, 1).unwrap();
-    for page in [0x4000, 0xfee0_0000, 1 << 46, u64::MAX & PAGE] {
+    for page in [0x4000, 0xfee0_0000, 1 << 46, PAGE] {
         assert_eq!(world.write(0, HYPERCALL, page | 1), Err(GeneralProtection), "{page:#x}");
         assert_eq!(world.read(0, HYPERCALL), Ok(0));
     }
@@ -108,7 +108,7 @@ fn the_reference_time_is_the_same_from_the_page_and_from_the_counter() {
         let clock = world.chipset.clock.now().wrapping_add(offset);
         let word = |offset: u64| u128::from(world.ram.read(0x2000 + offset, 8).unwrap());
         assert_eq!(word(0), 1, "the sequence number: valid");
-        let from_page = (u128::from(clock) * word(8) >> 64) as u64 + word(16) as u64;
+        let from_page = ((u128::from(clock) * word(8)) >> 64) as u64 + word(16) as u64;
         assert_eq!(from_page, reference_time(clock));
         assert!(from_page.abs_diff(clock / 100) <= 1, "units of 100 ns");
     }
