@@ -365,8 +365,13 @@ impl Vcpu for SoftVcpu {
     }
 
     fn waiting(&self) -> Option<IoRequest> {
-        let owed = self.emulator.waiting_for().as_ref().map(to_device);
-        owed.filter(|_| !self.seat().lapic().init_pending())
+        let owed = self.emulator.waiting_for();
+        // A hypercall is made again by the next run.
+        let device = owed.filter(|request| matches!(request.space, Space::Port | Space::Memory));
+        device
+            .as_ref()
+            .map(to_device)
+            .filter(|_| !self.seat().lapic().init_pending())
     }
 
     fn restore(&mut self, state: VcpuState) -> Result<(), VcpuError> {

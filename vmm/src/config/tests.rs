@@ -183,6 +183,12 @@ fn what_is_not_there_yet_is_refused_by_name() {
 }
 
 #[test]
+fn hyper_v_s_interface_can_be_asked_for() {
+    let config = config(r#""cpus": {"boot_vcpus": 1, "max_vcpus": 1, "kvm_hyperv": true}"#).unwrap();
+    assert!(config.cpus.kvm_hyperv);
+}
+
+#[test]
 fn a_value_that_makes_no_machine_is_refused_by_name() {
     for (extra, field) in [
         (r#""cpus": {"boot_vcpus": 0, "max_vcpus": 0}"#, "cpus.boot_vcpus"),

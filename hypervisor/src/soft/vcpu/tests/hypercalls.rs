@@ -184,6 +184,7 @@ fn rule_13_a_call_s_arguments_leave_no_trace_in_the_record_and_an_answered_call_
         assert_eq!(exit, VmExit::Interrupted, "a vCPU that waits can be paused");
         let waiting = caller.emulator.waiting_for().expect("the call is not answered");
         assert_eq!(waiting.space, Space::Hypercall);
+        assert_eq!(caller.waiting(), None, "no device owes an answer");
         let record = caller.emulator.record();
         assert!(!record.is_empty(), "the instruction's own bytes are there");
         let arguments = |address: u64| address & !0xfff == INPUT;
