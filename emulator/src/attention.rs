@@ -1,19 +1,26 @@
 //! How other threads get a running CPU's attention.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 /// Signals to one CPU, which it looks at between blocks of instructions.
 #[derive(Debug, Default)]
 pub struct Attention {
     signals: AtomicU32,
-    /// The CPU is executing, and may hold translations that let it write without asking.
-    running: AtomicBool,
+    /// What the CPU may be using at the moment: [`RUNNING`], [`TRANSLATED`].
+    uses: AtomicU32,
 }
+
+/// The CPU is executing, and may hold translations that let it write without asking.
+const RUNNING: u32 = 1;
+/// The CPU is executing, or in the middle of an instruction that goes on with the translations it has made.
+const TRANSLATED: u32 = 2;
 
 /// The CPU's owner wants to be heard: an interrupt is pending, say.
 const OWNER: u32 = 1;
 /// Translations for writing are to be dropped, since a page became code.
 const DROP_WRITES: u32 = 2;
+/// All translations are to be dropped, since page tables have changed.
+const FLUSH: u32 = 4;
 
 impl Attention {
     /// Makes the CPU return [`Exit::Attention`](crate::Exit::Attention) before the next block.
@@ -43,10 +50,48 @@ impl Attention {
         self.signals.fetch_and(!DROP_WRITES, Ordering::SeqCst);
     }
 
-    /// Marks the CPU as executing or not. One that is not need not answer [`Attention::request_drop`]; it sees the
-    /// request when it begins again.
+    /// Has the CPU forget every translation before it begins its next instruction; [`Attention::has_flushed`] tells when it can no
+    /// longer use one that it has now.
+    pub fn request_flush(&self) {
+        self.signals.fetch_or(FLUSH, Ordering::SeqCst);
+    }
+
+    /// No translation from before the last [`Attention::request_flush`] is used any more: the CPU has forgotten them, or stands between
+    /// two instructions and will do so first. While it waits for a device in the middle of an instruction, it still uses them.
+    pub fn has_flushed(&self) -> bool {
+        self.uses.load(Ordering::SeqCst) & TRANSLATED == 0 || !self.wants_flush()
+    }
+
+    /// Tells whether all translations are to be dropped; the caller does it, between two instructions, before
+    /// [`Attention::flushed`].
+    pub(crate) fn wants_flush(&self) -> bool {
+        self.signals.load(Ordering::SeqCst) & FLUSH != 0
+    }
+
+    /// Says that no translation is left.
+    pub(crate) fn flushed(&self) {
+        self.signals.fetch_and(!FLUSH, Ordering::SeqCst);
+    }
+
+    /// The CPU begins to execute. One that does not need not answer [`Attention::request_drop`]; it sees the request when it begins
+    /// again.
+    pub(crate) fn enter(&self) {
+        self.uses.store(RUNNING | TRANSLATED, Ordering::SeqCst);
+    }
+
+    /// The CPU executes no more; `translated` if it is in the middle of an instruction that will go on with its translations.
+    pub(crate) fn leave(&self, translated: bool) {
+        self.uses
+            .store(if translated { TRANSLATED } else { 0 }, Ordering::SeqCst);
+    }
+
+    /// Marks the CPU as one that holds no translations for writing while it waits for others, or as executing again.
     pub(crate) fn set_running(&self, running: bool) {
-        self.running.store(running, Ordering::SeqCst);
+        if running {
+            self.uses.fetch_or(RUNNING, Ordering::SeqCst);
+        } else {
+            self.uses.fetch_and(!RUNNING, Ordering::SeqCst);
+        }
     }
 
     pub(crate) fn request_drop(&self) {
@@ -55,6 +100,31 @@ impl Attention {
 
     /// The CPU can no longer write without asking.
     pub(crate) fn has_dropped(&self) -> bool {
-        !self.running.load(Ordering::SeqCst) || !self.wants_writes_dropped()
+        self.uses.load(Ordering::SeqCst) & RUNNING == 0 || !self.wants_writes_dropped()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flush_is_waited_for_as_long_as_an_old_translation_may_be_used() {
+        let cpu = Attention::default();
+        cpu.request_flush();
+        assert!(cpu.has_flushed(), "one that stands still flushes before it goes on");
+        cpu.enter();
+        assert!(!cpu.has_flushed());
+        // Waiting for others in the middle of a block is not being done with it.
+        cpu.set_running(false);
+        assert!(!cpu.has_flushed());
+        cpu.set_running(true);
+        cpu.flushed();
+        assert!(cpu.has_flushed());
+        cpu.request_flush();
+        cpu.leave(true);
+        assert!(!cpu.has_flushed(), "in mid-instruction");
+        cpu.leave(false);
+        assert!(cpu.has_flushed() && cpu.wants_flush());
     }
 }

@@ -18,7 +18,7 @@ use crate::model::Model;
 use crate::op::Op;
 use crate::ram::Ram;
 use crate::replay::{self, ReplayError};
-use crate::request::{Answer, Request, RequestId};
+use crate::request::{Answer, Request, RequestId, Space};
 use pass::{Kept, Pass};
 
 pub use supply::{Cause, SupplyError};
@@ -156,6 +156,7 @@ impl Emulator {
         self.window = false;
         self.nmi_window = false;
         self.forget(Flush::All);
+        self.attention.leave(self.keeps_translations());
         Ok(())
     }
 
@@ -237,6 +238,16 @@ impl Emulator {
         if self.careful.cancel() {
             self.counters.cancellations += 1;
         }
+        self.attention.leave(self.keeps_translations());
+    }
+
+    /// An instruction is in flight that will go on with the translations it has made. Those that wait for anything but a port or
+    /// memory have no operands there.
+    fn keeps_translations(&self) -> bool {
+        match self.careful.awaited() {
+            Some(request) => matches!(request.space, Space::Port | Space::Memory),
+            None => self.careful.in_flight(),
+        }
     }
 
     /// Runs until something outside the CPU is needed.
@@ -252,9 +263,9 @@ impl Emulator {
         if let Some(id) = self.careful.waiting_for() {
             return Err(Error::AnswerOwed(id));
         }
-        self.attention.set_running(true);
+        self.attention.enter();
         let exit = self.run_until_exit();
-        self.attention.set_running(false);
+        self.attention.leave(self.keeps_translations());
         exit
     }
 
@@ -281,6 +292,10 @@ impl Emulator {
                 if self.attention.wants_writes_dropped() {
                     self.fast.tlb.flush_writes();
                     self.attention.writes_dropped();
+                }
+                if self.attention.wants_flush() {
+                    self.forget(Flush::All);
+                    self.attention.flushed();
                 }
                 if self.attention.take_call() {
                     return Ok(Exit::Attention);

@@ -74,7 +74,7 @@ pub struct Entry {
     pub question: Question,
     /// The answer, in the low `width` bytes.
     pub value: u64,
-    /// There was no such register (MSRs only): the instruction faults.
+    /// There was no such register, or no hypercall can be made: the instruction faults.
     pub refused: bool,
 }
 

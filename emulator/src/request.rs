@@ -17,7 +17,8 @@ pub enum Space {
     Msr,
     /// The task priority: CR8, 0 to 15.
     TaskPriority,
-    /// A hypercall (VMCALL or VMMCALL); the arguments are in the CPU's registers, the value read becomes RAX.
+    /// A hypercall (VMCALL or VMMCALL); the arguments are in the CPU's registers, the value read becomes RAX, outside 64-bit mode
+    /// EDX:EAX. May be refused, which is #UD for the guest.
     Hypercall,
 }
 
@@ -92,6 +93,6 @@ pub struct Answer {
 pub enum Reply {
     /// Done; the value read, in the low bytes (0 for a write), or how many elements of a batch were moved.
     Value(u64),
-    /// There is no such register, or it does not take this value. Only MSRs can be refused.
+    /// There is no such register, or it does not take this value, or no hypercall can be made. Only these can be refused.
     Refused,
 }

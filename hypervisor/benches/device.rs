@@ -76,6 +76,7 @@ impl Machine {
             .create_vm(VmSettings {
                 vcpus: 1,
                 memory: memory.clone(),
+                hyperv: false,
             })
             .expect("one vCPU");
         let mut vcpu = vm.create_vcpu(0).expect("the first");

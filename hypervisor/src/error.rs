@@ -89,6 +89,12 @@ pub enum StateError {
         /// How many this one has.
         own: u32,
     },
+    /// The machine's guest found the other paravirtual interface.
+    #[error("the saved machine has the interface of {}, this one that of {}", interface(*.saved), interface(!*.saved))]
+    Interface {
+        /// Whether the saved machine has Hyper-V's and this one KVM's, or the other way round.
+        saved: bool,
+    },
     /// The processor was another model: what CPUID answers differs.
     #[error(
         "the saved vCPU is another CPU model: CPUID leaf {leaf:#x}, subleaf {subleaf:#x} answers {saved:x?} there and {own:x?} here"
@@ -131,6 +137,10 @@ pub enum StateError {
         /// What it waits for.
         space: reprise_emulator::Space,
     },
+}
+
+fn interface(hyperv: bool) -> &'static str {
+    if hyperv { "Hyper-V" } else { "KVM" }
 }
 
 impl StateError {

@@ -17,7 +17,7 @@
 //! let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10000)])?;
 //! //                    in al, 0x60  out 0x80, al
 //! memory.write_slice(&[0xe4, 0x60, 0xe6, 0x80], GuestAddress(0x1000))?;
-//! let vm = SoftHypervisor.create_vm(VmSettings { vcpus: 1, memory })?;
+//! let vm = SoftHypervisor.create_vm(VmSettings { vcpus: 1, memory, hyperv: false })?;
 //! let mut vcpu = vm.create_vcpu(0)?;
 //!
 //! let mut cpu = vcpu.cpu()?;

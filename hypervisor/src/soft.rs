@@ -7,13 +7,16 @@
 //! - `vm`, `vcpu`: the machine and its vCPUs, as the rest of the program drives them.
 //! - `chipset`: the interrupt fabric, which wires `lapic`, `ioapic`, `pic` and `pit` together with `message`s and lines.
 //! - `clock`, `alarm`, `doorbell`: time, and how a vCPU is roused.
-//! - `msr`, `kvmclock`, `cpuid`: what the processor shows of the platform.
+//! - `msr`, `cpuid`: what the processor shows of the platform. For guests that know where they are: `hypercall`, with `kvmclock` and
+//!   `steal` of KVM's interface, or `hyperv`.
 
 mod alarm;
 mod chipset;
 mod clock;
 mod cpuid;
 mod doorbell;
+mod hypercall;
+mod hyperv;
 mod ioapic;
 mod kvmclock;
 mod lapic;
@@ -21,6 +24,7 @@ mod message;
 mod msr;
 mod pic;
 mod pit;
+mod steal;
 mod vcpu;
 mod vm;
 

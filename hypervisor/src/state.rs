@@ -47,6 +47,19 @@ pub struct VmState {
     pub pit: PitState,
     /// The index of the vCPU that a lowest-priority message is offered to first.
     pub lowest_priority_turn: u32,
+    /// What Hyper-V's virtual processors share; none in a machine with KVM's interface.
+    pub hyperv: Option<HypervState>,
+}
+
+/// The registers that Hyper-V's virtual processors share (TLFS).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HypervState {
+    /// HV_X64_MSR_GUEST_OS_ID.
+    pub guest_os_id: u64,
+    /// HV_X64_MSR_HYPERCALL.
+    pub hypercall: u64,
+    /// HV_X64_MSR_REFERENCE_TSC.
+    pub reference_tsc: u64,
 }
 
 /// What one vCPU has of its own.
@@ -56,12 +69,14 @@ pub struct VcpuState {
     pub cpuid: Vec<CpuidEntry>,
     /// The architectural state of the processor.
     pub cpu: Box<Cpu>,
-    /// The instruction that has begun and waits for a device, if there is one.
+    /// The instruction that has begun and waits for a device, or for a hypercall, if there is one.
     pub in_flight: Option<InFlight>,
     /// The local APIC, and what is pending there.
     pub local_apic: LocalApicState,
     /// The platform's model-specific registers.
     pub msrs: PlatformMsrs,
+    /// A KVM guest kicked this vCPU: its next HLT is over at once.
+    pub unhalted: bool,
 }
 
 /// The model-specific registers of a vCPU that belong to the platform and not to the processor.
@@ -75,4 +90,14 @@ pub struct PlatformMsrs {
     pub kvm_system_time: u64,
     /// `version` of the kvmclock structure that was written last; even.
     pub kvm_clock_version: u32,
+    /// MSR_KVM_STEAL_TIME.
+    pub kvm_steal_time: u64,
+    /// Nanoseconds stolen so far.
+    pub kvm_stolen: u64,
+    /// `version` of the steal time structure that was written last; even.
+    pub kvm_steal_version: u32,
+    /// What the steal time structure says of the vCPU: that it does not execute.
+    pub kvm_preempted: bool,
+    /// HV_X64_MSR_VP_ASSIST_PAGE.
+    pub hv_vp_assist_page: u64,
 }

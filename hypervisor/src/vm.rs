@@ -18,6 +18,9 @@ pub struct VmSettings {
     pub vcpus: u32,
     /// Guest-physical memory.
     pub memory: GuestMemory,
+    /// Whether the guest finds Hyper-V's interface (CPUID leaves, MSRs, hypercalls) and not KVM's. A guest uses one of them,
+    /// and kvmclock and the like are gone with the other.
+    pub hyperv: bool,
 }
 
 /// Makes virtual machines.

@@ -193,6 +193,7 @@ impl Machine {
         let vm = hypervisor.create_vm(VmSettings {
             vcpus,
             memory: memory.clone(),
+            hyperv: config.cpus.kvm_hyperv,
         })?;
         let shared = Arc::new(Shared::new(vcpus as usize, on_end));
         let parts = Parts {

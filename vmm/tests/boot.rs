@@ -108,16 +108,32 @@ impl Serve {
         body
     }
 
+    /// The sum of a counter over all vCPUs.
+    fn vcpus_counter(&self, name: &str) -> u64 {
+        let counters = self.get("vm.counters");
+        let vcpus = counters.as_object().unwrap().iter();
+        vcpus
+            .filter(|(device, _)| device.starts_with("vcpu"))
+            .map(|(_, figures)| figures[name].as_u64().unwrap())
+            .sum()
+    }
+
     fn state(&self) -> String {
         self.get("vm.info")["state"].as_str().unwrap().to_owned()
     }
 
     /// Creates and boots the machine, and connects to its console.
     fn boot(&self, guest: &Guest, kernel: &Path, vcpus: u32) -> Console {
+        let cpus = json!({"boot_vcpus": vcpus, "max_vcpus": vcpus});
+        self.boot_with(guest, kernel, &cpus, "console=ttyS0")
+    }
+
+    /// The same, with these `cpus` and this command line.
+    fn boot_with(&self, guest: &Guest, kernel: &Path, cpus: &Value, cmdline: &str) -> Console {
         let config = json!({
-            "cpus": {"boot_vcpus": vcpus, "max_vcpus": vcpus},
+            "cpus": cpus,
             "memory": {"size": 512 << 20},
-            "payload": {"kernel": kernel, "initramfs": guest.initramfs, "cmdline": "console=ttyS0"},
+            "payload": {"kernel": kernel, "initramfs": guest.initramfs, "cmdline": cmdline},
             "serial": {"mode": "Socket", "socket": self.console()},
         });
         let (status, body) = self.call("PUT", "vm.create", Some(&config));
@@ -264,6 +280,61 @@ fn two_vcpus_boot_and_both_work() {
     }
     serve.put("vm.shutdown");
     assert_eq!(serve.state(), "Shutdown");
+}
+
+/// Has processes move from one vCPU to another and leave translations of what they give back behind.
+const WANDER: &str = "i=0; while [ $i -lt 40 ]; do taskset 1 taskset 2 true; i=$((i + 1)); done";
+
+#[test]
+fn a_guest_of_kvm_makes_kvm_s_hypercalls() {
+    let Some(guest) = Guest::get() else { return };
+    let serve = Serve::start();
+    // With two processors an IPI never goes to several, and with three only if there is no shorthand for "all others".
+    let cpus = json!({"boot_vcpus": 3, "max_vcpus": 3});
+    let mut console = serve.boot_with(&guest, &guest.kernel, &cpus, "console=ttyS0 no_ipi_broadcast=1");
+    console.wait_for_shell();
+    let log = console.run("dmesg");
+    for line in [
+        "Hypervisor detected: KVM",
+        "kvm-guest: setup PV IPIs",
+        "kvm-guest: PV spinlocks enabled",
+        "kvm-guest: setup PV sched yield",
+    ] {
+        assert!(log.contains(line), "{line:?} is not in\n{log}");
+    }
+    console.run(WANDER);
+    assert!(serve.vcpus_counter("kvm_send_ipi") > 0);
+    // How often a processor was kicked or yielded to is a matter of luck; that nothing was refused is not.
+    assert_eq!(serve.vcpus_counter("hypercalls_refused"), 0);
+    serve.put("vm.shutdown");
+}
+
+#[test]
+fn a_guest_of_hyper_v_makes_hyper_v_s_hypercalls() {
+    let Some(guest) = Guest::get() else { return };
+    let serve = Serve::start();
+    let cpus = json!({"boot_vcpus": 2, "max_vcpus": 2, "kvm_hyperv": true});
+    let mut console = serve.boot_with(&guest, &guest.kernel, &cpus, "console=ttyS0");
+    console.wait_for_shell();
+    let log = console.run("dmesg");
+    for line in [
+        "Hypervisor detected: Microsoft Hyper-V",
+        "Hyper-V: Using hypercall for remote TLB flush",
+        "Hyper-V: Using IPI hypercalls",
+    ] {
+        assert!(log.contains(line), "{line:?} is not in\n{log}");
+    }
+    assert!(!log.contains("unchecked MSR access"), "{log}");
+    let clock = console.run("cat /sys/devices/system/clocksource/clocksource0/current_clocksource");
+    assert_eq!(clock.trim(), "hyperv_clocksource_tsc_page");
+    console.run(WANDER);
+    for name in ["hv_send_ipi", "hv_flush_space"] {
+        assert!(serve.vcpus_counter(name) > 0, "{name}");
+    }
+    for name in ["hypercalls_refused", "kvm_send_ipi", "kvm_kick"] {
+        assert_eq!(serve.vcpus_counter(name), 0, "{name}");
+    }
+    serve.put("vm.shutdown");
 }
 
 #[test]

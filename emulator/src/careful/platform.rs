@@ -180,11 +180,10 @@ impl Careful {
     /// Makes a hypercall; what it returns.
     ///
     /// # Errors
-    /// [`Stop::Await`] until it is done.
+    /// #UD if the caller may make none; [`Stop::Await`] until it is done.
     pub fn hypercall(&mut self, number: u64) -> Result<u64, Stop> {
-        Ok(self
-            .ask(Space::Hypercall, number, 8, Direction::Read)?
-            .unwrap_or(u64::MAX))
+        self.ask(Space::Hypercall, number, 8, Direction::Read)?
+            .ok_or(Stop::Fault(Exception::ud()))
     }
 
     /// Forgets the translations of one linear address, or of all, when the instruction retires.

@@ -178,6 +178,7 @@ fn hypercall(cpu: &mut Cpu, m: &mut Careful, _: &Op<Careful>) -> Outcome {
     } else {
         let result = m.hypercall(cpu.gpr.read::<u32>(gpr::RAX))?;
         cpu.gpr.write::<u32>(gpr::RAX, result);
+        cpu.gpr.write::<u32>(gpr::RDX, result >> 32);
     }
     Err(Stop::Next)
 }

@@ -335,3 +335,20 @@ fn sysenter_and_sysexit_cross_over_in_legacy_mode() {
         assert_eq!((code, stack), (0x2b, 0x33));
     });
 }
+
+#[test]
+fn a_hypercall_returns_in_two_registers() {
+    both(|mut world| {
+        legacy(&mut world);
+        world.change(|cpu| {
+            cpu.gpr.set(gpr::RAX, 5);
+            cpu.gpr.set(gpr::RDX, 0x55);
+        });
+        world.code(CODE, 32, |a| {
+            a.vmmcall()?;
+            a.hlt()
+        });
+        assert_eq!(world.run(), Exit::Halt);
+        assert_eq!((world.get(gpr::RDX), world.get(gpr::RAX)), (7, 6));
+    });
+}

@@ -414,7 +414,19 @@ fn a_hypercall_returns_in_rax() {
             a.vmmcall()
         });
         assert_eq!(outcome, None);
-        assert_eq!(world.get(gpr::RAX), 6);
+        assert_eq!(world.get(gpr::RAX), 7 << 32 | 6);
+    });
+}
+
+#[test]
+fn a_hypercall_that_is_refused_is_an_undefined_opcode() {
+    both(|mut world| {
+        let outcome = outcome(&mut world, |a| {
+            a.mov(eax, 0xbad)?;
+            a.vmcall()
+        });
+        assert_eq!(outcome, Some(UD));
+        assert_eq!(world.get(gpr::RAX), 0xbad);
     });
 }
 

@@ -318,7 +318,8 @@ impl World {
                 Reply::Value(0)
             }
             (Space::Msr, _) if at != 0x10 => Reply::Refused,
-            (Space::Hypercall, _) => Reply::Value(at + 1),
+            (Space::Hypercall, _) if at == 0xbad => Reply::Refused,
+            (Space::Hypercall, _) => Reply::Value(7 << 32 | (at + 1)),
             (_, Direction::Write(_)) => Reply::Value(0),
             _ => Reply::Value(0x1234_5678),
         };

@@ -9,7 +9,7 @@
 
 mod state;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::alarm::Alarms;
@@ -33,6 +33,8 @@ pub struct Seat {
     lapic: Mutex<Lapic>,
     /// Rung when the local APIC has accepted something.
     pub bell: Doorbell,
+    /// A KVM guest kicked this vCPU: it does not stay in HLT.
+    pub unhalted: AtomicBool,
 }
 
 impl Seat {
@@ -40,6 +42,7 @@ impl Seat {
         Self {
             lapic: Mutex::new(Lapic::new(index)),
             bell: Doorbell::default(),
+            unhalted: AtomicBool::new(false),
         }
     }
 

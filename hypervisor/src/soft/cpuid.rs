@@ -9,6 +9,7 @@
 //! and the size of the enabled XSAVE area (leaf 0xD EBX).
 
 mod features;
+mod hypervisor;
 #[cfg(test)]
 mod tests;
 
@@ -22,11 +23,9 @@ use features::Word;
 const SIGNATURE: u32 = 0x00a0_0f11;
 const VENDOR: &[u8; 12] = b"AuthenticAMD";
 const BRAND: &[u8; 48] = b"Reprise Software CPU\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0";
-const HYPERVISOR: &[u8; 12] = b"KVMKVMKVM\0\0\0";
 
 const MAX_BASIC: u32 = 0x15;
 const MAX_EXTENDED: u32 = 0x8000_0021;
-const MAX_HYPERVISOR: u32 = 0x4000_0010;
 
 /// Bits of linear addresses.
 const LINEAR_BITS: u32 = 48;
@@ -83,8 +82,9 @@ const CACHES: [Cache; 4] = [
 /// The leaves whose answer depends on ECX.
 const HAS_SUBLEAVES: [u32; 4] = [0x7, 0xb, 0xd, 0x8000_001d];
 
-/// What CPUID says on vCPU `index` (its APIC id) of a machine with `vcpus` vCPUs: cores of one package, one thread each.
-pub fn entries(index: u32, vcpus: u32) -> Vec<CpuidEntry> {
+/// What CPUID says on vCPU `index` (its APIC id) of a machine with `vcpus` vCPUs: cores of one package, one thread each. The
+/// hypervisor is Hyper-V, or KVM.
+pub fn entries(index: u32, vcpus: u32, hyperv: bool) -> Vec<CpuidEntry> {
     let mut list = Vec::new();
     let mut add = |leaf, subleaf, [eax, ebx, ecx, edx]: [u32; 4]| {
         list.push(CpuidEntry {
@@ -107,9 +107,6 @@ pub fn entries(index: u32, vcpus: u32) -> Vec<CpuidEntry> {
         0,
         [SIGNATURE, ebx, Word::OneEcx.value(), Word::OneEdx.value() | threads],
     );
-    // Extensions are enumerated and an interrupt ends MWAIT though it is masked, but there is no C-state to ask for:
-    // a guest that idles had better use HLT, during which this CPU really sleeps.
-    add(5, 0, [LINE, LINE, 0b11, 0]);
     // The APIC timer always runs.
     add(6, 0, [1 << 2, 0, 0, 0]);
     add(
@@ -130,14 +127,14 @@ pub fn entries(index: u32, vcpus: u32) -> Vec<CpuidEntry> {
     // The time-stamp counter is the crystal, 1 GHz.
     add(0x15, 0, [1, 1, TSC_KHZ * 1000, 0]);
 
-    let [hypervisor_b, hypervisor_c, hypervisor_d] = words(HYPERVISOR);
-    add(
-        0x4000_0000,
-        0,
-        [MAX_HYPERVISOR, hypervisor_b, hypervisor_c, hypervisor_d],
-    );
-    add(0x4000_0001, 0, [features::KVM, 0, 0, 0]);
-    add(0x4000_0010, 0, [TSC_KHZ, TSC_KHZ, 0, 0]);
+    let leaves = if hyperv {
+        hypervisor::hyperv()
+    } else {
+        hypervisor::kvm()
+    };
+    for (leaf, registers) in leaves {
+        add(leaf, 0, registers);
+    }
 
     add(0x8000_0000, 0, [MAX_EXTENDED, vendor_b, vendor_c, vendor_d]);
     let legacy = if several { features::CMP_LEGACY } else { 0 };

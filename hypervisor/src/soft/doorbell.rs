@@ -34,6 +34,11 @@ impl Doorbell {
         self.attention.get_or_init(|| Arc::clone(attention));
     }
 
+    /// What the CPU looks at while it runs; none as long as there is no CPU.
+    pub fn attention(&self) -> Option<&Attention> {
+        self.attention.get().map(Arc::as_ref)
+    }
+
     /// Rings: the vCPU stops running, or wakes.
     pub fn ring(&self) {
         if !self.rung.swap(true, Ordering::SeqCst) {

@@ -1,4 +1,5 @@
-//! The model-specific registers that belong to the platform, not to the processor: local APIC, time, kvmclock.
+//! The model-specific registers that belong to the platform, not to the processor: local APIC, time, and those of KVM's or
+//! Hyper-V's interface.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,8 +8,10 @@ use reprise_emulator::paging::PHYSICAL_BITS;
 use reprise_emulator::{Host, Ram};
 
 use super::chipset::Chipset;
+use super::hyperv::{self, Partition};
 use super::kvmclock::KvmClock;
 use super::lapic::{GeneralProtection, Now};
+use super::steal::{MSR_STEAL_TIME, RunDelay, StealTime};
 use crate::state::PlatformMsrs;
 
 const IA32_TIME_STAMP_COUNTER: u32 = 0x10;
@@ -61,17 +64,74 @@ pub struct Msrs {
     index: usize,
     surroundings: Arc<Surroundings>,
     ram: Arc<Ram>,
-    kvmclock: KvmClock,
+    interface: Interface,
+}
+
+/// The registers for guests that know they are guests.
+#[derive(Debug)]
+enum Interface {
+    /// KVM's.
+    Kvm {
+        clock: KvmClock,
+        steal: StealTime,
+        delay: RunDelay,
+    },
+    /// Hyper-V's.
+    Hyperv {
+        partition: Arc<Partition>,
+        assist_page: u64,
+    },
 }
 
 impl Msrs {
-    /// Those of vCPU `index`, which must be one of the chipset's.
-    pub fn new(index: usize, surroundings: Arc<Surroundings>, ram: Arc<Ram>) -> Self {
+    /// Those of vCPU `index`, which must be one of the chipset's: with Hyper-V's interface if there is a `partition`, and KVM's
+    /// if there is none.
+    pub fn new(
+        index: usize,
+        surroundings: Arc<Surroundings>,
+        ram: Arc<Ram>,
+        partition: Option<Arc<Partition>>,
+    ) -> Self {
+        let interface = match partition {
+            Some(partition) => Interface::Hyperv {
+                partition,
+                assist_page: 0,
+            },
+            None => Interface::Kvm {
+                clock: KvmClock::default(),
+                steal: StealTime::default(),
+                delay: RunDelay::default(),
+            },
+        };
         Self {
             index,
             surroundings,
             ram,
-            kvmclock: KvmClock::default(),
+            interface,
+        }
+    }
+
+    /// What INIT does: KVM's registers are as after power-up, so that nothing is written behind the back of whom it starts.
+    pub fn init(&mut self) {
+        if let Interface::Kvm { clock, steal, .. } = &mut self.interface {
+            *clock = KvmClock::default();
+            *steal = StealTime::default();
+        }
+    }
+
+    /// Brings the steal time up to date, now and then, at `clock` nanoseconds of the machine's clock.
+    #[inline]
+    pub fn account(&mut self, clock: u64) {
+        if let Interface::Kvm { steal, delay, .. } = &mut self.interface {
+            steal.add(delay.since(clock), &self.ram);
+        }
+    }
+
+    /// Tells a guest that wants to know whether this vCPU executes (false) or not (true).
+    #[inline]
+    pub fn set_preempted(&mut self, preempted: bool) {
+        if let Interface::Kvm { steal, .. } = &mut self.interface {
+            steal.set_preempted(preempted, &self.ram);
         }
     }
 
@@ -81,21 +141,34 @@ impl Msrs {
             tsc_adjust: self.surroundings.adjust.load(Ordering::Relaxed),
             ..PlatformMsrs::default()
         };
-        self.kvmclock.save(&mut state);
+        match &self.interface {
+            Interface::Kvm { clock, steal, .. } => {
+                clock.save(&mut state);
+                steal.save(&mut state);
+            }
+            Interface::Hyperv { assist_page, .. } => state.hv_vp_assist_page = *assist_page,
+        }
         state
     }
 
     /// Replaces the registers but for those of the local APIC.
     pub fn restore(&mut self, state: &PlatformMsrs) {
         self.surroundings.adjust.store(state.tsc_adjust, Ordering::Relaxed);
-        self.kvmclock = KvmClock::from_state(state);
+        match &mut self.interface {
+            Interface::Kvm { clock, steal, delay } => {
+                *clock = KvmClock::from_state(state);
+                *steal = StealTime::from_state(state);
+                *delay = RunDelay::default();
+            }
+            Interface::Hyperv { assist_page, .. } => *assist_page = state.hv_vp_assist_page,
+        }
     }
 
     /// Reads an MSR.
     ///
     /// # Errors
     /// [`GeneralProtection`] if there is no such register, or it cannot be read.
-    pub fn read(&self, msr: u32) -> Result<u64, GeneralProtection> {
+    pub fn read(&mut self, msr: u32) -> Result<u64, GeneralProtection> {
         let now = self.surroundings.now();
         let lapic = || self.surroundings.chipset.seats()[self.index].lapic();
         match msr {
@@ -104,7 +177,20 @@ impl Msrs {
             IA32_APIC_BASE => Ok(lapic().base()),
             IA32_TSC_DEADLINE => Ok(lapic().tsc_deadline()),
             X2APIC_FIRST..=X2APIC_LAST => lapic().read_msr((msr - X2APIC_FIRST) as u8, now),
-            _ => self.kvmclock.read_msr(msr).ok_or(GeneralProtection),
+            _ => match &mut self.interface {
+                Interface::Kvm { steal, .. } if msr == MSR_STEAL_TIME => Ok(steal.msr()),
+                Interface::Kvm { clock, .. } => clock.read_msr(msr).ok_or(GeneralProtection),
+                Interface::Hyperv { partition, assist_page } => {
+                    let (index, lapic) = (self.index, lapic());
+                    hyperv::Place {
+                        index,
+                        partition,
+                        assist_page,
+                        lapic,
+                    }
+                    .read(msr, now)
+                }
+            },
         }
     }
 
@@ -117,7 +203,7 @@ impl Msrs {
             index,
             surroundings,
             ram,
-            kvmclock,
+            interface,
         } = self;
         let (chipset, now) = (&surroundings.chipset, surroundings.now());
         let lapic = || chipset.seats()[*index].lapic();
@@ -126,7 +212,9 @@ impl Msrs {
                 let own = msr == IA32_TSC_ADJUST;
                 let adjust = if own { value } else { value.wrapping_sub(now.clock) };
                 surroundings.adjust.store(adjust, Ordering::Relaxed);
-                kvmclock.refresh(ram, surroundings.now());
+                if let Interface::Kvm { clock, .. } = interface {
+                    clock.refresh(ram, surroundings.now());
+                }
             }
             IA32_APIC_BASE => lapic().set_base(value, PHYSICAL_BITS)?,
             IA32_TSC_DEADLINE => lapic().set_tsc_deadline(value),
@@ -134,8 +222,24 @@ impl Msrs {
                 let effect = lapic().write_msr((msr - X2APIC_FIRST) as u8, value, now)?;
                 chipset.perform(effect);
             }
-            _ if kvmclock.write_msr(msr, value, ram, &chipset.clock, now) => {}
-            _ => return Err(GeneralProtection),
+            _ => match interface {
+                Interface::Kvm { steal, .. } if msr == MSR_STEAL_TIME => steal.write_msr(value, ram)?,
+                Interface::Kvm { clock, .. } => {
+                    if !clock.write_msr(msr, value, ram, &chipset.clock, now) {
+                        return Err(GeneralProtection);
+                    }
+                }
+                Interface::Hyperv { partition, assist_page } => {
+                    let (index, lapic) = (*index, lapic());
+                    let place = hyperv::Place {
+                        index,
+                        partition,
+                        assist_page,
+                        lapic,
+                    };
+                    chipset.perform(place.write(msr, value, ram, now)?);
+                }
+            },
         }
         Ok(())
     }
@@ -157,6 +261,7 @@ mod tests {
             0,
             Arc::new(Surroundings::new(chipset)),
             Arc::new(Ram::new(memory).unwrap()),
+            None,
         )
     }
 
@@ -183,6 +288,19 @@ mod tests {
     }
 
     #[test]
+    fn after_init_kvm_s_structures_are_written_no_more() {
+        let mut msrs = msrs();
+        msrs.write(kvmclock::MSR_SYSTEM_TIME, 0x1001).unwrap();
+        msrs.write(MSR_STEAL_TIME, 0x1041).unwrap();
+        assert_eq!(msrs.read(MSR_STEAL_TIME), Ok(0x1041));
+        msrs.init();
+        assert_eq!(msrs.read(kvmclock::MSR_SYSTEM_TIME), Ok(0));
+        assert_eq!(msrs.read(MSR_STEAL_TIME), Ok(0));
+        msrs.set_preempted(true);
+        assert_eq!(msrs.ram.read(0x1050, 1), Some(0));
+    }
+
+    #[test]
     fn the_apic_appears_at_its_msrs_when_it_is_switched_over() {
         let mut msrs = msrs();
         assert_eq!(msrs.read(0x802), Err(GeneralProtection));
@@ -197,7 +315,17 @@ mod tests {
     #[test]
     fn what_is_not_there_faults() {
         let mut msrs = msrs();
-        for msr in [0x11, 0x12, 0x7ff, 0x840, 0x4b56_4d02, 0xc001_0000, u32::MAX] {
+        for msr in [
+            0x11,
+            0x12,
+            0x7ff,
+            0x840,
+            0x4000_0000,
+            0x4b56_4d02,
+            0x4b56_4d04,
+            0xc001_0000,
+            u32::MAX,
+        ] {
             assert_eq!(msrs.read(msr), Err(GeneralProtection), "{msr:#x}");
             assert_eq!(msrs.write(msr, 0), Err(GeneralProtection), "{msr:#x}");
         }

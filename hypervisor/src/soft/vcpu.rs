@@ -8,6 +8,7 @@
 //!   then the CPU comes out by itself right after it.
 //! - While the CPU runs, the alarm clock knows its deadline; while it sleeps, it watches its deadline itself.
 
+mod hypercall;
 mod state;
 
 use std::sync::Arc;
@@ -20,12 +21,10 @@ use reprise_emulator::{
 };
 
 use super::chipset::{Chipset, Seat};
+use super::hypercall::Counters as Hypercalls;
 use super::msr::{Msrs, Surroundings};
 use super::vm::Machine;
 use crate::{Access, IoRequest, Kick, RequestId, StateError, Vcpu, VcpuError, VcpuState, VmEntry, VmExit};
-
-/// What a hypercall that is not there returns: `-KVM_ENOSYS`.
-const NO_SUCH_HYPERCALL: u64 = 1000u64.wrapping_neg();
 
 /// One vCPU of the soft backend.
 pub struct SoftVcpu {
@@ -39,6 +38,7 @@ pub struct SoftVcpu {
     /// The deadline that the alarm clock has.
     armed: Option<u64>,
     counters: Counters,
+    hypercalls: Hypercalls,
 }
 
 /// What the platform did for this vCPU.
@@ -62,19 +62,21 @@ impl SoftVcpu {
         }
         let surroundings = Arc::new(Surroundings::new(Arc::clone(&machine.chipset)));
         let vcpus = machine.chipset.seats().len() as u32;
-        let cpuid = Arc::new(CpuidTable::new(super::cpuid::entries(index as u32, vcpus)));
+        let hyperv = machine.partition.is_some();
+        let cpuid = Arc::new(CpuidTable::new(super::cpuid::entries(index as u32, vcpus, hyperv)));
         let emulator = Emulator::new(cpu, Arc::clone(&ram), surroundings.clone(), model, Arc::clone(&cpuid));
         machine.chipset.seats()[index].bell.connect(emulator.attention());
         Self {
             index,
             emulator,
             cpuid,
-            msrs: Msrs::new(index, Arc::clone(&surroundings), ram),
+            msrs: Msrs::new(index, Arc::clone(&surroundings), ram, machine.partition.clone()),
             surroundings,
             machine,
             kicked: Arc::default(),
             armed: None,
             counters: Counters::default(),
+            hypercalls: Hypercalls::default(),
         }
     }
 
@@ -89,6 +91,7 @@ impl SoftVcpu {
     /// Looks at everything that others may have posted, and gives the CPU what it can take. Between instructions only.
     fn attend(&mut self) {
         let now = self.surroundings.now();
+        self.msrs.account(now.clock);
         let mut lapic = self.machine.chipset.seats()[self.index].lapic();
         lapic.expire(now);
         let init = lapic.take_init();
@@ -98,6 +101,8 @@ impl SoftVcpu {
         let startup = lapic.take_startup();
         drop(lapic);
         if init {
+            self.msrs.init();
+            self.seat().unhalted.store(false, Ordering::SeqCst);
             let bootstrap = self.index == 0;
             self.emulator.change(|cpu| {
                 cpu.init();
@@ -176,9 +181,11 @@ impl SoftVcpu {
         }
         let deadline = self.seat().lapic().deadline(self.surroundings.now());
         // With the clock stopped there is no telling; whoever continues it rings.
+        self.msrs.set_preempted(true);
         self.seat()
             .bell
             .sleep(deadline.and_then(|deadline| self.chipset().clock.until(deadline)));
+        self.msrs.set_preempted(false);
     }
 
     /// Answers a request that is the platform's; `None` if it is for a device.
@@ -210,7 +217,8 @@ impl SoftVcpu {
                 Reply::Value(0)
             }
             (Space::TaskPriority, _) => Reply::Value(u64::from(self.seat().lapic().cr8())),
-            (Space::Hypercall, _) => Reply::Value(NO_SUCH_HYPERCALL),
+            // Not answered here, since it may have to wait.
+            (Space::Hypercall, _) => return None,
         };
         Some(reply)
     }
@@ -254,8 +262,8 @@ fn effective(seat: &Seat) -> bool {
     lapic.pending().is_some() || lapic.external_pending() || lapic.nmi_pending() || lapic.init_pending()
 }
 
-impl Vcpu for SoftVcpu {
-    fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
+impl SoftVcpu {
+    fn run_until_exit(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
         // INIT does not wait for a device; its answer then finds no taker.
         let cancelled = self.emulator.is_in_flight() && self.seat().lapic().init_pending();
         if cancelled {
@@ -272,6 +280,11 @@ impl Vcpu for SoftVcpu {
                 reply: Reply::Value(answer.value),
             }),
         };
+        // A hypercall that was not finished is made again.
+        let mut again = self
+            .emulator
+            .waiting_for()
+            .filter(|request| request.space == Space::Hypercall);
         loop {
             if !self.emulator.is_in_flight() {
                 self.seat().bell.answer();
@@ -281,20 +294,36 @@ impl Vcpu for SoftVcpu {
                 self.attend();
                 let activity = self.emulator.cpu().activity;
                 if matches!(activity, Activity::Halted | Activity::WaitForSipi) && self.emulator.cpu().event.is_none() {
-                    self.sleep();
-                    continue;
+                    if activity == Activity::Halted && self.seat().unhalted.swap(false, Ordering::SeqCst) {
+                        self.emulator.wake();
+                    } else {
+                        self.sleep();
+                        continue;
+                    }
                 }
                 self.arm();
             }
-            let exit = self.emulator.run(entry).map_err(|error| match error {
-                Error::AnswerOwed(id) => VcpuError::AnswerOwed { waiting: RequestId(id) },
-                source => VcpuError::Emulator {
-                    rip: self.emulator.cpu().rip,
-                    source,
-                },
-            })?;
+            let exit = match again.take() {
+                Some(request) => Exit::Request(request),
+                None => self.emulator.run(entry).map_err(|error| match error {
+                    Error::AnswerOwed(id) => VcpuError::AnswerOwed { waiting: RequestId(id) },
+                    source => VcpuError::Emulator {
+                        rip: self.emulator.cpu().rip,
+                        source,
+                    },
+                })?,
+            };
             entry = Entry::Resume;
             match exit {
+                Exit::Request(request) if request.space == Space::Hypercall => match self.hypercall() {
+                    Some(reply) => entry = Entry::Answer(Answer { id: request.id, reply }),
+                    // INIT does not wait for it.
+                    None if self.seat().lapic().init_pending() => self.emulator.cancel(),
+                    None => {
+                        self.kicked.store(false, Ordering::SeqCst);
+                        return Ok(VmExit::Interrupted);
+                    }
+                },
                 Exit::Request(request) => match self.answer(&request) {
                     Some(reply) => {
                         self.counters.platform_accesses += 1;
@@ -310,6 +339,15 @@ impl Vcpu for SoftVcpu {
                 Exit::Shutdown => return Ok(VmExit::Shutdown),
             }
         }
+    }
+}
+
+impl Vcpu for SoftVcpu {
+    fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
+        self.msrs.set_preempted(false);
+        let exit = self.run_until_exit(entry);
+        self.msrs.set_preempted(true);
+        exit
     }
 
     fn cpu(&self) -> Result<Box<Cpu>, VcpuError> {
@@ -327,8 +365,13 @@ impl Vcpu for SoftVcpu {
     }
 
     fn waiting(&self) -> Option<IoRequest> {
-        let owed = self.emulator.waiting_for().as_ref().map(to_device);
-        owed.filter(|_| !self.seat().lapic().init_pending())
+        let owed = self.emulator.waiting_for();
+        // A hypercall is made again by the next run.
+        let device = owed.filter(|request| matches!(request.space, Space::Port | Space::Memory));
+        device
+            .as_ref()
+            .map(to_device)
+            .filter(|_| !self.seat().lapic().init_pending())
     }
 
     fn restore(&mut self, state: VcpuState) -> Result<(), VcpuError> {
@@ -349,7 +392,7 @@ impl Vcpu for SoftVcpu {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let (cpu, own) = (self.emulator.counters(), &self.counters);
-        vec![
+        let mut figures = vec![
             ("instructions", cpu.instructions),
             ("careful_passes", cpu.passes),
             ("replayed_reads", cpu.replays),
@@ -364,7 +407,9 @@ impl Vcpu for SoftVcpu {
             ("sleeps", own.sleeps),
             ("platform_accesses", own.platform_accesses),
             ("device_accesses", own.device_accesses),
-        ]
+        ];
+        figures.extend(self.hypercalls.figures());
+        figures
     }
 }
 

@@ -6,10 +6,11 @@ use std::thread::JoinHandle;
 use reprise_emulator::{Model, Ram};
 
 use super::chipset::{Chipset, LINES};
+use super::hyperv::Partition;
 use super::ioapic::MessageBus;
 use super::message::decode_msi;
 use super::vcpu::SoftVcpu;
-use crate::{HypervisorError, InterruptLine, Vcpu, Vm, VmSettings, VmState};
+use crate::{HypervisorError, InterruptLine, StateError, Vcpu, Vm, VmSettings, VmState};
 
 /// The most vCPUs of a machine: their ids are below 255, which in the 8 bits of an IO-APIC's entry means everyone.
 pub const MAX_VCPUS: u32 = 255;
@@ -18,12 +19,18 @@ pub const MAX_VCPUS: u32 = 255;
 pub struct Machine {
     /// The interrupt fabric.
     pub chipset: Arc<Chipset>,
+    /// What Hyper-V's virtual processors share, if this machine has Hyper-V's interface and not KVM's.
+    pub partition: Option<Arc<Partition>>,
     /// The thread behind the alarm clock.
     alarm: Option<JoinHandle<()>>,
 }
 
 impl Machine {
-    fn new(vcpus: usize) -> Result<Self, HypervisorError> {
+    /// A machine of `vcpus` vCPUs, with Hyper-V's interface or KVM's.
+    ///
+    /// # Errors
+    /// [`HypervisorError::Thread`].
+    pub fn new(vcpus: usize, hyperv: bool) -> Result<Self, HypervisorError> {
         let chipset = Arc::new(Chipset::new(vcpus));
         let theirs = Arc::clone(&chipset);
         let alarm = std::thread::Builder::new()
@@ -32,6 +39,7 @@ impl Machine {
             .map_err(|source| HypervisorError::Thread { source })?;
         Ok(Self {
             chipset,
+            partition: hyperv.then(Arc::default),
             alarm: Some(alarm),
         })
     }
@@ -63,7 +71,7 @@ impl SoftVm {
     /// # Errors
     /// [`HypervisorError`] if there are too many or no vCPUs, or the memory is not of whole pages.
     pub fn new(settings: VmSettings) -> Result<Self, HypervisorError> {
-        let VmSettings { vcpus, memory } = settings;
+        let VmSettings { vcpus, memory, hyperv } = settings;
         if !(1..=MAX_VCPUS).contains(&vcpus) {
             return Err(HypervisorError::VcpuCount {
                 wanted: vcpus,
@@ -73,7 +81,7 @@ impl SoftVm {
         let ram = Ram::new(memory).map_err(|source| HypervisorError::Memory { source })?;
         let count = vcpus as usize;
         Ok(Self {
-            machine: Arc::new(Machine::new(count)?),
+            machine: Arc::new(Machine::new(count, hyperv)?),
             ram: Arc::new(ram),
             model: Arc::new(Model::new()),
             made: Mutex::new(vec![false; count].into()),
@@ -128,11 +136,21 @@ impl Vm for SoftVm {
     }
 
     fn state(&self) -> Result<VmState, HypervisorError> {
-        Ok(self.machine.chipset.state())
+        let hyperv = self.machine.partition.as_ref().map(|partition| partition.state());
+        let state = self.machine.chipset.state();
+        Ok(VmState { hyperv, ..state })
     }
 
     fn restore(&self, state: &VmState) -> Result<(), HypervisorError> {
-        Ok(self.machine.chipset.restore(state)?)
+        let saved = state.hyperv.is_some();
+        if saved != self.machine.partition.is_some() {
+            return Err(StateError::Interface { saved }.into());
+        }
+        self.machine.chipset.restore(state)?;
+        if let (Some(partition), Some(state)) = (&self.machine.partition, state.hyperv) {
+            partition.restore(state);
+        }
+        Ok(())
     }
 }
 
@@ -168,7 +186,11 @@ mod tests {
 
     fn settings(vcpus: u32) -> VmSettings {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
-        VmSettings { vcpus, memory }
+        VmSettings {
+            vcpus,
+            memory,
+            hyperv: false,
+        }
     }
 
     #[test]

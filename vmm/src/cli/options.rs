@@ -104,6 +104,7 @@ mod tests {
             assert_eq!(cpus(text).unwrap(), CpusConfig::of(2), "{text}");
         }
         assert_eq!(cpus("boot=1,max=4").unwrap().max_vcpus, 4);
+        assert!(cpus("2,kvm_hyperv=on").unwrap().kvm_hyperv);
         for text in [
             "",
             "many",

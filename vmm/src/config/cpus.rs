@@ -14,7 +14,7 @@ pub struct CpusConfig {
     /// Threads, cores, dies and packages; not there yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub topology: Option<CpuTopology>,
-    /// Hyper-V enlightenments; not there yet.
+    /// Whether the guest finds Hyper-V's interface (CPUID leaves, MSRs, hypercalls) instead of KVM's.
     #[serde(default)]
     pub kvm_hyperv: bool,
     /// The largest width of a guest-physical address, in bits. Default: 46.

@@ -138,7 +138,6 @@ impl CpusConfig {
             return Err(lacking("cpus.max_vcpus", "vCPUs that are added later", expected));
         }
         absent("cpus.topology", usize::from(self.topology.is_some()))?;
-        off("cpus.kvm_hyperv", self.kvm_hyperv)?;
         if self.max_phys_bits != Self::default_max_phys_bits() {
             return Err(lacking(
                 "cpus.max_phys_bits",

@@ -305,7 +305,12 @@ impl Vm for DoubleVm {
 fn real(vcpus: usize) -> (VmState, VcpuState) {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
     let vcpus = u32::try_from(vcpus.max(1)).unwrap();
-    let vm = SoftHypervisor.create_vm(VmSettings { vcpus, memory }).unwrap();
+    let settings = VmSettings {
+        vcpus,
+        memory,
+        hyperv: false,
+    };
+    let vm = SoftHypervisor.create_vm(settings).unwrap();
     (vm.state().unwrap(), vm.create_vcpu(0).unwrap().state().unwrap())
 }
 

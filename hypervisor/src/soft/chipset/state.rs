@@ -17,6 +17,7 @@ impl Chipset {
             pic: lock(&self.pic).state(),
             pit: lock(&self.pit).state(),
             lowest_priority_turn: self.turn.load(Ordering::Relaxed) as u32,
+            hyperv: None,
         }
     }
 
@@ -33,6 +34,7 @@ impl Chipset {
             pic,
             pit,
             lowest_priority_turn: turn,
+            hyperv: _,
         } = state;
         let own = self.vcpus();
         if *saved != own {

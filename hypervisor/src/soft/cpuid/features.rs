@@ -1,6 +1,8 @@
 //! The feature bits, by the manuals' names.
 //!
-//! An instruction set extension is announced if the emulator executes it: `INSTRUCTIONS` only says where its bit is.
+//! An instruction set extension is announced if the emulator executes it: `INSTRUCTIONS` only says where its bit is. The one
+//! exception is MONITOR and MWAIT: a guest that has them takes an idle CPU for one that keeps its host CPU busy, and then does
+//! without yielding to those that were preempted; and HLT is the better way to be idle here, since this CPU really sleeps then.
 //! What else a processor can be asked about is in [`Word::platform`].
 
 use iced_x86::CpuidFeature::{self, *};
@@ -30,10 +32,9 @@ pub enum Word {
 use Word::{ExtendedOneEcx, ExtendedOneEdx, OneEcx, OneEdx, SevenEbx, SevenEcx, SevenEdx, XsaveEax};
 
 /// Where each extension of the instruction set has its bit.
-const INSTRUCTIONS: [(CpuidFeature, Word, u32); 48] = [
+const INSTRUCTIONS: [(CpuidFeature, Word, u32); 47] = [
     (SSE3, OneEcx, 0),
     (PCLMULQDQ, OneEcx, 1),
-    (MONITOR, OneEcx, 3),
     (SSSE3, OneEcx, 9),
     (CMPXCHG16B, OneEcx, 13),
     (SSE4_1, OneEcx, 19),
@@ -126,11 +127,6 @@ pub const HTT: u32 = 1 << 28;
 
 /// Leaf 0x8000_0001 ECX: what leaf 1 calls threads are cores.
 pub const CMP_LEGACY: u32 = 1 << 1;
-
-/// Leaf 0x4000_0001 EAX: KVM's features.
-pub const KVM: u32 = 1 << 1             // port accesses need no delay
-    | 1 << 3                            // kvmclock at MSRs 0x4b56_4d00 and 0x4b56_4d01
-    | 1 << 24; // the counters of all vCPUs agree
 
 /// Leaf 0x8000_0007 EDX: the time-stamp counter never changes its rate, and never stops.
 pub const INVARIANT_TSC: u32 = 1 << 8;

@@ -20,7 +20,7 @@ fn text(words: &[u32]) -> String {
 
 #[test]
 fn the_names_read_in_the_order_of_their_registers() {
-    let list = entries(0, 1);
+    let list = entries(0, 1, false);
     let [_, ebx, ecx, edx] = leaf(&list, 0, 0);
     assert_eq!(text(&[ebx, edx, ecx]), "AuthenticAMD");
     let [_, ebx, ecx, edx] = leaf(&list, 0x8000_0000, 0);
@@ -35,32 +35,36 @@ fn the_names_read_in_the_order_of_their_registers() {
 
 #[test]
 fn the_family_is_19h() {
-    let [eax, ..] = leaf(&entries(0, 1), 1, 0);
+    let [eax, ..] = leaf(&entries(0, 1, false), 1, 0);
     assert_eq!((eax >> 8 & 0xf) + (eax >> 20 & 0xff), 0x19);
 }
 
 #[test]
 fn no_leaf_lies_beyond_the_maximum_of_its_range_and_none_is_there_twice() {
-    let list = entries(0, 4);
-    let mut keys: Vec<_> = list.iter().map(|entry| (entry.leaf, entry.subleaf)).collect();
-    for (leaf, _) in &keys {
-        assert!(
-            matches!(leaf, 0..=MAX_BASIC | 0x4000_0000..=MAX_HYPERVISOR | 0x8000_0000..=MAX_EXTENDED),
-            "{leaf:#x}"
-        );
+    for hyperv in [false, true] {
+        let list = entries(0, 4, hyperv);
+        let maxima = [0, 0x4000_0000, 0x8000_0000].map(|first| (first, leaf(&list, first, 0)[0]));
+        let mut keys: Vec<_> = list.iter().map(|entry| (entry.leaf, entry.subleaf)).collect();
+        for (leaf, _) in &keys {
+            let range = maxima.iter().find(|(first, _)| first >> 30 == leaf >> 30);
+            assert!(
+                range.is_some_and(|(first, max)| (first..=max).contains(&leaf)),
+                "{leaf:#x}"
+            );
+        }
+        for (_, maximum) in maxima {
+            assert!(keys.contains(&(maximum, None)), "{maximum:#x}");
+        }
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), list.len());
     }
-    for maximum in [MAX_BASIC, MAX_HYPERVISOR, MAX_EXTENDED] {
-        assert!(keys.contains(&(maximum, None)), "{maximum:#x}");
-    }
-    keys.sort_unstable();
-    keys.dedup();
-    assert_eq!(keys.len(), list.len());
 }
 
 #[test]
 fn every_topology_leaf_counts_the_same_cores() {
     for (vcpus, bits) in [(1, 0), (2, 1), (3, 2), (4, 2), (255, 8)] {
-        let list = entries(vcpus - 1, vcpus);
+        let list = entries(vcpus - 1, vcpus, false);
         let [_, ebx, _, edx] = leaf(&list, 1, 0);
         assert_eq!((ebx >> 24, ebx >> 16 & 0xff), (vcpus - 1, vcpus));
         assert_eq!(edx >> 28 & 1 == 1, vcpus > 1);
@@ -76,7 +80,7 @@ fn every_topology_leaf_counts_the_same_cores() {
 
 #[test]
 fn both_descriptions_of_the_caches_agree() {
-    let list = entries(0, 2);
+    let list = entries(0, 2, false);
     let size = |subleaf| {
         let [_, ebx, ecx, _] = leaf(&list, 0x8000_001d, subleaf);
         ((ebx >> 22) + 1) * ((ebx & 0xfff) + 1) * (ecx + 1) / 1024
@@ -89,7 +93,7 @@ fn both_descriptions_of_the_caches_agree() {
 
 #[test]
 fn the_counter_runs_at_one_gigahertz_everywhere() {
-    let list = entries(0, 1);
+    let list = entries(0, 1, false);
     let [denominator, numerator, crystal, _] = leaf(&list, 0x15, 0);
     assert_eq!(
         u64::from(crystal) * u64::from(numerator) / u64::from(denominator),
@@ -100,7 +104,7 @@ fn the_counter_runs_at_one_gigahertz_everywhere() {
 
 #[test]
 fn what_the_two_feature_leaves_share_is_equal() {
-    let list = entries(0, 1);
+    let list = entries(0, 1, false);
     let [.., one] = leaf(&list, 1, 0);
     let [.., extended] = leaf(&list, 0x8000_0001, 0);
     let shared = 0x0183_f3ff;
@@ -111,7 +115,7 @@ fn what_the_two_feature_leaves_share_is_equal() {
 fn what_the_emulator_executes_is_announced_and_nothing_else() {
     use iced_x86::CpuidFeature;
     use reprise_emulator::model::executes;
-    let list = entries(0, 1);
+    let list = entries(0, 1, false);
     let [_, seven, ..] = leaf(&list, 7, 0);
     let [_, _, one, _] = leaf(&list, 1, 0);
     for (feature, word, bit) in [
@@ -122,5 +126,43 @@ fn what_the_emulator_executes_is_announced_and_nothing_else() {
         (CpuidFeature::RDSEED, seven, 18),
     ] {
         assert_eq!(word >> bit & 1 == 1, executes(feature), "{feature:?}");
+    }
+}
+
+#[test]
+fn a_guest_finds_kvm_or_hyper_v_and_never_both() {
+    let list = entries(0, 2, true);
+    let [max, ebx, ecx, edx] = leaf(&list, 0x4000_0000, 0);
+    assert_eq!((max, text(&[ebx, ecx, edx]).as_str()), (0x4000_0005, "Microsoft Hv"));
+    assert_eq!(text(&leaf(&list, 0x4000_0001, 0)), "Hv#1");
+    assert!(list.iter().all(|entry| entry.leaf != 0x4000_0010), "KVM's frequencies");
+    let [privileges, _, _, features] = leaf(&list, 0x4000_0003, 0);
+    assert_eq!(privileges & 0b110_0000, 0b110_0000, "mandatory: hypercalls, VP index");
+    assert_eq!(
+        privileges & (1 << 2 | 1 << 3 | 1 << 10 | 1 << 15),
+        0,
+        "no SynIC, no synthetic timers, no guest idle, no TSC invariant control"
+    );
+    assert_eq!(features, 1 << 4 | 1 << 8);
+}
+
+#[test]
+fn mwait_is_not_announced_since_guests_would_not_yield_then() {
+    for hyperv in [false, true] {
+        let list = entries(0, 2, hyperv);
+        assert_eq!(leaf(&list, 1, 0)[2] >> 3 & 1, 0);
+        assert!(list.iter().all(|entry| entry.leaf != 5));
+    }
+    let [features, ..] = leaf(&entries(0, 2, false), 0x4000_0001, 0);
+    for (bit, there) in [
+        (4, false),
+        (5, true),
+        (7, true),
+        (9, false),
+        (11, true),
+        (13, true),
+        (14, false),
+    ] {
+        assert_eq!(features >> bit & 1 == 1, there, "feature bit {bit}");
     }
 }

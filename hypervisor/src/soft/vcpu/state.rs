@@ -1,6 +1,7 @@
 //! A vCPU as plain data, and back.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use reprise_emulator::cpuid::CpuidEntry;
 use reprise_emulator::{InFlight, Request, Space};
@@ -16,6 +17,7 @@ impl SoftVcpu {
             in_flight: self.emulator.in_flight(),
             local_apic: self.seat().lapic().state(),
             msrs: self.msrs.state(),
+            unhalted: self.seat().unhalted.load(Ordering::SeqCst),
         }
     }
 
@@ -26,11 +28,12 @@ impl SoftVcpu {
             in_flight,
             local_apic,
             msrs,
+            unhalted,
         } = state;
         same_model(&cpuid, self.cpuid.entries())?;
         cpu.check(&self.cpuid)?;
         if let Some(Request { space, .. }) = in_flight.as_ref().and_then(InFlight::request)
-            && !matches!(space, Space::Port | Space::Memory)
+            && !matches!(space, Space::Port | Space::Memory | Space::Hypercall)
         {
             return Err(StateError::NotADevice { space });
         }
@@ -41,6 +44,7 @@ impl SoftVcpu {
         *place = lapic;
         drop(place);
         self.msrs.restore(&msrs);
+        self.seat().unhalted.store(unhalted, Ordering::SeqCst);
         // The alarm clock learns the deadline, and an instruction in flight is followed by a look at what is pending.
         self.arm();
         self.seat().bell.ring();

@@ -1,6 +1,8 @@
 //! Small guests on whole machines. Guest code is real-mode or flat 32-bit code at [`CODE`]; vectors lead to handlers that
 //! the test places.
 
+mod hypercalls;
+
 use std::sync::mpsc;
 
 use iced_x86::code_asm::*;
@@ -24,10 +26,15 @@ struct World {
 
 impl World {
     fn new(vcpus: u32) -> Self {
+        Self::with(vcpus, false)
+    }
+
+    fn with(vcpus: u32, hyperv: bool) -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
         let vm = SoftVm::new(VmSettings {
             vcpus,
             memory: memory.clone(),
+            hyperv,
         })
         .unwrap();
         Self { memory, vm }
