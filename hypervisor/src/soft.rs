@@ -21,8 +21,12 @@ mod message;
 mod msr;
 mod pic;
 mod pit;
+#[cfg(test)]
+mod snapshots;
 mod vcpu;
 mod vm;
+#[cfg(test)]
+mod world;
 
 use std::sync::Arc;
 
