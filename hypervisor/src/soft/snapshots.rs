@@ -8,6 +8,7 @@
 
 mod guest;
 mod machine;
+mod spoilt;
 mod whole;
 
 /// The seeds of random guests: `few`, unless the environment says otherwise.

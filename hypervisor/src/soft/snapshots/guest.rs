@@ -137,9 +137,9 @@ impl Region {
         self.at(0xefd0)
     }
 
-    /// Memory-mapped registers of its device.
+    /// Memory-mapped registers of its device, over a page boundary.
     fn device(self) -> u32 {
-        0xd000_0000 + 0x1_0000 * self.0
+        0xd000_0fd8 + 0x1_0000 * self.0
     }
 
     /// Two bytes below the end of RAM.

@@ -179,8 +179,13 @@ impl Machine {
         let saved = self.save();
         let other = Self::restored(through_json(&saved), &self.world.memory, dice).expect("it was saved by a machine");
         assert_eq!(other.save(), saved, "the other machine is in the same state");
-        other.world.vm.set_paused(false);
+        other.unpause();
         other
+    }
+
+    /// Lets the clocks of a machine go on that was restored.
+    pub(super) fn unpause(&self) {
+        self.world.vm.set_paused(false);
     }
 
     /// The machine that was saved, over a copy of its memory, paused.
