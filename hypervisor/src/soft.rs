@@ -24,9 +24,13 @@ mod message;
 mod msr;
 mod pic;
 mod pit;
+#[cfg(test)]
+mod snapshots;
 mod steal;
 mod vcpu;
 mod vm;
+#[cfg(test)]
+mod world;
 
 use std::sync::Arc;
 

@@ -4,8 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{Careful, OBTAINED, STORES, Store, Waiting};
 use crate::ram::PAGE_SIZE;
-use crate::replay::{CAPACITY, Entry, Kind};
+use crate::replay::{CAPACITY, Entry, Kind, Question};
 use crate::request::{Direction, Request, RequestId, Space};
+
+/// No CPU comes this far in its life: ids are counted from 1.
+const LAST_ID: RequestId = RequestId::MAX / 2;
 
 /// An instruction that has begun and not ended: what it has read, what it waits for, and, if it has retired already,
 /// which of its stores are left.
@@ -35,7 +38,7 @@ pub enum InFlightError {
         stores: usize,
     },
     /// An access that no instruction makes.
-    #[error("{what} at {address:#x} has {width} bytes; expected 1, 2, 4 or 8 within a page")]
+    #[error("{what} at {address:#x} has {width} bytes; expected 1, 2, 4 or 8 within a page, or 1, 2 or 4 at a port")]
     Width {
         /// A recorded read, a store or a request.
         what: &'static str,
@@ -70,10 +73,7 @@ impl InFlight {
             return Err(InFlightError::StoreCount { stores });
         }
         for Entry { question, .. } in self.record.iter().chain(&self.obtained) {
-            if question.kind == Kind::Supplied && (1..=8).contains(&question.width) {
-                continue;
-            }
-            check("a recorded read", question.space, question.address, question.width)?;
+            check_question("a recorded read", question)?;
         }
         for store in &self.stores {
             check("a store", store.space, store.address, store.width)?;
@@ -83,14 +83,14 @@ impl InFlight {
             None => (entries == 0 || stores == 0).then_some(()),
             Some(Waiting { request, question }) => {
                 check("a request", request.space, request.address, request.size)?;
-                if request.id == RequestId::MAX || !fits_page(&request) {
+                if request.id > LAST_ID || !fits_page(&request) {
                     return Err(InFlightError::Inconsistent);
                 }
                 match question {
                     // Having retired, it is told that a device has taken a store.
                     None => (entries == 0 && matches!(request.direction, Direction::Write(_))).then_some(()),
                     Some(question) => {
-                        check("a request", question.space, question.address, question.width)?;
+                        check_question("a request", &question)?;
                         let same = (question.space, question.address) == (request.space, request.address);
                         let wide =
                             question.width == request.size || question.kind == Kind::Batch && question.width == 8;
@@ -113,9 +113,28 @@ fn fits_page(request: &Request) -> bool {
     }
 }
 
-/// No access is wider than 8 bytes, nor crosses a page of memory.
+fn check_question(what: &'static str, question: &Question) -> Result<(), InFlightError> {
+    let Question {
+        kind,
+        space,
+        address,
+        width,
+    } = *question;
+    match kind {
+        Kind::Supplied if (1..=8).contains(&width) => Ok(()),
+        // This is the width of a count; the address is where its first element is.
+        Kind::Batch if width == 8 => check(what, space, address, 1),
+        _ => check(what, space, address, width),
+    }
+}
+
+/// No access is wider than 8 bytes, nor crosses a page of memory; ports have 16 bits of address and at most 4 bytes.
 fn check(what: &'static str, space: Space, address: u64, width: u8) -> Result<(), InFlightError> {
-    let fits = space != Space::Memory || address % PAGE_SIZE + u64::from(width) <= PAGE_SIZE;
+    let fits = match space {
+        Space::Memory => address % PAGE_SIZE + u64::from(width) <= PAGE_SIZE,
+        Space::Port => address <= 0xffff && width <= 4,
+        _ => true,
+    };
     if matches!(width, 1 | 2 | 4 | 8) && fits {
         Ok(())
     } else {

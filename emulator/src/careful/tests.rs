@@ -100,6 +100,30 @@ fn rule_23_an_instruction_in_flight_is_saved_and_restored_as_it_was() {
 }
 
 #[test]
+fn rule_23_a_batch_is_saved_wherever_it_is_and_a_port_has_at_most_4_bytes() {
+    let restored = |space: &str, address: u64, kind: &str, size: u8, width: u8| {
+        let mut saved = saved();
+        let direction = match kind {
+            "Batch" => serde_json::json!({"ReadTo": {"guest": 0, "count": 2}}),
+            _ => "Read".into(),
+        };
+        saved["waiting"] = serde_json::json!({
+            "request": {"id": 1, "space": space, "address": address, "size": size, "direction": direction},
+            "question": {"kind": kind, "space": space, "address": address, "width": width},
+        });
+        let saved: InFlight = serde_json::from_value(saved).unwrap();
+        reading().restore(Some(&saved)).is_ok()
+    };
+    // The elements go on in the next page; the count that is recorded has 8 bytes, and lies nowhere.
+    assert!(restored("Memory", 0x1_0ffc, "Batch", 4, 8));
+    assert!(!restored("Memory", 0x1_0ffe, "Batch", 4, 8));
+    assert!(restored("Port", 0xffff, "Batch", 2, 8));
+    assert!(restored("Port", 0x60, "Device", 4, 4));
+    assert!(!restored("Port", 0x60, "Device", 8, 8));
+    assert!(!restored("Port", 0x1_0000, "Device", 1, 1));
+}
+
+#[test]
 fn what_is_no_instruction_in_flight_is_not_restored() {
     let change = |pointer: &str, value: serde_json::Value| {
         let mut saved = saved();

@@ -72,7 +72,7 @@ pub struct Chipset {
 impl Chipset {
     /// The fabric of a machine with `vcpus` vCPUs.
     pub fn new(vcpus: usize) -> Self {
-        Self {
+        let chipset = Self {
             clock: Clock::new(),
             alarms: Alarms::new(vcpus + 1),
             seats: (0..vcpus).map(Seat::new).collect(),
@@ -81,7 +81,11 @@ impl Chipset {
             pit: Mutex::new(Pit::new()),
             asserted: Mutex::new([0; LINES]),
             turn: AtomicUsize::new(0),
-        }
+        };
+        // The PIT's output is up before anybody programs it. The interrupt controllers know from the start, while all is
+        // masked, so that it does not rise when somebody looks at it.
+        chipset.with_pit(|_, _| ());
+        chipset
     }
 
     /// The vCPUs, by index.

@@ -6,97 +6,13 @@ mod hypercalls;
 use std::sync::mpsc;
 
 use iced_x86::code_asm::*;
-use reprise_emulator::cpu::segment::Attributes;
-use reprise_emulator::cpu::{Cr0, Seg, Segment};
 use vm_memory::{Bytes, GuestAddress};
 
-use super::super::vm::SoftVm;
+use super::super::world::{CODE, IDT, World};
 use super::*;
-use crate::{GuestMemory, Vm, VmSettings};
+use crate::Vm;
 
-const CODE: u64 = 0x1000;
 const HANDLER: u64 = 0x2000;
-const STACK: u64 = 0x8000;
-const GDT: u64 = 0x900;
-
-struct World {
-    memory: GuestMemory,
-    vm: SoftVm,
-}
-
-impl World {
-    fn new(vcpus: u32) -> Self {
-        Self::with(vcpus, false)
-    }
-
-    fn with(vcpus: u32, hyperv: bool) -> Self {
-        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10_0000)]).unwrap();
-        let vm = SoftVm::new(VmSettings {
-            vcpus,
-            memory: memory.clone(),
-            hyperv,
-        })
-        .unwrap();
-        Self { memory, vm }
-    }
-
-    /// Assembles code for `bits` at `address`.
-    fn code(&self, bits: u32, address: u64, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) {
-        let mut assembler = CodeAssembler::new(bits).unwrap();
-        write(&mut assembler).unwrap();
-        let bytes = assembler.assemble(address).unwrap();
-        self.memory.write_slice(&bytes, GuestAddress(address)).unwrap();
-    }
-
-    /// Makes real-mode `vector` lead to `handler`.
-    fn real_vector(&self, vector: u8, handler: u64) {
-        self.memory
-            .write_obj(handler as u32, GuestAddress(u64::from(vector) * 4))
-            .unwrap();
-    }
-
-    /// Makes 32-bit `vector` lead to `handler`: an interrupt gate.
-    fn gate(&self, vector: u8, handler: u64) {
-        let gate = handler & 0xffff | 8 << 16 | 0x8e00 << 32 | (handler >> 16) << 48;
-        self.memory
-            .write_obj(gate, GuestAddress(u64::from(vector) * 8))
-            .unwrap();
-    }
-
-    /// vCPU `index` in real mode at [`CODE`].
-    fn real(&self, index: u32) -> Box<dyn Vcpu> {
-        let mut vcpu = self.vm.create_vcpu(index).unwrap();
-        let mut cpu = vcpu.cpu().unwrap();
-        cpu.segments[Seg::Cs].selector = 0;
-        cpu.segments[Seg::Cs].base = 0;
-        cpu.rip = CODE;
-        cpu.gpr.set(reprise_emulator::cpu::gpr::RSP, STACK);
-        cpu.activity = Activity::Running;
-        vcpu.set_cpu(&cpu).unwrap();
-        vcpu
-    }
-
-    /// vCPU `index` in flat 32-bit protected mode at [`CODE`], the interrupt descriptor table at 0.
-    fn flat(&self, index: u32) -> Box<dyn Vcpu> {
-        let descriptors = [0u64, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
-        for (descriptor, address) in descriptors.into_iter().zip((GDT..).step_by(8)) {
-            self.memory.write_obj(descriptor, GuestAddress(address)).unwrap();
-        }
-        let mut vcpu = self.real(index);
-        let mut cpu = vcpu.cpu().unwrap();
-        cpu.cr0.0 |= Cr0::PE;
-        cpu.gdtr.base = GDT;
-        cpu.gdtr.limit = 23;
-        cpu.idtr.base = 0;
-        cpu.idtr.limit = 0x7ff;
-        for seg in Seg::ALL {
-            cpu.segments[seg] = Segment::flat(16, Attributes(0xc093));
-        }
-        cpu.segments[Seg::Cs] = Segment::flat(8, Attributes(0xc09b));
-        vcpu.set_cpu(&cpu).unwrap();
-        vcpu
-    }
-}
 
 /// Runs until the next device access, which must be a write to `port`; the value.
 fn written(vcpu: &mut dyn Vcpu, port: u64) -> u64 {
@@ -516,8 +432,8 @@ fn a_triple_fault_shuts_down() {
 #[test]
 fn a_self_ipi_in_the_register_page_is_taken_and_its_end_lets_the_next_one_in() {
     let world = World::new(1);
-    world.gate(0x41, HANDLER);
-    world.gate(0x42, HANDLER + 0x100);
+    world.gate(IDT, 0x41, HANDLER);
+    world.gate(IDT, 0x42, HANDLER + 0x100);
     world.code(32, CODE, |a| {
         a.mov(ebx, 0xfee0_0000u32)?;
         a.sti()?;
@@ -549,7 +465,7 @@ fn a_self_ipi_in_the_register_page_is_taken_and_its_end_lets_the_next_one_in() {
 #[test]
 fn the_tsc_deadline_timer_ends_hlt() {
     let world = World::new(1);
-    world.gate(0x41, HANDLER);
+    world.gate(IDT, 0x41, HANDLER);
     world.code(32, CODE, |a| {
         a.mov(dword_ptr(0xfee0_0320u32), 2 << 17 | 0x41)?;
         a.rdtsc()?;
@@ -571,7 +487,7 @@ fn the_tsc_deadline_timer_ends_hlt() {
 #[test]
 fn the_timer_interrupts_a_guest_that_never_stops_to_listen() {
     let world = World::new(1);
-    world.gate(0x41, HANDLER);
+    world.gate(IDT, 0x41, HANDLER);
     world.code(32, CODE, |a| {
         a.mov(dword_ptr(0xfee0_0320u32), 0x41)?;
         a.mov(dword_ptr(0xfee0_0380u32), 1_000_000)?;
@@ -585,7 +501,7 @@ fn the_timer_interrupts_a_guest_that_never_stops_to_listen() {
 #[test]
 fn an_ipi_reaches_the_other_processor_and_comes_back() {
     let world = World::new(2);
-    world.gate(0x41, HANDLER);
+    world.gate(IDT, 0x41, HANDLER);
     // Each sends to the other what it is woken by; ESI is the other's id.
     let idle = |a: &mut CodeAssembler| {
         a.mov(dword_ptr(0xfee0_00f0u32), 0x1ff)?;
@@ -661,7 +577,7 @@ fn cpuid_and_kvmclock_are_there() {
         a.mov(ecx, 0x4b56_4dffu32)?;
         a.rdmsr()
     });
-    world.gate(13, HANDLER);
+    world.gate(IDT, 13, HANDLER);
     world.code(32, HANDLER, |a| a.out(0x81, al));
     let mut vcpu = world.flat(0);
     assert_eq!(written(&mut *vcpu, 0x80), 0x4b4d_564b, "KVMK");
@@ -676,7 +592,7 @@ fn cpuid_and_kvmclock_are_there() {
 #[test]
 fn a_paused_machine_fires_no_timer_and_a_continued_one_does() {
     let world = World::new(1);
-    world.gate(0x41, HANDLER);
+    world.gate(IDT, 0x41, HANDLER);
     world.code(32, CODE, |a| {
         a.mov(dword_ptr(0xfee0_0320u32), 0x41)?;
         a.mov(dword_ptr(0xfee0_0380u32), 1_000)?;
@@ -705,7 +621,7 @@ fn a_paused_machine_fires_no_timer_and_a_continued_one_does() {
 #[test]
 fn a_line_interrupts_through_the_io_apic_the_guest_programmed() {
     let world = World::new(1);
-    world.gate(0x41, HANDLER);
+    world.gate(IDT, 0x41, HANDLER);
     world.code(32, CODE, |a| {
         a.mov(dword_ptr(0xfec0_0000u32), 0x10 + 2 * 5)?;
         a.mov(dword_ptr(0xfec0_0010u32), 0x8041)?;

@@ -2,12 +2,15 @@
 
 use proptest::prelude::*;
 use reprise_emulator::Ram;
-use reprise_emulator::cpu::{Cr4, Efer, gpr};
+use reprise_emulator::cpu::segment::Attributes;
+use reprise_emulator::cpu::{Cr0, Cr4, Efer, Seg, Segment, gpr};
 
 use super::super::super::ioapic::MessageBus;
 use super::super::super::lapic::Now;
 use super::super::super::message::{Delivery, Destination, Message};
+use super::super::super::vm::SoftVm;
 use super::*;
+use crate::{GuestMemory, VmSettings};
 
 /// Where the code of vCPU 0 and of vCPU 1 is.
 const CODES: [u64; 2] = [0x1000, 0x2000];
@@ -442,8 +445,8 @@ fn hyper_v_s_ipi_interrupts_every_processor_that_it_names() {
 
 #[test]
 fn before_it_has_said_who_it_is_a_guest_of_hyper_v_gets_an_undefined_opcode() {
-    let world = World::with(1, true);
-    world.gate(6, HANDLER);
+    let world = World::hyperv(1);
+    world.gate(IDT, 6, HANDLER);
     world.code(32, CODE, |a| {
         a.mov(eax, 0x1_0008)?;
         a.vmmcall()
@@ -456,7 +459,7 @@ fn before_it_has_said_who_it_is_a_guest_of_hyper_v_gets_an_undefined_opcode() {
 
 #[test]
 fn the_hypercall_page_works_in_32_bit_mode_and_the_result_is_in_two_registers() {
-    let world = World::with(1, true);
+    let world = World::hyperv(1);
     const PAGE: u64 = 0x5000;
     // Somebody has executed there before.
     world.code(32, PAGE, |a| a.ret());
