@@ -270,6 +270,28 @@ impl Machine {
         self.shared.gate.open();
     }
 
+    /// STUB
+    pub fn snapshot(
+        &self,
+        config: &VmConfig,
+        destination: &std::path::Path,
+    ) -> Result<(), crate::snapshot::SnapshotError> {
+        let _ = (config, destination);
+        unimplemented!()
+    }
+
+    /// STUB
+    pub fn restore(
+        snapshot: &crate::snapshot::Snapshot,
+        prefault: crate::snapshot::Prefault,
+        hypervisor: &dyn Hypervisor,
+        options: MachineOptions,
+        on_end: OnEnd,
+    ) -> Result<Self, MachineError> {
+        let _ = (prefault);
+        Self::new(snapshot.config(), hypervisor, options, on_end)
+    }
+
     /// Presses the ACPI power button. What comes of it is the guest's decision.
     pub fn power_button(&self) {
         self.board.acpi.press_power_button();

@@ -40,7 +40,11 @@ pub struct RestoreConfig {
     #[serde(default)]
     pub resume: bool,
     /// Interfaces for virtio-net devices; not there yet.
-    #[serde(default, deserialize_with = "super::null_is_empty", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        deserialize_with = "super::null_is_empty",
+        skip_serializing_if = "Vec::is_empty"
+    )]
     pub net_fds: Vec<RestoredNetConfig>,
 }
 
@@ -131,7 +135,11 @@ mod tests {
         }
         let asks_for_more = read(r#"{"source_url": "file:///s", "net_fds": [{"id": "n", "num_fds": 1}]}"#).unwrap();
         assert!(matches!(asks_for_more.path(), Err(ConfigError::NotSupported { field, .. }) if field == "net_fds"));
-        for text in ["{}", r#"{"source_url": "file:///s", "colour": 1}"#, r#"{"source_url": 1}"#] {
+        for text in [
+            "{}",
+            r#"{"source_url": "file:///s", "colour": 1}"#,
+            r#"{"source_url": 1}"#,
+        ] {
             assert!(read(text).is_err(), "{text}");
         }
     }

@@ -109,7 +109,9 @@ impl Guests for HypervisorGuests {
     }
 
     fn build(&self, config: &VmConfig, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError> {
-        self.with_console(config, |options| Machine::new(config, &*self.hypervisor, options, on_end))
+        self.with_console(config, |options| {
+            Machine::new(config, &*self.hypervisor, options, on_end)
+        })
     }
 
     fn restore(&self, snapshot: &Snapshot, prefault: Prefault, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError> {
