@@ -40,7 +40,7 @@ pub(super) struct Run {
     #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initramfs", "cmdline", "cpus", "memory", "inject_delay"])]
     restore: Option<PathBuf>,
     /// Read all memory of the snapshot at once; the folder is not needed afterwards.
-    #[arg(long, requires = "restore")]
+    #[arg(long, requires = "restore", conflicts_with = "kernel")]
     prefault: bool,
     /// Serve the REST API too: a path, path=FILE, or fd=N for an inherited listening socket.
     #[arg(long, value_name = "SOCKET")]

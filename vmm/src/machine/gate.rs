@@ -168,7 +168,7 @@ impl Gate {
     }
 
     /// The state of each vCPU, which its thread tells while it waits here: of a machine that is held. After `timeout` the
-    /// first that has not told; at once if it is gone.
+    /// first that has not told; one that is gone is not waited for.
     pub fn states(&self, timeout: Duration) -> Result<Vec<Result<VcpuState, VcpuError>>, usize> {
         let mut state = self.lock();
         for seat in &mut state.seats {
@@ -176,8 +176,7 @@ impl Gate {
         }
         self.changed.notify_all();
         let waited = self.changed.wait_timeout_while(state, timeout, |state| {
-            let mut silent = state.seats.iter().filter(|seat| seat.state.is_none()).peekable();
-            silent.peek().is_some() && silent.all(|seat| !seat.gone)
+            state.seats.iter().any(|seat| seat.state.is_none() && !seat.gone)
         });
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         let told = state.seats.iter_mut().enumerate().map(|(index, seat)| {

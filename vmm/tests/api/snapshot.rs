@@ -174,6 +174,22 @@ fn a_snapshot_that_cannot_be_written_leaves_the_vm_and_what_was_there() {
 }
 
 #[test]
+fn a_place_where_another_snapshot_is_being_written_is_a_conflict() {
+    let (world, shelf) = (paused(), Shelf::new());
+    let hidden = shelf.path.with_file_name(".snap.reprise-draft");
+    fs::create_dir(&hidden).unwrap();
+    let writer = fs::File::open(&hidden).unwrap();
+    writer.try_lock().unwrap();
+    let (status, body) = world.put("vm.snapshot", &shelf.destination());
+    assert_eq!(status, 409);
+    assert!(chain(&body).contains("is in use"), "{body}");
+    assert!(hidden.exists() && !shelf.path.exists());
+    drop(writer);
+    assert_eq!(world.put("vm.snapshot", &shelf.destination()), DONE);
+    assert!(!hidden.exists());
+}
+
+#[test]
 fn a_snapshot_that_is_none_is_refused_and_no_vm_is_there() {
     let world = World::new();
     let refused = |source: &Path, part: &str| {

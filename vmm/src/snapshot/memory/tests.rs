@@ -172,7 +172,7 @@ fn a_record_that_makes_no_memory_is_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn a_flipped_bit_is_found_wherever_it_is(
