@@ -318,14 +318,7 @@ fn a_full_disk_is_an_error_and_leaves_the_vm_and_the_snapshot_before() {
     let snapshot = disk.join("snapshot");
     let name = snapshot.to_str().unwrap();
     serve.done(&["snapshot", name]);
-    let room = || {
-        Command::new("df")
-            .arg("--output=avail")
-            .arg(&seen_by_it)
-            .output()
-            .unwrap()
-            .stdout
-    };
+    let room = || rustix::fs::statvfs(&seen_by_it).unwrap().f_bavail;
     let before = room();
     console.ask(b'f', "f22");
     for destination in [name, disk.join("new").to_str().unwrap()] {
