@@ -41,7 +41,7 @@ pub use board::{BoardError, BoardStateError};
 use gate::Gate;
 pub(crate) use gate::{Seat, Waited};
 pub use memory::MemoryError;
-pub use parked::Parked;
+pub(crate) use parked::Parked;
 use saved::MachineState;
 
 /// How long a kicked vCPU may take to come out before a pause is given up. It comes out between two instructions.
@@ -284,7 +284,7 @@ impl Machine {
                 let first = |source| MachineError::FirstState { vcpu: 0, source };
                 cpus[0].set_cpu(&cpu).map_err(first)?;
             }
-            Begin::Restore(state) => saved::restore(*state, &*vm, &board, &mut cpus)?,
+            Begin::Restore(state) => saved::restore(*state, &*vm, &board, &mut cpus, &shared.gate)?,
         }
         shared
             .kicks
@@ -346,20 +346,6 @@ impl Machine {
     /// Presses the ACPI power button. What comes of it is the guest's decision.
     pub fn power_button(&self) {
         self.board.acpi.press_power_button();
-    }
-
-    /// What vCPU `index` waits for, if it is parked, and the answer if it is there at this moment. To be asked while the
-    /// machine is paused. The states of the devices are taken first: an answer that comes in between is then in both, and
-    /// in neither otherwise.
-    #[must_use]
-    pub fn parked(&self, index: u32) -> Option<Parked> {
-        self.shared.gate.parked(index as usize)
-    }
-
-    /// Has vCPU `index` begin with waiting for the device that it waited for when it was [`parked`](Self::parked) and saved.
-    /// For a machine that has not been started, and whose vCPU has its saved state.
-    pub fn restore_parked(&self, index: u32, parked: Parked) {
-        self.shared.gate.restore(index as usize, parked);
     }
 
     /// Figures by device and name: those of the bus and the devices, and of each vCPU as `vcpu0`, `vcpu1`, …

@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
 use super::board::{Board, BoardState};
-use super::{Begin, Machine, MachineError, MachineOptions, OnEnd, PATIENCE, memory};
+use super::gate::Gate;
+use super::{Begin, Machine, MachineError, MachineOptions, OnEnd, PATIENCE, Parked, memory};
 use crate::config::VmConfig;
 use crate::snapshot::{self, Prefault, Snapshot, SnapshotError};
 
@@ -21,7 +22,14 @@ use crate::snapshot::{self, Prefault, Snapshot, SnapshotError};
 pub(super) struct MachineState {
     pub(super) vm: VmState,
     pub(super) board: BoardState,
-    pub(super) vcpus: Vec<VcpuState>,
+    pub(super) vcpus: Vec<SavedVcpu>,
+}
+
+/// A vCPU, and where it is in the device access that it waits for.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(super) struct SavedVcpu {
+    pub(super) state: VcpuState,
+    pub(super) parked: Option<Parked>,
 }
 
 impl Machine {
@@ -74,8 +82,10 @@ impl Machine {
         let told = self.shared.gate.states(PATIENCE);
         let told = told.map_err(|vcpu| MachineError::Mute { vcpu })?;
         let mut vcpus = Vec::new();
-        for (state, vcpu) in told.into_iter().zip(0..) {
-            vcpus.push(state.map_err(|source| MachineError::State { vcpu, source })?);
+        for (state, index) in told.into_iter().zip(0..) {
+            let state = state.map_err(|source| MachineError::State { vcpu: index, source })?;
+            let parked = self.shared.gate.parked(index as usize);
+            vcpus.push(SavedVcpu { state, parked });
         }
         Ok(MachineState { vm, board, vcpus })
     }
@@ -87,6 +97,7 @@ pub(super) fn restore(
     vm: &dyn Vm,
     board: &Board,
     vcpus: &mut [Box<dyn Vcpu>],
+    gate: &Gate,
 ) -> Result<(), MachineError> {
     let (saved, own) = (state.vcpus.len(), vcpus.len());
     if saved != own {
@@ -96,9 +107,12 @@ pub(super) fn restore(
     board.set_paused(true);
     vm.restore(&state.vm)?;
     board.restore(&state.board)?;
-    for ((vcpu, state), index) in vcpus.iter_mut().zip(state.vcpus).zip(0..) {
+    for ((vcpu, saved), index) in vcpus.iter_mut().zip(state.vcpus).zip(0..) {
         let refused = |source| MachineError::FirstState { vcpu: index, source };
-        vcpu.restore(state).map_err(refused)?;
+        vcpu.restore(saved.state).map_err(refused)?;
+        if let Some(parked) = saved.parked {
+            gate.restore(index as usize, parked);
+        }
     }
     Ok(())
 }

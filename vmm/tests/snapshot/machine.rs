@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use reprise_hypervisor::{SoftHypervisor, StateError, VcpuError};
-use reprise_vmm::config::{ConsoleConfig, CpusConfig, MemoryConfig, PayloadConfig, VmConfig};
+use reprise_vmm::config::{ConsoleConfig, CpusConfig, DelayConfig, MemoryConfig, PayloadConfig, VmConfig};
 use reprise_vmm::console::Console;
 use reprise_vmm::lifecycle::chain;
 use reprise_vmm::machine::{Machine, MachineEnd, MachineError, MachineOptions};
@@ -163,6 +163,74 @@ fn what_was_restored_is_saved_again_over_the_snapshot_that_it_lives_on() {
     assert!(filled.iter().all(|byte| *byte == 0x5a));
 }
 
+/// A place whose guest finds `device` late.
+fn late(device: &str, us: &str, after: u64) -> Place {
+    let mut place = Place::new();
+    place.config.delays = vec![DelayConfig {
+        device: device.to_owned(),
+        us: us.parse().unwrap(),
+        after,
+        seed: 7,
+    }];
+    place
+}
+
+fn is_parked(snapshot: &Snapshot) -> bool {
+    !snapshot.machine::<Value>().unwrap()["vcpus"][0]["parked"].is_null()
+}
+
+#[test]
+fn rule_23_an_access_under_way_is_finished_in_another_machine_and_made_once() {
+    let place = late("*", "100..3000", 0);
+    let mut guest = place.boot();
+    let mut parked = 0;
+    for (count, byte) in (b'1'..=b'9').zip(b'a'..) {
+        let count = char::from(count);
+        assert_eq!(guest.ask(byte), format!("{}{count}{count}", char::from(byte)));
+        // In the middle of whatever it does now: it asks its serial port without end.
+        std::thread::sleep(Duration::from_micros(u64::from(byte % 7) * 500));
+        guest.machine.pause().unwrap();
+        guest.machine.snapshot(&place.config, &place.path("one")).unwrap();
+        let one = Snapshot::open(&place.path("one")).unwrap();
+        parked += u32::from(is_parked(&one));
+        guest.machine.stop();
+        guest = restore(&one, Prefault::No).unwrap();
+        guest.machine.resume();
+    }
+    assert!(parked > 0, "a device of which it waits most of the time");
+}
+
+#[test]
+fn rule_23_a_vcpu_that_waits_for_a_silent_device_is_saved_waiting_and_waits_on() {
+    let place = late("serial", "never", 100);
+    let guest = place.boot();
+    let waits = |guest: &Guest| guest.machine.counters()["vcpu0"]["parked"] > 0;
+    while !waits(&guest) {
+        std::thread::yield_now();
+    }
+    guest.machine.pause().unwrap();
+    guest.machine.snapshot(&place.config, &place.path("one")).unwrap();
+    let [one, two] = ["one", "two"].map(|name| place.path(name));
+    let one = Snapshot::open(&one).unwrap();
+    assert!(is_parked(&one));
+    let restored = restore(&one, Prefault::No).unwrap();
+    restored.machine.snapshot(&place.config, &two).unwrap();
+    let two = Snapshot::open(&two).unwrap();
+    assert_eq!(one.machine::<Value>().unwrap(), two.machine::<Value>().unwrap());
+    for machine in [&guest.machine, &restored.machine] {
+        machine.resume();
+        machine.power_button();
+        machine.pause().unwrap();
+        machine.resume();
+    }
+    while !waits(&restored) {
+        std::thread::yield_now();
+    }
+    restored.machine.stop();
+    guest.machine.stop();
+    assert!(restored.ends.try_recv().is_err() && guest.ends.try_recv().is_err());
+}
+
 #[test]
 fn restoring_changes_nothing() {
     let place = Place::new();
@@ -189,7 +257,7 @@ fn a_snapshot_that_cannot_be_written_disturbs_nothing_either() {
 fn another_cpu_model_is_refused_by_what_differs() {
     let place = Place::new();
     let other = place.changed(|_, machine| {
-        let cpuid = machine["vcpus"][0]["cpuid"].as_array_mut().unwrap();
+        let cpuid = machine["vcpus"][0]["state"]["cpuid"].as_array_mut().unwrap();
         let leaf = cpuid.iter_mut().find(|entry| entry["leaf"] == 7).unwrap();
         leaf["registers"]["ebx"] = Value::from(leaf["registers"]["ebx"].as_u64().unwrap() ^ 1 << 5);
     });
