@@ -48,25 +48,23 @@ pub fn save<T: Serialize>(
     memory: &GuestMemory,
     machine: &T,
 ) -> Result<(), SnapshotError> {
-    let draft = Draft::begin(destination)?;
+    let mut draft = Draft::begin(destination)?;
     let file = draft.create(MEMORY)?;
-    let memory = memory::write(&file, memory).map_err(|source| draft.unwritable(MEMORY, source))?;
-    draft.seal(MEMORY, &file)?;
-    let unspeakable = |name| {
+    let memory = memory::write(file, memory).map_err(|source| draft.unwritable(MEMORY, source))?;
+    let unspeakable = |draft: &Draft, name| {
         let path = draft.path(name);
         move |source| SnapshotError::Content { path, source }
     };
-    let config = serde_json::to_vec_pretty(config).map_err(unspeakable(CONFIG))?;
+    let config = serde_json::to_vec_pretty(config).map_err(unspeakable(&draft, CONFIG))?;
     let content = state::Content {
         config: state::Text::of(&config),
         memory,
         machine,
     };
-    let state = state::render(&content).map_err(unspeakable(STATE))?;
+    let state = state::render(&content).map_err(unspeakable(&draft, STATE))?;
     for (name, text) in [(CONFIG, config), (STATE, state)] {
-        let mut file = draft.create(name)?;
-        file.write_all(&text).map_err(|source| draft.unwritable(name, source))?;
-        draft.seal(name, &file)?;
+        let written = draft.create(name)?.write_all(&text);
+        written.map_err(|source| draft.unwritable(name, source))?;
     }
     draft.publish()
 }

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
+use crc32fast::Hasher;
 use reprise_hypervisor::GuestMemory;
 use serde::{Deserialize, Serialize};
 use vm_memory::mmap::{FromRangesError, MmapRegion};
@@ -26,6 +27,11 @@ use super::pages::{self, PAGE, Pages};
 
 /// How much has a checksum of its own, in bytes.
 const CHUNK: usize = 1 << 20;
+
+/// How much is held at once, in bytes: little enough that it is still in the processor's cache when its checksum is made.
+const UNIT: usize = 128 << 10;
+
+static ZEROS: [u8; UNIT] = [0; UNIT];
 
 /// More threads than these only wait for the same disk.
 const THREADS: usize = 8;
@@ -59,7 +65,7 @@ impl Record {
     }
 }
 
-/// A part of the file that is read or written at once: [`CHUNK`] bytes, less at the end of a range.
+/// A part of the file that has a checksum of its own: [`CHUNK`] bytes, less at the end of a range.
 struct Piece {
     /// In the file.
     offset: u64,
@@ -96,26 +102,38 @@ pub(super) fn write(file: &File, memory: &GuestMemory) -> io::Result<Record> {
     let ranges: Vec<(u64, u64)> = regions.collect();
     let length = ranges.iter().map(|(_, length)| length).sum();
     file.set_len(length)?;
+    if ranges.iter().any(|(_, length)| !length.is_multiple_of(PAGE as u64)) {
+        return Err(io::Error::other("the memory is not of whole pages"));
+    }
     let pages = Pages::of(memory);
     let written = each(&pieces(&ranges), |piece, buffer| {
         let used = pages.used(piece.address, piece.length / PAGE);
         if !used.contains(&true) {
             return Ok(None);
         }
-        buffer.fill(0);
-        for run in pages::runs(&used) {
-            let bytes = run.start * PAGE..run.end * PAGE;
-            let address = GuestAddress(piece.address.0 + bytes.start as u64);
-            memory
-                .read_slice(&mut buffer[bytes], address)
-                .map_err(io::Error::other)?;
+        let (mut checksum, mut any) = (Hasher::new(), false);
+        for (used, unit) in used.chunks(UNIT / PAGE).zip(0..) {
+            let start = unit * UNIT as u64;
+            let buffer = &mut buffer[..used.len() * PAGE];
+            if !used.contains(&true) {
+                checksum.update(&ZEROS[..buffer.len()]);
+                continue;
+            }
+            buffer.fill(0);
+            for run in pages::runs(used) {
+                let address = GuestAddress(piece.address.0 + start + (run.start * PAGE) as u64);
+                memory
+                    .read_slice(&mut buffer[run.start * PAGE..run.end * PAGE], address)
+                    .map_err(io::Error::other)?;
+            }
+            checksum.update(buffer);
+            for bytes in filled(buffer) {
+                any = true;
+                let offset = piece.offset + start + bytes.start as u64;
+                file.write_all_at(&buffer[bytes], offset)?;
+            }
         }
-        let filled: Vec<bool> = buffer.chunks(PAGE).map(|page| !is_zero(page)).collect();
-        for run in pages::runs(&filled) {
-            let bytes = run.start * PAGE..run.end * PAGE;
-            file.write_all_at(&buffer[bytes.clone()], piece.offset + bytes.start as u64)?;
-        }
-        Ok(filled.contains(&true).then(|| (piece.offset, crc32fast::hash(buffer))))
+        Ok(any.then(|| (piece.offset, checksum.finalize())))
     })?;
     let mut chunks: Vec<(u64, u32)> = written.into_iter().flatten().collect();
     chunks.sort_unstable();
@@ -173,31 +191,40 @@ pub(super) fn map(
     let memory = memory.map_err(|error| unreadable(io::Error::other(error)))?;
     let data = pages::data(file, 0..record.length);
     let wrong = each(&pieces(&record.ranges), |piece, buffer| {
-        let listed = record.chunks.binary_search_by_key(&piece.offset, |(offset, _)| *offset);
-        let listed = listed.ok().map(|at| record.chunks[at].1);
-        let range = piece.offset..piece.offset + piece.length as u64;
-        let parts: Vec<Range<usize>> = pages::within(&data, range)
-            .map(|part| (part.start - piece.offset) as usize..(part.end - piece.offset) as usize)
-            .collect();
-        if parts.is_empty() && listed.is_none() {
-            return Ok(None);
-        }
-        buffer.fill(0);
-        for part in &parts {
-            file.read_exact_at(&mut buffer[part.clone()], piece.offset + part.start as u64)?;
-        }
-        let right = match listed {
-            Some(checksum) => crc32fast::hash(buffer) == checksum,
-            None => is_zero(buffer),
-        };
-        if right && prefault == Prefault::Yes {
-            let filled: Vec<bool> = buffer.chunks(PAGE).map(|page| !is_zero(page)).collect();
-            for run in pages::runs(&filled) {
-                let bytes = run.start * PAGE..run.end * PAGE;
-                let address = GuestAddress(piece.address.0 + bytes.start as u64);
-                memory.write_slice(&buffer[bytes], address).map_err(io::Error::other)?;
+        let listed = record
+            .chunks
+            .binary_search_by_key(&piece.offset, |(offset, _)| *offset)
+            .ok()
+            .map(|at| record.chunks[at].1);
+        let end = piece.offset + piece.length as u64;
+        let (mut checksum, mut zero, mut at) = (Hasher::new(), true, piece.offset);
+        for part in pages::within(&data, piece.offset..end) {
+            skip(&mut checksum, part.start - at);
+            at = part.start;
+            while at < part.end {
+                let length = (part.end - at).min(UNIT as u64) as usize;
+                let buffer = &mut buffer[..length];
+                file.read_exact_at(buffer, at)?;
+                zero = zero && is_zero(buffer);
+                checksum.update(buffer);
+                if prefault == Prefault::Yes {
+                    for bytes in filled(buffer) {
+                        let address = piece.address.0 + (at - piece.offset) + bytes.start as u64;
+                        memory
+                            .write_slice(&buffer[bytes], GuestAddress(address))
+                            .map_err(io::Error::other)?;
+                    }
+                }
+                at += length as u64;
             }
         }
+        let right = match listed {
+            Some(listed) => {
+                skip(&mut checksum, end - at);
+                checksum.finalize() == listed
+            }
+            None => zero,
+        };
         Ok((!right).then_some(piece.offset))
     })
     .map_err(unreadable)?;
@@ -229,25 +256,41 @@ fn lazily(file: &Arc<File>, ranges: &[(u64, u64)]) -> Result<GuestMemory, FromRa
     Ok(GuestMemory::from_regions(regions)?)
 }
 
-fn is_zero(bytes: &[u8]) -> bool {
-    const ZEROS: [u8; PAGE] = [0; PAGE];
-    // Compared page by page, which is one call of memcmp each, optimised or not.
-    bytes.chunks(PAGE).all(|page| *page == ZEROS[..page.len()])
+/// Where `bytes`, from the beginning of a page on, are not zero, in whole pages.
+fn filled(bytes: &[u8]) -> Vec<Range<usize>> {
+    let filled: Vec<bool> = bytes.chunks(PAGE).map(|page| !is_zero(page)).collect();
+    let runs = pages::runs(&filled).into_iter();
+    runs.map(|run| run.start * PAGE..(run.end * PAGE).min(bytes.len()))
+        .collect()
 }
 
-/// Does `work` for each piece, on several threads, each with a buffer as long as the piece, in no particular order. The
+/// Whether `bytes`, at most [`UNIT`] of them, are all zero. One call of memcmp, optimised or not.
+fn is_zero(bytes: &[u8]) -> bool {
+    *bytes == ZEROS[..bytes.len()]
+}
+
+/// Goes over `length` bytes of zeros.
+fn skip(checksum: &mut Hasher, mut length: u64) {
+    while length > 0 {
+        let now = length.min(UNIT as u64);
+        checksum.update(&ZEROS[..now as usize]);
+        length -= now;
+    }
+}
+
+/// Does `work` for each piece, on several threads, each with a buffer of [`UNIT`] bytes, in no particular order. The
 /// first error ends it.
 fn each<T: Send>(pieces: &[Piece], work: impl Fn(&Piece, &mut [u8]) -> io::Result<T> + Sync) -> io::Result<Vec<T>> {
     let threads = thread::available_parallelism().map_or(1, usize::from).min(THREADS);
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let worker = || {
         let mut results = Vec::new();
-        let mut buffer = vec![0; CHUNK];
+        let mut buffer = vec![0; UNIT];
         while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
             if failed.load(Ordering::Relaxed) {
                 break;
             }
-            match work(piece, &mut buffer[..piece.length]) {
+            match work(piece, &mut buffer) {
                 Ok(result) => results.push(result),
                 Err(error) => {
                     failed.store(true, Ordering::Relaxed);

@@ -15,11 +15,9 @@ fn place() -> (TempDir, PathBuf) {
 
 /// Begins at `path` and writes all files, each with `text`.
 fn draft(path: &Path, text: &str) -> Draft {
-    let draft = Draft::begin(path).unwrap();
+    let mut draft = Draft::begin(path).unwrap();
     for name in FILES {
-        let mut file = draft.create(name).unwrap();
-        file.write_all(text.as_bytes()).unwrap();
-        draft.seal(name, &file).unwrap();
+        draft.create(name).unwrap().write_all(text.as_bytes()).unwrap();
     }
     draft
 }
@@ -228,7 +226,7 @@ fn many_writers_at_once_leave_one_whole_snapshot() {
                     let mut published = 0;
                     for round in 0..50 {
                         let text = format!("{writer} {round}");
-                        let written = Draft::begin(path).and_then(|draft| {
+                        let written = Draft::begin(path).and_then(|mut draft| {
                             for name in FILES {
                                 draft.create(name)?.write_all(text.as_bytes()).unwrap();
                             }
