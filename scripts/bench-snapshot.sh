@@ -8,7 +8,8 @@
 #   MEMORY=SIZE the guest's memory (512M)
 #
 # A snapshot is compared with `dd conv=fsync` writing as many bytes as the guest has used pages: both write to a free name
-# on the same disk, both end when everything has reached it, they take turns, and the disk is idle before each. Restoring is
+# on the same disk, both end when everything has reached it, they take turns, and the disk rests for two seconds before each, for
+# virtual ones let through so much at once and then less. Restoring is
 # measured from the start of the process to the first byte that the guest prints in answer to a key, which is later than
 # its first instruction; the events tell how long the restore itself took.
 set -euo pipefail
@@ -34,6 +35,7 @@ ctl() { "$reprise" ctl --api-socket "$socket" "$@"; }
 # Prints how many seconds the command takes, the disk being idle before.
 seconds() {
     sync -f "$dir"
+    sleep 2
     local start=$EPOCHREALTIME
     "$@" >/dev/null 2>&1 || fail "failed: $*"
     awk -v start="$start" -v end="$EPOCHREALTIME" 'BEGIN { printf "%.4f\n", end - start }'

@@ -256,7 +256,10 @@ impl Machine {
         // Late, so that no terminal is made raw for a machine that cannot be built.
         let console = match options.console {
             Some(console) => Some(console),
-            None => Console::open(&config.serial)?,
+            None => match &begin {
+                Begin::Boot(_) => Console::open(&config.serial)?,
+                Begin::Restore(_) => Console::open_again(&config.serial)?,
+            },
         };
         let vm = hypervisor.create_vm(VmSettings {
             vcpus,

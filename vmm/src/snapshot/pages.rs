@@ -150,7 +150,7 @@ mod tests {
     fn runs_are_found_wherever_they_lie() {
         assert!(runs(&[]).is_empty() && runs(&[false, false]).is_empty());
         assert_eq!(runs(&[true, true, false, true]), [0..2, 3..4]);
-        assert_eq!(runs(&[false, true, true]), [(1..3)]);
+        assert_eq!(runs(&[false, true, true, false, false, true]), [1..3, 5..6]);
     }
 
     #[test]

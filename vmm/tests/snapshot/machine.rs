@@ -408,3 +408,27 @@ fn a_snapshot_elsewhere_is_found() {
     let missing = Snapshot::open(Path::new("nowhere/at/all")).unwrap_err();
     assert!(missing.to_string().contains("nowhere/at/all"), "{missing}");
 }
+
+#[test]
+fn a_console_s_file_is_written_on() {
+    let place = Place::new();
+    let log = place.path("log");
+    let config = VmConfig {
+        serial: ConsoleConfig::file(&log),
+        ..place.config.clone()
+    };
+    let quiet = || Box::new(|_| ());
+    let machine = Machine::new(&config, &SoftHypervisor, MachineOptions::default(), quiet()).unwrap();
+    machine.start();
+    while std::fs::read(&log).unwrap().is_empty() {
+        std::thread::yield_now();
+    }
+    machine.pause().unwrap();
+    machine.snapshot(&config, &place.path("one")).unwrap();
+    machine.stop();
+    let one = Snapshot::open(&place.path("one")).unwrap();
+    let machine = Machine::restore(&one, Prefault::No, &SoftHypervisor, MachineOptions::default(), quiet()).unwrap();
+    machine.resume();
+    machine.stop();
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "!");
+}
