@@ -36,7 +36,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Boots one microVM and ends with it.
+    /// Boots one microVM, or restores one, and ends with it.
     Run(Box<run::Run>),
     /// Serves the REST API for a microVM that its clients make.
     Serve(serve::Serve),

@@ -21,6 +21,7 @@ mod net;
 mod payload;
 mod platform;
 mod size;
+mod snapshot;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ pub use net::{NetConfig, VhostMode};
 pub use payload::PayloadConfig;
 pub use platform::{LandlockConfig, NumaConfig, NumaDistance, PciSegmentConfig, PlatformConfig, TpmConfig};
 pub use size::{SizeError, parse_size};
+pub use snapshot::{RestoreConfig, RestoredNetConfig, VmSnapshotConfig};
 pub use storage::{
     DiskConfig, FsConfig, PmemConfig, QueueAffinity, RateLimitGroupConfig, RateLimiterConfig, TokenBucket,
 };

@@ -18,7 +18,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -92,6 +92,23 @@ impl Console {
     /// # Errors
     /// [`ConsoleError`] naming the path.
     pub fn open(config: &ConsoleConfig) -> Result<Option<Arc<Self>>, ConsoleError> {
+        Self::connect(config, Self::file)
+    }
+
+    /// As [`open`](Self::open), for a machine that goes on: what a file has already stays, and is written on.
+    ///
+    /// # Errors
+    /// [`ConsoleError`] naming the path.
+    pub fn open_again(config: &ConsoleConfig) -> Result<Option<Arc<Self>>, ConsoleError> {
+        Self::connect(config, |path| {
+            Self::file_of(path, File::options().create(true).append(true))
+        })
+    }
+
+    fn connect(
+        config: &ConsoleConfig,
+        file: impl FnOnce(&Path) -> Result<Arc<Self>, ConsoleError>,
+    ) -> Result<Option<Arc<Self>>, ConsoleError> {
         let missing = |what| ConsoleError::MissingPath {
             mode: config.mode,
             what,
@@ -100,7 +117,7 @@ impl Console {
             ConsoleMode::Off => return Ok(None),
             ConsoleMode::Null => Self::null(),
             ConsoleMode::Tty => Self::tty()?,
-            ConsoleMode::File => Self::file(config.file.as_deref().ok_or_else(|| missing("file"))?)?,
+            ConsoleMode::File => file(config.file.as_deref().ok_or_else(|| missing("file"))?)?,
             ConsoleMode::Socket => Self::socket(config.socket.as_deref().ok_or_else(|| missing("socket"))?)?,
             ConsoleMode::Pty => Self::pty()?,
         };
@@ -129,7 +146,11 @@ impl Console {
     /// # Errors
     /// [`ConsoleError::File`].
     pub fn file(path: &Path) -> Result<Arc<Self>, ConsoleError> {
-        let file = File::create(path).map_err(|source| ConsoleError::File {
+        Self::file_of(path, File::options().create(true).write(true).truncate(true))
+    }
+
+    fn file_of(path: &Path, how: &OpenOptions) -> Result<Arc<Self>, ConsoleError> {
+        let file = how.open(path).map_err(|source| ConsoleError::File {
             path: path.to_owned(),
             source,
         })?;

@@ -6,6 +6,7 @@
 //! - [`boot`] and [`acpi`]: what lies in its memory before it runs
 //! - [`console`]: the host's end of its serial port
 //! - [`lifecycle`]: created, running, paused, shut down; what the API calls
+//! - [`snapshot`]: a machine in a folder
 //! - [`events`]: what happens, one JSON object a line
 #![cfg_attr(feature = "api", doc = "- [`api`]: the REST server")]
 #![cfg_attr(feature = "cli", doc = "- [`cli`]: the command line of the binary `reprise`")]
@@ -43,4 +44,5 @@ pub mod events;
 pub mod inherited;
 pub mod lifecycle;
 pub mod machine;
+pub mod snapshot;
 mod vcpu_loop;

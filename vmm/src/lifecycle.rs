@@ -9,6 +9,8 @@
 //! | `resume` | Paused | Running |
 //! | `shutdown` | Running, Paused | Shutdown |
 //! | `reboot` | Running, Paused | Running |
+//! | `snapshot` | Paused | the same |
+//! | `restore` | no VM | Paused, Running |
 //! | `power_button`, `counters` | Running (`counters`: and Paused) | the same |
 //! | `delete` | any | no VM |
 //! | *the guest powers off, or a vCPU fails* | Running | Shutdown |
@@ -28,13 +30,15 @@ mod info;
 mod keeper;
 
 use std::io;
+use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::config::{ConfigError, VmConfig};
+use crate::config::{ConfigError, ConsoleConfig, VmConfig};
 use crate::events::Events;
 use crate::machine::MachineEnd;
+use crate::snapshot::{Prefault, Snapshot};
 
 pub use error::{VmmError, chain};
 pub use guest::{Guest, GuestError, Guests, HypervisorGuests, OnEnd};
@@ -60,6 +64,18 @@ pub enum End {
     DebugExit(u8),
     /// A vCPU cannot go on, or the machine could not be built again.
     Failed(String),
+}
+
+/// How a VM is restored.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Restore {
+    /// Whether all memory is read at once instead of page by page when the guest touches it. The snapshot is then not
+    /// needed afterwards.
+    pub prefault: bool,
+    /// Whether the VM goes on at once.
+    pub resume: bool,
+    /// Where the serial port leads, instead of where it led when the snapshot was made.
+    pub serial: Option<ConsoleConfig>,
 }
 
 /// The VMM; copies are handles to the same one.
@@ -251,6 +267,45 @@ impl Vmm {
         Ok(())
     }
 
+    /// Writes the VM, which stays as it is, into the folder `destination`: a free path, an empty folder, or a snapshot to
+    /// replace.
+    ///
+    /// # Errors
+    /// [`VmmError::NoVm`], [`VmmError::WrongState`], or [`VmmError::Snapshot`], after which what was at `destination` before
+    /// is still there.
+    pub fn snapshot(&self, destination: &Path) -> Result<(), VmmError> {
+        let control = self.inner.control()?;
+        self.inner.expect("vm.snapshot", "Paused", &[VmState::Paused])?;
+        let place = destination.to_string_lossy();
+        self.inner.events.emit("vm", "snapshotting", &[("destination", &place)]);
+        if let Some(machine) = &control.machine {
+            let config = self.inner.view()?.config;
+            machine
+                .snapshot(&config, destination)
+                .map_err(|source| VmmError::Snapshot { source })?;
+        }
+        self.inner.events.emit("vm", "snapshotted", &[("destination", &place)]);
+        Ok(())
+    }
+
+    /// Makes a VM of the snapshot in the folder `source`. It is Paused, or Running with `how.resume`.
+    ///
+    /// # Errors
+    /// [`VmmError::Exists`] if there is a VM, [`VmmError::Restore`] if the snapshot makes none here.
+    pub fn restore(&self, source: &Path, how: Restore) -> Result<(), VmmError> {
+        let mut control = self.inner.control()?;
+        if let Ok(View { state: is, .. }) = self.inner.view() {
+            return Err(VmmError::Exists { is });
+        }
+        let place = source.to_string_lossy();
+        self.inner.events.emit("vm", "restoring", &[("source", &place)]);
+        self.inner
+            .restore(&mut control, source, how)
+            .map_err(|source| VmmError::Restore { source })?;
+        self.inner.events.emit("vm", "restored", &[("source", &place)]);
+        Ok(())
+    }
+
     /// Presses the power button; the guest decides what comes of it.
     ///
     /// # Errors
@@ -367,12 +422,7 @@ impl Inner {
     /// Builds the machine anew and starts it.
     fn start(&self, control: &mut Control) -> Result<(), VmmError> {
         let config = self.view()?.config;
-        control.generation += 1;
-        let (generation, ends) = (control.generation, self.ends.clone());
-        let on_end = Box::new(move |end| {
-            // Nobody listens only when the VMM itself is gone, and then nothing is left to do.
-            let _ = ends.send((generation, end));
-        });
+        let on_end = self.on_end(control);
         let machine = self
             .guests
             .build(&config, on_end)
@@ -382,6 +432,40 @@ impl Inner {
         control.started = Instant::now();
         control.machine.insert(machine).start();
         Ok(())
+    }
+
+    /// Makes the machine of a snapshot, and the VM with it.
+    fn restore(&self, control: &mut Control, source: &Path, how: Restore) -> Result<(), GuestError> {
+        let mut snapshot = Snapshot::open(source)?;
+        if let Some(serial) = how.serial {
+            snapshot.config_mut().serial = serial;
+        }
+        self.check(snapshot.config())?;
+        let prefault = if how.prefault { Prefault::Yes } else { Prefault::No };
+        let on_end = self.on_end(control);
+        let machine = self.guests.restore(&snapshot, prefault, on_end)?;
+        let state = if how.resume { VmState::Running } else { VmState::Paused };
+        *lock(&self.view) = Some(View {
+            config: Arc::new(snapshot.config().clone()),
+            state,
+        });
+        control.triple_faults = 0;
+        control.started = Instant::now();
+        let machine = control.machine.insert(machine);
+        if how.resume {
+            machine.resume();
+        }
+        Ok(())
+    }
+
+    /// What the next machine calls when it ends.
+    fn on_end(&self, control: &mut Control) -> OnEnd {
+        control.generation += 1;
+        let (generation, ends) = (control.generation, self.ends.clone());
+        Box::new(move |end| {
+            // Nobody listens only when the VMM itself is gone, and then nothing is left to do.
+            let _ = ends.send((generation, end));
+        })
     }
 
     /// Ends the machine, if there is one; the VM is then in state Shutdown.

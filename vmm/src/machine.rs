@@ -6,8 +6,8 @@
 //!
 //! # Life
 //! [`Machine::new`] loads the kernel and makes everything; the vCPUs wait. -[`start`](Machine::start)-> running
-//! -[`pause`](Machine::pause)-> held -[`resume`](Machine::resume)-> running -[`stop`](Machine::stop)-> gone. A machine is
-//! never reset: the guest's wish for it is an end, after which the machine is built anew.
+//! -[`pause`](Machine::pause)-> held -[`resume`](Machine::resume)-> running -[`stop`](Machine::stop)-> gone. While it is held
+//! it can be saved, and [`Machine::restore`] makes another one of that, held too. A machine is never reset: the guest's wish for it is an end, after which the machine is built anew.
 
 mod board;
 #[cfg(test)]
@@ -16,6 +16,7 @@ pub(crate) mod gate;
 mod memory;
 mod parked;
 mod postmortem;
+mod saved;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -24,6 +25,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use reprise_devices::MachineEvent;
+use reprise_emulator::Cpu;
 use reprise_hypervisor::{GuestMemory, Hypervisor, HypervisorError, Kick, Vcpu, VcpuError, Vm, VmSettings};
 
 use crate::acpi::{self, AcpiError, Description};
@@ -31,14 +33,16 @@ use crate::boot::{self, BootError, Payload};
 use crate::config::{ConsoleMode, VmConfig};
 use crate::console::{Console, ConsoleError};
 use crate::events::Events;
+use crate::snapshot::SnapshotError;
 use crate::vcpu_loop::{self, Ended, Outside};
 
-pub use board::BoardError;
 use board::{Board, Parts};
+pub use board::{BoardError, BoardStateError};
 use gate::Gate;
 pub(crate) use gate::{Seat, Waited};
 pub use memory::MemoryError;
-pub use parked::Parked;
+pub(crate) use parked::Parked;
+use saved::MachineState;
 
 /// How long a kicked vCPU may take to come out before a pause is given up. It comes out between two instructions.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -129,6 +133,50 @@ pub enum MachineError {
         /// Why.
         source: VcpuError,
     },
+    /// What was saved is not whole, or not to be had.
+    #[error(transparent)]
+    Snapshot {
+        /// Why.
+        #[from]
+        source: SnapshotError,
+    },
+    /// The memory is not what the configuration says.
+    #[error("the snapshot has {found} bytes of memory; expected {expected}, as in its configuration")]
+    MemorySize {
+        /// What there is, in bytes.
+        found: u64,
+        /// What is expected, in bytes.
+        expected: u64,
+    },
+    /// Another number of vCPUs was saved.
+    #[error("the snapshot has the states of {saved} vCPUs; expected {own}, as in its configuration")]
+    VcpuStates {
+        /// How many were saved.
+        saved: usize,
+        /// How many there are.
+        own: usize,
+    },
+    /// The devices cannot go on from what was saved.
+    #[error("the devices cannot be restored")]
+    Devices {
+        /// Why.
+        #[from]
+        source: BoardStateError,
+    },
+    /// A vCPU is not there to tell its state.
+    #[error("vCPU {vcpu} does not tell its state: it has ended, or the machine is not paused")]
+    Mute {
+        /// Which.
+        vcpu: usize,
+    },
+    /// A vCPU's state cannot be told.
+    #[error("the state of vCPU {vcpu} cannot be read")]
+    State {
+        /// Which.
+        vcpu: u32,
+        /// Why.
+        source: VcpuError,
+    },
     /// The host has no thread to give.
     #[error("the thread of vCPU {vcpu} cannot be started")]
     Thread {
@@ -145,9 +193,18 @@ pub enum MachineError {
     },
 }
 
+/// What a machine begins with.
+enum Begin {
+    /// The bootstrap processor in this state, and the others waiting for it.
+    Boot(Box<Cpu>),
+    /// Everything as it was.
+    Restore(Box<MachineState>),
+}
+
 /// A built virtual machine.
 pub struct Machine {
     vm: Arc<dyn Vm>,
+    memory: GuestMemory,
     board: Arc<Board>,
     console: Option<Arc<Console>>,
     shared: Arc<Shared>,
@@ -171,10 +228,7 @@ impl Machine {
     ) -> Result<Self, MachineError> {
         let kernel = config.payload.kernel.as_deref().ok_or(MachineError::NoKernel)?;
         let vcpus = config.cpus.boot_vcpus;
-        let max = hypervisor.max_vcpus();
-        if vcpus == 0 || vcpus > max {
-            return Err(HypervisorError::VcpuCount { wanted: vcpus, max }.into());
-        }
+        check_vcpus(vcpus, hypervisor)?;
         let memory = memory::map(config.memory.size)?;
         let serial = options.console.is_some() || config.serial.mode != ConsoleMode::Off;
         let rsdp = acpi::write(&memory, Description { vcpus, serial })?;
@@ -185,10 +239,27 @@ impl Machine {
             rsdp,
         };
         let entry = boot::load(&memory, &payload)?;
+        let begin = Begin::Boot(entry.cpu());
+        Self::build(config, hypervisor, options, on_end, memory, begin)
+    }
+
+    fn build(
+        config: &VmConfig,
+        hypervisor: &dyn Hypervisor,
+        options: MachineOptions,
+        on_end: OnEnd,
+        memory: GuestMemory,
+        begin: Begin,
+    ) -> Result<Self, MachineError> {
+        let vcpus = config.cpus.boot_vcpus;
+        check_vcpus(vcpus, hypervisor)?;
         // Late, so that no terminal is made raw for a machine that cannot be built.
         let console = match options.console {
             Some(console) => Some(console),
-            None => Console::open(&config.serial)?,
+            None => match &begin {
+                Begin::Boot(_) => Console::open(&config.serial)?,
+                Begin::Restore(_) => Console::open_again(&config.serial)?,
+            },
         };
         let vm = hypervisor.create_vm(VmSettings {
             vcpus,
@@ -211,15 +282,20 @@ impl Machine {
         for index in 0..vcpus {
             cpus.push(vm.create_vcpu(index)?);
         }
-        // The others wait for INIT and SIPI, in the state that the hypervisor gave them.
-        cpus[0]
-            .set_cpu(&entry.cpu())
-            .map_err(|source| MachineError::FirstState { vcpu: 0, source })?;
+        match begin {
+            // The others wait for INIT and SIPI, in the state that the hypervisor gave them.
+            Begin::Boot(cpu) => {
+                let first = |source| MachineError::FirstState { vcpu: 0, source };
+                cpus[0].set_cpu(&cpu).map_err(first)?;
+            }
+            Begin::Restore(state) => saved::restore(*state, &*vm, &board, &mut cpus, &shared.gate)?,
+        }
         shared
             .kicks
             .get_or_init(|| cpus.iter().map(|vcpu| vcpu.kick()).collect());
         let mut machine = Self {
             vm,
+            memory,
             board,
             console,
             shared,
@@ -227,7 +303,7 @@ impl Machine {
         };
         for (vcpu, index) in cpus.into_iter().zip(0..) {
             // Should this fail, dropping the machine ends the threads that were started.
-            let thread = machine.spawn(vcpu, index, memory.clone(), options.events.clone());
+            let thread = machine.spawn(vcpu, index, options.events.clone());
             machine
                 .threads
                 .push(thread.map_err(|source| MachineError::Thread { vcpu: index, source })?);
@@ -276,20 +352,6 @@ impl Machine {
         self.board.acpi.press_power_button();
     }
 
-    /// What vCPU `index` waits for, if it is parked, and the answer if it is there at this moment. To be asked while the
-    /// machine is paused. The states of the devices are taken first: an answer that comes in between is then in both, and
-    /// in neither otherwise.
-    #[must_use]
-    pub fn parked(&self, index: u32) -> Option<Parked> {
-        self.shared.gate.parked(index as usize)
-    }
-
-    /// Has vCPU `index` begin with waiting for the device that it waited for when it was [`parked`](Self::parked) and saved.
-    /// For a machine that has not been started, and whose vCPU has its saved state.
-    pub fn restore_parked(&self, index: u32, parked: Parked) {
-        self.shared.gate.restore(index as usize, parked);
-    }
-
     /// Figures by device and name: those of the bus and the devices, and of each vCPU as `vcpu0`, `vcpu1`, …
     pub fn counters(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
         let named = |figures: Vec<(&'static str, u64)>| -> BTreeMap<String, u64> {
@@ -321,20 +383,15 @@ impl Machine {
         drop(self);
     }
 
-    fn spawn(
-        &self,
-        mut vcpu: Box<dyn Vcpu>,
-        index: u32,
-        memory: GuestMemory,
-        events: Events,
-    ) -> io::Result<JoinHandle<()>> {
-        let (vm, board, shared) = (Arc::clone(&self.vm), Arc::clone(&self.board), Arc::clone(&self.shared));
+    fn spawn(&self, mut vcpu: Box<dyn Vcpu>, index: u32, events: Events) -> io::Result<JoinHandle<()>> {
+        let (vm, memory) = (Arc::clone(&self.vm), self.memory.clone());
+        let (board, shared) = (Arc::clone(&self.board), Arc::clone(&self.shared));
         let seat = shared.gate.seat(index as usize);
         vcpu.on_call(shared.gate.call(index as usize));
         thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
             // Should this thread panic, the machine must not go on without it.
             let _fallen = Fallen { shared: &shared, index };
-            let ended = if seat.may_go_on() {
+            let ended = if seat.may_go_on(&*vcpu) {
                 let outside = Outside {
                     bus: &board.bus,
                     memory: &memory,
@@ -365,6 +422,14 @@ impl Drop for Machine {
             let _ = thread.join();
         }
     }
+}
+
+fn check_vcpus(wanted: u32, hypervisor: &dyn Hypervisor) -> Result<(), HypervisorError> {
+    let max = hypervisor.max_vcpus();
+    if wanted == 0 || wanted > max {
+        return Err(HypervisorError::VcpuCount { wanted, max });
+    }
+    Ok(())
 }
 
 /// What a vCPU's end means for the machine, and in the log.

@@ -52,7 +52,7 @@ pub(crate) fn run(vcpu: &mut dyn Vcpu, outside: Outside<'_>, seat: &Seat) -> End
             Ok(VmExit::Io(request)) => enter(&request, exchange::make(vcpu, outside, seat, request)),
             Ok(VmExit::Interrupted) => {
                 seat.publish(vcpu.counters());
-                seat.may_go_on().then_some(VmEntry::Resume)
+                seat.may_go_on(vcpu).then_some(VmEntry::Resume)
             }
             Ok(VmExit::Shutdown) => return Ended::Shutdown,
             Err(error) => return Ended::Failed(error),

@@ -118,8 +118,13 @@ fn wrong_usage_ends_with_status_2() {
         &["run", "--kernel", "/k", "--memory", "4T,hugepages=on"],
         &["run", "--kernel", "/k", "--serial", "pty"],
         &["run", "--kernel", "/k", "--event-monitor", "here"],
+        &["run", "--kernel", "/k", "--restore", "/s"],
+        &["run", "--restore", "/s", "--memory", "512M"],
+        &["run", "--kernel", "/k", "--prefault"],
         &["serve", "--api-socket", "fd=x"],
         &["ctl", "--api-socket", "/s", "dance"],
+        &["ctl", "--api-socket", "/s", "snapshot"],
+        &["ctl", "--api-socket", "/s", "restore"],
         &["ctl", "ping"],
         &["openapi", "now"],
     ] {
@@ -209,8 +214,18 @@ fn ctl_prints_answers_and_tells_refusals() {
     );
     let info: Value = serde_json::from_slice(&serve.ctl(&["info"]).stdout).unwrap();
     assert_eq!(info["state"], "Created");
-    for call in ["pause", "resume", "shutdown", "reboot", "power-button", "counters"] {
-        assert_eq!(serve.ctl(&[call]).status.code(), Some(1), "{call}");
+    for call in [
+        "pause",
+        "resume",
+        "shutdown",
+        "reboot",
+        "power-button",
+        "counters",
+        "snapshot x",
+        "restore x",
+    ] {
+        let call: Vec<&str> = call.split(' ').collect();
+        assert_eq!(serve.ctl(&call).status.code(), Some(1), "{call:?}");
     }
     assert!(serve.ctl(&["delete"]).status.success());
     assert_eq!(serve.ctl(&["create", "/nowhere"]).status.code(), Some(1));
@@ -355,7 +370,9 @@ fn names(stream: impl Read) -> Vec<String> {
 fn before_a_vm_exists_the_server_is_small_and_a_huge_body_keeps_it_so() {
     let serve = Serve::start(&[]);
     assert!(serve.ctl(&["ping"]).status.success());
-    assert!(serve.kib("VmRSS") < 12 << 10, "{} KiB", serve.kib("VmRSS"));
+    // Most of it is the program's file, which is larger without optimisation.
+    let limit = if cfg!(debug_assertions) { 16 << 10 } else { 12 << 10 };
+    assert!(serve.kib("VmRSS") < limit, "{} KiB", serve.kib("VmRSS"));
     let mut stream = UnixStream::connect(&serve.socket).unwrap();
     write!(
         stream,
@@ -370,5 +387,5 @@ fn before_a_vm_exists_the_server_is_small_and_a_huge_body_keeps_it_so() {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
-    assert!(serve.kib("VmHWM") < 16 << 10, "{} KiB", serve.kib("VmHWM"));
+    assert!(serve.kib("VmHWM") < limit + (4 << 10), "{} KiB", serve.kib("VmHWM"));
 }

@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 
 use crate::config::ConfigError;
 use crate::lifecycle::{VmmError, chain};
+use crate::snapshot::SnapshotError;
 
 /// A refusal.
 #[derive(Debug)]
@@ -28,7 +29,12 @@ impl From<VmmError> for Refusal {
         let status = match &error {
             VmmError::NoVm => StatusCode::NOT_FOUND,
             VmmError::Exists { .. } | VmmError::WrongState { .. } => StatusCode::CONFLICT,
-            VmmError::BadConfig { .. } | VmmError::Build { .. } => StatusCode::BAD_REQUEST,
+            VmmError::BadConfig { .. } | VmmError::Build { .. } | VmmError::Restore { .. } => StatusCode::BAD_REQUEST,
+            VmmError::Snapshot { source } => match source {
+                SnapshotError::NoParent { .. } | SnapshotError::Foreign { .. } => StatusCode::BAD_REQUEST,
+                SnapshotError::InUse { .. } => StatusCode::CONFLICT,
+                _ => StatusCode::INTERNAL_SERVER_ERROR,
+            },
             VmmError::Machine { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             VmmError::NotSupported { .. } => StatusCode::NOT_IMPLEMENTED,
             VmmError::Closing => StatusCode::SERVICE_UNAVAILABLE,

@@ -13,8 +13,8 @@ use utoipa_axum::routes;
 use super::body::JsonBody;
 use super::connections::Connection;
 use super::error::Refusal;
-use crate::config::VmConfig;
-use crate::lifecycle::{VmCounters, VmInfo, Vmm, VmmError, VmmPingResponse};
+use crate::config::{RestoreConfig, VmConfig, VmSnapshotConfig};
+use crate::lifecycle::{Restore, VmCounters, VmInfo, Vmm, VmmError, VmmPingResponse};
 
 /// Everything that is served.
 pub(super) fn router(vmm: Vmm) -> Router {
@@ -47,7 +47,9 @@ pub(super) fn calls() -> OpenApiRouter<Vmm> {
         .routes(routes!(vm_reboot))
         .routes(routes!(vm_pause))
         .routes(routes!(vm_resume))
-        .routes(routes!(vm_power_button));
+        .routes(routes!(vm_power_button))
+        .routes(routes!(vm_snapshot))
+        .routes(routes!(vm_restore));
     not_yet(router)
 }
 
@@ -203,6 +205,35 @@ async fn vm_power_button(caller: Caller) -> Result<StatusCode, Refusal> {
     caller.change(Vmm::power_button).await
 }
 
+/// Writes the VM into a folder, from which vm.restore makes it again, here or in another process. The VM stays as it is.
+#[utoipa::path(put, path = "/vm.snapshot", request_body = VmSnapshotConfig, responses(
+    (status = 204, description = "The snapshot is complete, and has reached the disk"),
+    (status = 400, description = "There can be no snapshot in that place", body = Vec<String>),
+    (status = 404, description = "There is no VM", body = Vec<String>),
+    (status = 409, description = "The VM is not Paused, or another snapshot is being written there", body = Vec<String>),
+    (status = 500, description = "It cannot be written; what was there before still is", body = Vec<String>)))]
+async fn vm_snapshot(caller: Caller, JsonBody(config): JsonBody<VmSnapshotConfig>) -> Result<StatusCode, Refusal> {
+    let destination = config.path()?;
+    caller.call(move |vmm| vmm.snapshot(&destination)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Makes a VM of a snapshot. It is Paused, or goes on at once if the body says so.
+#[utoipa::path(put, path = "/vm.restore", request_body = RestoreConfig, responses(
+    (status = 204, description = "The VM is Paused, or Running if that was asked for"),
+    (status = 400, description = "The snapshot is missing, damaged, or makes no VM here", body = Vec<String>),
+    (status = 409, description = "There is a VM already", body = Vec<String>)))]
+async fn vm_restore(caller: Caller, JsonBody(config): JsonBody<RestoreConfig>) -> Result<StatusCode, Refusal> {
+    let source = config.path()?;
+    let how = Restore {
+        prefault: config.prefault,
+        resume: config.resume,
+        serial: None,
+    };
+    caller.call(move |vmm| vmm.restore(&source, how)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
 /// Calls that are known and not there yet.
 macro_rules! not_yet {
     ($($call:ident $path:tt $summary:tt;)*) => {
@@ -227,8 +258,6 @@ not_yet! {
     vm_resize_disk "/vm.resize-disk" "Changes the size of a disk; not supported yet.";
     vm_resize_zone "/vm.resize-zone" "Changes the size of a memory zone; not supported yet.";
     vm_remove_device "/vm.remove-device" "Removes a device; not supported yet.";
-    vm_snapshot "/vm.snapshot" "Saves the VM; not supported yet.";
-    vm_restore "/vm.restore" "Restores a saved VM; not supported yet.";
     vm_coredump "/vm.coredump" "Writes the guest's memory to a file; not supported yet.";
     vm_receive_migration "/vm.receive-migration" "Takes a VM over from another host; not supported yet.";
     vm_send_migration "/vm.send-migration" "Hands the VM to another host; not supported yet.";

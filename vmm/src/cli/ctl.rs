@@ -1,13 +1,16 @@
 //! `reprise ctl`: calls the REST API of a running `reprise`.
 
 use std::io::Read;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
+use serde::Serialize;
 
 use super::{Failure, client, print_json};
 use crate::api::ApiSocket;
+use crate::config::{RestoreConfig, VmSnapshotConfig};
+use crate::lifecycle::{VmInfo, VmState};
 
 /// Calls the REST API of a running `reprise`.
 #[derive(Debug, Args)]
@@ -46,6 +49,22 @@ enum Call {
     Delete,
     /// Presses the power button.
     PowerButton,
+    /// Writes the VM into a folder. A VM that runs is paused for as long as that takes.
+    Snapshot {
+        /// The folder: a free path, an empty folder, or a snapshot to replace.
+        dir: PathBuf,
+    },
+    /// Makes a VM of a snapshot, paused: `resume` continues it.
+    Restore {
+        /// The folder that `snapshot` wrote. It must stay as long as the VM, unless --prefault is given.
+        dir: PathBuf,
+        /// Read all memory at once, instead of page by page when the guest touches it.
+        #[arg(long)]
+        prefault: bool,
+        /// Continue the VM at once.
+        #[arg(long)]
+        resume: bool,
+    },
     /// Ends the VMM.
     ShutdownVmm,
 }
@@ -65,47 +84,99 @@ impl Call {
             Self::Reboot => ("PUT", "vm.reboot"),
             Self::Delete => ("PUT", "vm.delete"),
             Self::PowerButton => ("PUT", "vm.power-button"),
+            Self::Snapshot { .. } => ("PUT", "vm.snapshot"),
+            Self::Restore { .. } => ("PUT", "vm.restore"),
             Self::ShutdownVmm => ("PUT", "vmm.shutdown"),
         }
     }
 
     fn body(&self) -> Result<Vec<u8>, Failure> {
-        let Self::Create { file } = self else {
-            return Ok(Vec::new());
-        };
-        let mut text = Vec::new();
-        let read = if file.as_os_str() == "-" {
-            std::io::stdin().read_to_end(&mut text)
-        } else {
-            std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut text))
-        };
-        read.map_err(|error| Failure::new(format!("{} cannot be read: {error}", file.display())))?;
-        Ok(text)
+        match self {
+            Self::Create { file } => read(file),
+            Self::Snapshot { dir } => json(&VmSnapshotConfig {
+                destination_url: Some(url(dir)?),
+            }),
+            Self::Restore { dir, prefault, resume } => json(&RestoreConfig {
+                source_url: url(dir)?,
+                prefault: *prefault,
+                resume: *resume,
+                ..RestoreConfig::default()
+            }),
+            _ => Ok(Vec::new()),
+        }
     }
 }
 
 impl Ctl {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        let (method, call) = self.call.line();
-        let answer = client::call(&self.api_socket, method, call, &self.call.body()?).map_err(|error| {
-            let socket = self.api_socket.display();
-            Failure {
-                code: 1,
-                chain: vec![format!("{call} cannot be called on {socket}"), error.to_string()],
-            }
-        })?;
-        if !(200..300).contains(&answer.status) {
-            let chain = serde_json::from_slice(&answer.body)
-                .ok()
-                .filter(|chain: &Vec<String>| !chain.is_empty())
-                .unwrap_or_else(|| vec![format!("{call} was answered with status {}", answer.status)]);
-            return Err(Failure { code: 1, chain });
-        }
-        if !answer.body.is_empty() {
-            print_json(&serde_json::from_slice(&answer.body)?)?;
+        let body = self.call.body()?;
+        let answer = match self.call {
+            Call::Snapshot { .. } => self.paused(|| self.make(&self.call, &body)),
+            _ => self.make(&self.call, &body),
+        }?;
+        if !answer.is_empty() {
+            print_json(&serde_json::from_slice(&answer)?)?;
         }
         Ok(ExitCode::SUCCESS)
     }
+
+    /// Makes a call; what was answered.
+    fn make(&self, call: &Call, body: &[u8]) -> Result<Vec<u8>, Failure> {
+        let (method, name) = call.line();
+        let answer = client::call(&self.api_socket, method, name, body).map_err(|error| {
+            let socket = self.api_socket.display();
+            Failure {
+                code: 1,
+                chain: vec![format!("{name} cannot be called on {socket}"), error.to_string()],
+            }
+        })?;
+        if (200..300).contains(&answer.status) {
+            return Ok(answer.body);
+        }
+        let chain = serde_json::from_slice(&answer.body)
+            .ok()
+            .filter(|chain: &Vec<String>| !chain.is_empty())
+            .unwrap_or_else(|| vec![format!("{name} was answered with status {}", answer.status)]);
+        Err(Failure { code: 1, chain })
+    }
+
+    /// Does `what` while the VM is paused. If it ran before it runs again afterwards, whatever came of it.
+    fn paused(&self, what: impl FnOnce() -> Result<Vec<u8>, Failure>) -> Result<Vec<u8>, Failure> {
+        let info: VmInfo = serde_json::from_slice(&self.make(&Call::Info, &[])?)?;
+        if info.state != VmState::Running {
+            return what();
+        }
+        self.make(&Call::Pause, &[])?;
+        let done = what();
+        let resumed = self.make(&Call::Resume, &[]);
+        done.and_then(|answer| resumed.map(|_| answer))
+    }
+}
+
+fn read(file: &Path) -> Result<Vec<u8>, Failure> {
+    let mut text = Vec::new();
+    let read = if file.as_os_str() == "-" {
+        std::io::stdin().read_to_end(&mut text)
+    } else {
+        std::fs::File::open(file).and_then(|mut file| file.read_to_end(&mut text))
+    };
+    read.map_err(|error| Failure::new(format!("{} cannot be read: {error}", file.display())))?;
+    Ok(text)
+}
+
+fn json(value: &impl Serialize) -> Result<Vec<u8>, Failure> {
+    Ok(serde_json::to_vec(value)?)
+}
+
+/// The server may be in another folder than we are, so it is told the whole path.
+fn url(dir: &Path) -> Result<String, Failure> {
+    let unspeakable = || {
+        Failure::usage(format!(
+            "{dir:?} cannot be named to the server; expected a path in UTF-8"
+        ))
+    };
+    let whole = std::path::absolute(dir).map_err(|_| unspeakable())?;
+    Ok(format!("file://{}", whole.to_str().ok_or_else(unspeakable)?))
 }
 
 fn socket_path(text: &str) -> Result<PathBuf, String> {

@@ -1,4 +1,4 @@
-//! `reprise run`: one microVM, from the command line to its end.
+//! `reprise run`: one microVM, from the command line or a snapshot to its end.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -8,13 +8,13 @@ use clap::Args;
 use super::{Failure, Host, USAGE, options, serve, usage_of};
 use crate::api::{ApiServer, ApiSocket};
 use crate::config::{ConsoleConfig, CpusConfig, DelayConfig, MemoryConfig, PayloadConfig, VmConfig};
-use crate::lifecycle::{End, VmmError, WhenGuestEnds};
+use crate::lifecycle::{End, Restore, Vmm, VmmError, WhenGuestEnds};
 use crate::machine::MachineOptions;
 
 /// The kernel's command line unless another is given: its console is the serial port.
 const CMDLINE: &str = "console=ttyS0";
 
-/// Boots one microVM and ends with it.
+/// Boots one microVM, or restores one, and ends with it.
 #[derive(Debug, Args)]
 pub(super) struct Run {
     /// The kernel: a vmlinux (ELF), a bzImage or a distribution's vmlinuz.
@@ -32,9 +32,16 @@ pub(super) struct Run {
     /// The memory: 512M or size=512M.
     #[arg(long, value_name = "SIZE", value_parser = options::memory, default_value = "512M")]
     memory: MemoryConfig,
-    /// The serial port: tty, null, off, file=PATH or socket=PATH. Ctrl-A x ends a tty's machine.
-    #[arg(long, value_name = "WHERE", value_parser = options::serial, default_value = "tty")]
-    serial: ConsoleConfig,
+    /// The serial port: tty, null, off, file=PATH or socket=PATH [default: tty, or what the snapshot says]. Ctrl-A x ends a
+    /// tty's machine.
+    #[arg(long, value_name = "WHERE", value_parser = options::serial)]
+    serial: Option<ConsoleConfig>,
+    /// Instead of booting, go on from the snapshot in this folder, which must stay as long as the machine.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initramfs", "cmdline", "cpus", "memory", "inject_delay"])]
+    restore: Option<PathBuf>,
+    /// Read all memory of the snapshot at once; the folder is not needed afterwards.
+    #[arg(long, requires = "restore", conflicts_with = "kernel")]
+    prefault: bool,
     /// Serve the REST API too: a path, path=FILE, or fd=N for an inherited listening socket.
     #[arg(long, value_name = "SOCKET")]
     api_socket: Option<ApiSocket>,
@@ -51,22 +58,9 @@ pub(super) struct Run {
 
 impl Run {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        let Some(kernel) = self.kernel else {
+        if self.kernel.is_none() && self.restore.is_none() {
             return Err(no_kernel());
-        };
-        let config = VmConfig {
-            cpus: self.cpus,
-            memory: self.memory,
-            payload: PayloadConfig {
-                firmware: None,
-                kernel: Some(kernel),
-                cmdline: Some(self.cmdline),
-                initramfs: self.initramfs,
-            },
-            serial: self.serial,
-            delays: self.inject_delay,
-            ..VmConfig::default()
-        };
+        }
         let vmm = serve::vmm(
             &self.host,
             MachineOptions {
@@ -77,9 +71,10 @@ impl Run {
         )?;
         let server = self
             .api_socket
-            .map(|socket| ApiServer::start(&socket, vmm.clone()))
+            .as_ref()
+            .map(|socket| ApiServer::start(socket, vmm.clone()))
             .transpose()?;
-        let end = vmm.create(config).and_then(|()| vmm.boot()).map(|()| vmm.wait());
+        let end = self.begin(&vmm).map(|()| vmm.wait());
         drop(server);
         vmm.close();
         match end {
@@ -96,6 +91,32 @@ impl Run {
                 })
             }
         }
+    }
+
+    /// Makes the machine and lets it run.
+    fn begin(self, vmm: &Vmm) -> Result<(), VmmError> {
+        if let Some(folder) = &self.restore {
+            let how = Restore {
+                prefault: self.prefault,
+                resume: true,
+                serial: self.serial,
+            };
+            return vmm.restore(folder, how);
+        }
+        vmm.create(VmConfig {
+            cpus: self.cpus,
+            memory: self.memory,
+            payload: PayloadConfig {
+                firmware: None,
+                kernel: self.kernel,
+                cmdline: Some(self.cmdline),
+                initramfs: self.initramfs,
+            },
+            serial: self.serial.unwrap_or_else(ConsoleConfig::tty),
+            delays: self.inject_delay,
+            ..VmConfig::default()
+        })?;
+        vmm.boot()
     }
 }
 

@@ -4,6 +4,7 @@ use std::error::Error;
 
 use super::VmState;
 use crate::config::ConfigError;
+use crate::snapshot::SnapshotError;
 
 /// A call to the VMM is refused or failed. The machine is as it was, unless the variant says otherwise.
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +37,18 @@ pub enum VmmError {
     /// The machine cannot be built from its configuration: a file that is no kernel, memory that the host has not.
     #[error("the VM cannot be built from its configuration")]
     Build {
+        /// What is in the way.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The snapshot cannot be written. What was there before is still there, and the VM is as it was.
+    #[error("the snapshot cannot be written")]
+    Snapshot {
+        /// What is in the way.
+        source: SnapshotError,
+    },
+    /// The snapshot makes no VM here.
+    #[error("the snapshot cannot be restored")]
+    Restore {
         /// What is in the way.
         source: Box<dyn Error + Send + Sync>,
     },

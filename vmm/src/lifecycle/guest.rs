@@ -1,6 +1,7 @@
 //! What the lifecycle asks of a machine, and the real machine behind it.
 
 use std::error::Error;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use reprise_hypervisor::Hypervisor;
@@ -8,7 +9,8 @@ use reprise_hypervisor::Hypervisor;
 use super::VmCounters;
 use crate::config::{ConsoleConfig, VmConfig};
 use crate::console::Console;
-use crate::machine::{Machine, MachineEnd, MachineOptions};
+use crate::machine::{Machine, MachineEnd, MachineError, MachineOptions};
+use crate::snapshot::{Prefault, Snapshot, SnapshotError};
 
 /// Why a machine refused.
 pub type GuestError = Box<dyn Error + Send + Sync>;
@@ -26,6 +28,12 @@ pub trait Guests: Send + Sync {
     /// # Errors
     /// Whatever is in the way.
     fn build(&self, config: &VmConfig, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError>;
+
+    /// Builds the machine that `snapshot` has, paused: [`Guest::resume`] lets it go on. Its configuration has been validated.
+    ///
+    /// # Errors
+    /// Whatever is in the way.
+    fn restore(&self, snapshot: &Snapshot, prefault: Prefault, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError>;
 }
 
 /// A machine. The lifecycle calls it from one thread at a time.
@@ -39,6 +47,11 @@ pub trait Guest: Send {
     fn pause(&self) -> Result<(), GuestError>;
     /// Continues after [`pause`](Self::pause).
     fn resume(&self);
+    /// Writes the machine, made of `config` and paused, into the folder `destination`. It stays as it is.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; what was at `destination` before is then still there.
+    fn snapshot(&self, config: &VmConfig, destination: &Path) -> Result<(), SnapshotError>;
     /// Presses the ACPI power button; the guest decides what comes of it.
     fn power_button(&self);
     /// Figures by device and name.
@@ -71,21 +84,40 @@ impl HypervisorGuests {
     }
 }
 
+impl HypervisorGuests {
+    /// Builds a machine with the console of the last one, if somebody kept that open and it is of the same configuration.
+    fn with_console(
+        &self,
+        config: &VmConfig,
+        build: impl FnOnce(MachineOptions) -> Result<Machine, MachineError>,
+    ) -> Result<Box<dyn Guest>, GuestError> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let kept = last.take().filter(|(serial, _)| *serial == config.serial);
+        let mut options = self.options.clone();
+        options.console = options.console.or_else(|| kept?.1.upgrade());
+        let machine = build(options)?;
+        *last = machine
+            .console()
+            .map(|console| (config.serial.clone(), Arc::downgrade(&console)));
+        Ok(Box::new(machine))
+    }
+}
+
 impl Guests for HypervisorGuests {
     fn max_vcpus(&self) -> u32 {
         self.hypervisor.max_vcpus()
     }
 
     fn build(&self, config: &VmConfig, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = last.take().filter(|(serial, _)| *serial == config.serial);
-        let mut options = self.options.clone();
-        options.console = options.console.or_else(|| kept?.1.upgrade());
-        let machine = Machine::new(config, &*self.hypervisor, options, on_end)?;
-        *last = machine
-            .console()
-            .map(|console| (config.serial.clone(), Arc::downgrade(&console)));
-        Ok(Box::new(machine))
+        self.with_console(config, |options| {
+            Machine::new(config, &*self.hypervisor, options, on_end)
+        })
+    }
+
+    fn restore(&self, snapshot: &Snapshot, prefault: Prefault, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError> {
+        self.with_console(snapshot.config(), |options| {
+            Machine::restore(snapshot, prefault, &*self.hypervisor, options, on_end)
+        })
     }
 }
 
@@ -100,6 +132,10 @@ impl Guest for Machine {
 
     fn resume(&self) {
         Self::resume(self);
+    }
+
+    fn snapshot(&self, config: &VmConfig, destination: &Path) -> Result<(), SnapshotError> {
+        Self::snapshot(self, config, destination)
     }
 
     fn power_button(&self) {

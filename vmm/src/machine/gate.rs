@@ -7,6 +7,7 @@
 //!   counted and saved while a device is silent.
 //! - [`Wish::Stop`] is final.
 //! - No lock is taken with the gate's held but that of a ticket, so wakers may come from anywhere.
+//! - A vCPU belongs to its thread. Who wants its state asks here, and the thread tells while it waits.
 //!
 //! # Life
 //! A machine begins held. `Hold` -[`Gate::open`]-> `Run` -[`Gate::hold`]-> `Hold` … -[`Gate::stop`]-> `Stop`.
@@ -15,6 +16,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use reprise_devices::Ticket;
+use reprise_hypervisor::{Vcpu, VcpuError, VcpuState};
 
 use super::parked::Parked;
 
@@ -46,9 +48,14 @@ struct State {
 #[derive(Debug, Default)]
 struct Place {
     running: bool,
+    gone: bool,
     /// How often the vCPU has told its counters.
     told: u64,
     counters: Figures,
+    /// Somebody wants to know its state.
+    asked: bool,
+    /// What it said then.
+    state: Option<Result<VcpuState, VcpuError>>,
     /// What it waits for.
     waiting: Option<Waiting>,
     /// What it waited for when it was saved, until it waits again.
@@ -160,6 +167,27 @@ impl Gate {
         self.lock().seats[index].restored = Some(parked);
     }
 
+    /// The state of each vCPU, which its thread tells while it waits here: of a machine that is held. After `timeout` the
+    /// first that has not told; one that is gone is not waited for.
+    pub fn states(&self, timeout: Duration) -> Result<Vec<Result<VcpuState, VcpuError>>, usize> {
+        let mut state = self.lock();
+        for seat in &mut state.seats {
+            (seat.asked, seat.state) = (true, None);
+        }
+        self.changed.notify_all();
+        let waited = self.changed.wait_timeout_while(state, timeout, |state| {
+            state.seats.iter().any(|seat| seat.state.is_none() && !seat.gone)
+        });
+        let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let told = state.seats.iter_mut().enumerate().map(|(index, seat)| {
+            seat.asked = false;
+            seat.state.take().ok_or(index)
+        });
+        // All of them, so that none is left to tell what nobody wants.
+        let told: Vec<_> = told.collect();
+        told.into_iter().collect()
+    }
+
     fn set(&self, wish: Wish) {
         let mut state = self.lock();
         if state.wish != Wish::Stop {
@@ -174,10 +202,19 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits, without `seat` running, until the machine runs and `ready` says so; `None` once it is stopped.
-    fn wait<R>(&self, seat: usize, mut ready: impl FnMut(&mut Place) -> Option<R>) -> Option<R> {
+    /// Waits, without `seat` running, until the machine runs and `ready` says so; `None` once it is stopped. Meanwhile tells
+    /// who asks what state its `vcpu` is in.
+    fn wait<R>(&self, seat: usize, vcpu: &dyn Vcpu, mut ready: impl FnMut(&mut Place) -> Option<R>) -> Option<R> {
         let mut state = self.lock();
         loop {
+            if state.seats[seat].asked {
+                drop(state);
+                let told = vcpu.state();
+                state = self.lock();
+                let place = &mut state.seats[seat];
+                (place.asked, place.state) = (false, Some(told));
+                self.changed.notify_all();
+            }
             let found = ready(&mut state.seats[seat]);
             let goes_on = state.wish == Wish::Run && found.is_some();
             if state.seats[seat].running != goes_on {
@@ -278,13 +315,13 @@ pub(crate) struct Seat {
 
 impl Seat {
     /// Stays here while the machine is held; false once it is stopped.
-    pub fn may_go_on(&self) -> bool {
-        self.gate.wait(self.index, |_| Some(())).is_some()
+    pub fn may_go_on(&self, vcpu: &dyn Vcpu) -> bool {
+        self.gate.wait(self.index, vcpu, |_| Some(())).is_some()
     }
 
-    /// Parks the vCPU until the answer that `ticket` is for is there, and the machine runs. Whenever the vCPU is
-    /// [called](Gate::call), `owed` tells whether it still waits; if not, the answer is counted as stale when it comes.
-    pub fn park(&self, parked: Parked, ticket: Ticket, owed: impl Fn() -> bool) -> Waited {
+    /// Parks `vcpu` until the answer that `ticket` is for is there, and the machine runs. Whenever the vCPU is
+    /// [called](Gate::call), it is asked whether it still waits; if not, the answer is counted as stale when it comes.
+    pub fn park(&self, parked: Parked, ticket: Ticket, vcpu: &dyn Vcpu) -> Waited {
         ticket.on_ready(self.gate.look());
         let mut state = self.gate.lock();
         let place = &mut state.seats[self.index];
@@ -296,13 +333,13 @@ impl Seat {
         });
         drop(state);
         let waited = loop {
-            match self.gate.wait(self.index, Place::look) {
+            match self.gate.wait(self.index, vcpu, Place::look) {
                 Some(Look::Answered { value, lost }) => break Waited::Answered { value, lost },
                 None => break Waited::Stopped,
                 Some(Look::Called) => {
                     // Put back before the question: who calls after that is heard again.
                     self.gate.lock().seats[self.index].called = false;
-                    if !owed() {
+                    if vcpu.waiting().is_none() {
                         break Waited::Cancelled;
                     }
                 }
@@ -334,7 +371,10 @@ impl Seat {
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.gate.lock().seats[self.index].running = false;
+        let mut state = self.gate.lock();
+        let place = &mut state.seats[self.index];
+        (place.running, place.gone) = (false, true);
+        drop(state);
         self.gate.changed.notify_all();
     }
 }

@@ -46,6 +46,19 @@ pub enum MemoryError {
 /// # Errors
 /// [`MemoryError`] if the size makes no sense or the host does not have it.
 pub fn map(size: u64) -> Result<GuestMemory, MemoryError> {
+    check(size)?;
+    let length = |length: u64| usize::try_from(length).unwrap_or(usize::MAX);
+    let ranges = layout::ram(size)
+        .into_iter()
+        .map(|range| (GuestAddress(range.start), length(range.end - range.start)));
+    GuestMemory::from_ranges(&ranges.collect::<Vec<_>>()).map_err(|source| MemoryError::Map { size, source })
+}
+
+/// Whether a machine can have `size` bytes of memory on this host.
+///
+/// # Errors
+/// [`MemoryError`] if not.
+pub fn check(size: u64) -> Result<(), MemoryError> {
     if size < MIN {
         return Err(MemoryError::TooSmall { size });
     }
@@ -55,11 +68,7 @@ pub fn map(size: u64) -> Result<GuestMemory, MemoryError> {
     if let Some(host) = host_memory().filter(|host| size > *host) {
         return Err(MemoryError::BeyondHost { size, host });
     }
-    let length = |length: u64| usize::try_from(length).unwrap_or(usize::MAX);
-    let ranges = layout::ram(size)
-        .into_iter()
-        .map(|range| (GuestAddress(range.start), length(range.end - range.start)));
-    GuestMemory::from_ranges(&ranges.collect::<Vec<_>>()).map_err(|source| MemoryError::Map { size, source })
+    Ok(())
 }
 
 /// Memory and swap of the host, in bytes, free or not; `None` if it does not tell.

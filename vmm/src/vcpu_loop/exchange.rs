@@ -78,7 +78,7 @@ fn wait(vcpu: &dyn Vcpu, outside: Outside<'_>, seat: &Seat, step: Step, ticket: 
         access: step.access,
         answer: None,
     };
-    match seat.park(parked, ticket, || vcpu.waiting().is_some()) {
+    match seat.park(parked, ticket, vcpu) {
         Waited::Answered { value, lost } => {
             if lost {
                 tell_lost(outside, &step);

@@ -1,14 +1,18 @@
 //! A machine that does what a test tells it, and a VMM around it.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
+use reprise_hypervisor::GuestMemory;
 use reprise_vmm::config::VmConfig;
 use reprise_vmm::events::Events;
 use reprise_vmm::lifecycle::{Guest, GuestError, Guests, OnEnd, VmCounters, Vmm, WhenGuestEnds};
 use reprise_vmm::machine::MachineEnd;
+use reprise_vmm::snapshot::{self, Prefault, Snapshot, SnapshotError};
+use vm_memory::{Bytes, GuestAddress};
 
 /// Long enough for anything that is going to happen.
 pub const EVENTUALLY: Duration = Duration::from_secs(60);
@@ -22,6 +26,8 @@ pub struct Doubles {
 struct Inner {
     asked: Mutex<Vec<&'static str>>,
     on_end: Mutex<Option<OnEnd>>,
+    /// What machines have in their memory.
+    word: Mutex<u64>,
     /// What `build` says instead of building.
     refusal: Mutex<Option<String>>,
     /// Whether `pause` waits, and how many do.
@@ -42,6 +48,7 @@ impl Doubles {
             inner: Arc::new(Inner {
                 asked: Mutex::default(),
                 on_end: Mutex::default(),
+                word: Mutex::default(),
                 refusal: Mutex::default(),
                 gate: Mutex::default(),
                 gate_changed: Condvar::new(),
@@ -58,6 +65,16 @@ impl Doubles {
     /// What was asked of machines so far.
     pub fn asked(&self) -> Vec<&'static str> {
         self.inner.asked.lock().unwrap().clone()
+    }
+
+    /// What the machine restored last has in its memory.
+    pub fn word(&self) -> u64 {
+        *self.inner.word.lock().unwrap()
+    }
+
+    /// What machines have in their memory from now on.
+    pub fn set_word(&self, word: u64) {
+        *self.inner.word.lock().unwrap() = word;
     }
 
     /// From now on machines cannot be built.
@@ -128,6 +145,20 @@ impl Guests for Doubles {
             inner: self.inner.clone(),
         }))
     }
+
+    fn restore(&self, snapshot: &Snapshot, prefault: Prefault, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError> {
+        let what = match prefault {
+            Prefault::No => "restore",
+            Prefault::Yes => "restore at once",
+        };
+        let memory = snapshot.memory(prefault)?;
+        self.set_word(snapshot.machine::<u64>()? + memory.read_obj::<u64>(GuestAddress(0))?);
+        self.inner.asked.lock().unwrap().push(what);
+        *self.inner.on_end.lock().unwrap() = Some(on_end);
+        Ok(Box::new(Double {
+            inner: self.inner.clone(),
+        }))
+    }
 }
 
 impl Double {
@@ -156,6 +187,14 @@ impl Guest for Double {
 
     fn resume(&self) {
         self.note("resume");
+    }
+
+    fn snapshot(&self, config: &VmConfig, destination: &Path) -> Result<(), SnapshotError> {
+        self.note("snapshot");
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+        let word = *self.inner.word.lock().unwrap();
+        memory.write_obj(word - 1, GuestAddress(0)).unwrap();
+        snapshot::save(destination, config, &memory, &1_u64)
     }
 
     fn power_button(&self) {

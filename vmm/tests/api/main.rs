@@ -4,5 +4,6 @@ mod calls;
 mod doubles;
 mod lifecycle;
 mod refusals;
+mod snapshot;
 mod wire;
 mod world;

@@ -155,6 +155,7 @@ fn a_wrong_method_is_told_the_right_one() {
         ("DELETE", "vm.delete", "PUT"),
         ("POST", "vm.create", "PUT"),
         ("GET", "vm.snapshot", "PUT"),
+        ("GET", "vm.nmi", "PUT"),
     ] {
         let response = world.call(method, &format!("/api/v1/{call}"), "");
         let allow = response.headers().get("Allow").expect("Allow").to_str().unwrap();

@@ -1,0 +1,7 @@
+//! Machines that are saved and restored: in one process, and by the program `reprise`, which is killed and whose disk is full.
+
+#[path = "../code/mod.rs"]
+mod code;
+mod guest;
+mod machine;
+mod process;
