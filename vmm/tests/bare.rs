@@ -1,6 +1,8 @@
 //! Whole machines that run a few instructions of our own instead of a kernel: how a guest ends, and what becomes of one
 //! that misbehaves.
 
+mod code;
+
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
@@ -14,45 +16,10 @@ use reprise_vmm::console::Console;
 use reprise_vmm::machine::{Machine, MachineEnd, MachineOptions};
 use tempfile::TempDir;
 
+use code::{COM1, assemble, debug_exit, image, print};
+
 /// As long as it takes.
 const LONG: Duration = Duration::from_secs(120);
-/// Where the code lies; it is entered through PVH, in flat 32-bit protected mode.
-const CODE: u64 = 0x20_0000;
-const COM1: i32 = 0x3f8;
-
-/// An ELF image of the code, with a PVH note.
-fn image(code: &[u8]) -> Vec<u8> {
-    let mut image = Vec::new();
-    image.extend(b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
-    image.extend([2_u16, 62].iter().flat_map(|half| half.to_le_bytes()));
-    image.extend(1_u32.to_le_bytes());
-    image.extend([CODE, 64, 0].iter().flat_map(|word| word.to_le_bytes()));
-    image.extend(0_u32.to_le_bytes());
-    image.extend([64_u16, 56, 2, 0, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
-    let content = 64 + 2 * 56;
-    let mut header = |kind: u32, offset: u64, size: u64| {
-        image.extend([kind, 7].iter().flat_map(|word| word.to_le_bytes()));
-        image.extend(
-            [offset, CODE, CODE, size, size, 4]
-                .iter()
-                .flat_map(|word| word.to_le_bytes()),
-        );
-    };
-    let length = code.len() as u64;
-    header(1, content, length);
-    header(4, content + length, 20);
-    image.extend(code);
-    image.extend([4_u32, 4, 18].iter().flat_map(|word| word.to_le_bytes()));
-    image.extend(b"Xen\0");
-    image.extend(u32::try_from(CODE).unwrap().to_le_bytes());
-    image
-}
-
-fn assemble(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
-    let mut assembler = CodeAssembler::new(32).unwrap();
-    write(&mut assembler).unwrap();
-    assembler.assemble(CODE).unwrap()
-}
 
 /// What the guest printed.
 #[derive(Clone, Default)]
@@ -115,21 +82,6 @@ impl Guest {
         let printed = String::from_utf8(self.printed.0.lock().unwrap().clone()).unwrap();
         (end, printed)
     }
-}
-
-fn print(a: &mut CodeAssembler, text: &str) -> Result<(), IcedError> {
-    a.mov(dx, COM1)?;
-    for byte in text.bytes() {
-        a.mov(al, i32::from(byte))?;
-        a.out(dx, al)?;
-    }
-    Ok(())
-}
-
-fn debug_exit(a: &mut CodeAssembler, code: i32) -> Result<(), IcedError> {
-    a.mov(al, code)?;
-    a.out(0xf4, al)?;
-    a.hlt()
 }
 
 #[test]
