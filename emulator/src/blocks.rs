@@ -26,7 +26,7 @@ use crate::table::{Flow, Table};
 use crate::tlb::FetchPage;
 
 /// Most instructions in a block.
-const BLOCK_OPS: usize = 32;
+pub(crate) const BLOCK_OPS: usize = 32;
 /// Most bytes in a block, so that an [`Op::off`] holds it.
 const BLOCK_BYTES: usize = 224;
 /// Most decoded instructions of one CPU, 16 MiB of them; a Debian boot decodes 0.4 million.

@@ -48,6 +48,9 @@ pub use in_flight::{InFlight, InFlightError};
 /// Stores that one instruction can stage: XSAVE's largest area in parts of 8 bytes, over a page boundary.
 const STORES: usize = 2696 / 8 + 16;
 
+/// Answers that can be given before they are asked for: a 64-byte operand in parts, twice.
+const OBTAINED: usize = 16;
+
 /// Pages that a pass remembers: more than any instruction has operands in (16 gathered elements in two pages each).
 const PAGES: usize = 40;
 
@@ -64,6 +67,8 @@ pub struct Careful {
     /// How many of `stores` have been made, while draining.
     drained: usize,
     waiting: Option<Waiting>,
+    /// Answers that were obtained for this instruction before it came here.
+    obtained: Vec<Entry>,
     last_id: RequestId,
     /// Linear address of the page fault that a handler has just returned.
     pub(crate) fault_address: u64,
@@ -150,6 +155,7 @@ impl Careful {
             translated: Vec::with_capacity(PAGES),
             drained: 0,
             waiting: None,
+            obtained: Vec::with_capacity(OBTAINED),
             last_id: 0,
             fault_address: 0,
             error: None,
@@ -168,7 +174,12 @@ impl Careful {
 
     /// An instruction is between its first pass and its end.
     pub(crate) fn in_flight(&self) -> bool {
-        self.waiting.is_some() || !self.cache.entries().is_empty() || self.drained < self.stores.len()
+        self.has_begun() || !self.obtained.is_empty()
+    }
+
+    /// A pass over an instruction has ended before the instruction did, or its bytes were supplied.
+    pub(crate) fn has_begun(&self) -> bool {
+        self.waiting.is_some() || !self.cache.entries().is_empty() || self.is_draining()
     }
 
     /// How many questions this pass has asked.
@@ -221,6 +232,7 @@ impl Careful {
         self.stores.clear();
         self.drained = 0;
         self.waiting = None;
+        self.obtained.clear();
         self.flush = Flush::None;
     }
 
@@ -245,6 +257,7 @@ impl Careful {
     /// The instruction has retired: its stores can be made.
     pub(crate) fn retire(&mut self) {
         self.cache.clear();
+        self.obtained.clear();
     }
 
     /// Stores are left to be made.

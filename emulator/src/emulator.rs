@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::access::Stop;
 use crate::attention::Attention;
-use crate::blocks::{Block, Blocks, Decoding};
+use crate::blocks::{BLOCK_OPS, Block, Blocks, Decoding};
 use crate::careful::{Aside, Careful, Flush, InFlight, InFlightError};
 use crate::cpu::{Activity, Cpu, Shadow, flags, gpr};
 use crate::cpuid::CpuidTable;
@@ -66,6 +66,10 @@ pub struct Emulator {
     attention: Arc<Attention>,
     /// The instruction in flight, decoded by its first pass here.
     kept: Option<Kept>,
+    /// The count of instructions at which to come out.
+    limit: u64,
+    /// The count below which a whole block can be executed before that.
+    block_limit: u64,
     /// Come out as soon as interrupts can be taken.
     window: bool,
     /// Come out as soon as an NMI can be taken.
@@ -111,6 +115,8 @@ impl Emulator {
             model,
             attention,
             kept: None,
+            limit: u64::MAX,
+            block_limit: u64::MAX,
             window: false,
             nmi_window: false,
             counters: Counters::default(),
@@ -252,6 +258,18 @@ impl Emulator {
         exit
     }
 
+    /// As [`run`](Self::run), but comes out with [`Exit::Attention`] after `instructions` at the latest (what repeats
+    /// may count once for many iterations; deliveries of events do not count). Nothing is in flight then.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_at_most(&mut self, entry: Entry, instructions: u64) -> Result<Exit, Error> {
+        self.set_limit(self.counters.instructions.saturating_add(instructions));
+        let exit = self.run(entry);
+        self.set_limit(u64::MAX);
+        exit
+    }
+
     fn run_until_exit(&mut self) -> Result<Exit, Error> {
         if self.careful.in_flight()
             && let Pass::Wants(request) = self.pass()?
@@ -267,6 +285,9 @@ impl Emulator {
                 if self.attention.take_call() {
                     return Ok(Exit::Attention);
                 }
+            }
+            if self.counters.instructions >= self.limit && self.cpu.event.is_none() {
+                return Ok(Exit::Attention);
             }
             if self.window && self.cpu.accepts_interrupts() {
                 self.window = false;
@@ -303,7 +324,7 @@ impl Emulator {
             return self.pass();
         }
         let shadow = self.cpu.shadow;
-        let left = if shadow == Shadow::None {
+        let left = if shadow == Shadow::None && self.may_run_blocks() {
             self.run_blocks()
         } else {
             self.run_one()
@@ -324,10 +345,21 @@ impl Emulator {
         }
     }
 
+    fn set_limit(&mut self, limit: u64) {
+        self.limit = limit;
+        self.block_limit = limit.saturating_sub(BLOCK_OPS as u64 - 1);
+    }
+
+    /// A whole block does not exceed the limit.
+    #[inline(always)]
+    fn may_run_blocks(&self) -> bool {
+        self.counters.instructions < self.block_limit
+    }
+
     /// Executes blocks the fast way.
     fn run_blocks(&mut self) -> Left {
         'blocks: loop {
-            if self.attention.any() {
+            if self.attention.any() || !self.may_run_blocks() {
                 return Left::LookAround;
             }
             let Some(block) = self.block() else {
@@ -347,7 +379,7 @@ impl Emulator {
                     if stop == Stop::Taken {
                         self.counters.instructions += done as u64 + 1;
                         // A loop around one block needs no search for it.
-                        let same = self.cpu.rip == start && !self.attention.any();
+                        let same = self.cpu.rip == start && !self.attention.any() && self.may_run_blocks();
                         if same && self.blocks.is_valid(block, self.fast.tlb.ram()) {
                             continue 'again;
                         }

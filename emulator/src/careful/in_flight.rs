@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Careful, STORES, Store, Waiting};
+use super::{Careful, OBTAINED, STORES, Store, Waiting};
 use crate::ram::PAGE_SIZE;
 use crate::replay::{CAPACITY, Entry, Kind};
 use crate::request::{Direction, Request, RequestId, Space};
@@ -15,6 +15,8 @@ pub struct InFlight {
     record: Vec<Entry>,
     waiting: Option<Waiting>,
     stores: Vec<Store>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    obtained: Vec<Entry>,
 }
 
 /// Saved data that is no instruction in flight.
@@ -67,7 +69,7 @@ impl InFlight {
         if stores > STORES {
             return Err(InFlightError::StoreCount { stores });
         }
-        for Entry { question, .. } in &self.record {
+        for Entry { question, .. } in self.record.iter().chain(&self.obtained) {
             if question.kind == Kind::Supplied && (1..=8).contains(&question.width) {
                 continue;
             }
@@ -129,6 +131,7 @@ impl Careful {
             waiting: self.waiting,
             // What an abandoned pass has staged is gone already: these are a retired instruction's.
             stores: self.stores[self.drained..].to_vec(),
+            obtained: self.obtained.clone(),
         })
     }
 
@@ -143,10 +146,12 @@ impl Careful {
             record,
             waiting,
             stores,
+            obtained,
         }) = saved
         {
             self.cache.restore(record);
             self.stores.extend_from_slice(stores);
+            self.obtained.extend(obtained.iter().take(OBTAINED));
             self.waiting = *waiting;
             let last = waiting.map_or(0, |waiting| waiting.request.id);
             self.last_id = self.last_id.max(last);

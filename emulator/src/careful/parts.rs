@@ -1,6 +1,6 @@
 //! Operands in parts: up to eight bytes within a page, each recorded, staged or asked for by itself.
 
-use super::{Careful, PAGES, STORES, Store, Translated, Waiting};
+use super::{Careful, OBTAINED, PAGES, STORES, Store, Translated, Waiting};
 use crate::access::{Linear, Stop};
 use crate::cpu::Cpu;
 use crate::event::{self, Exception};
@@ -79,6 +79,45 @@ impl Careful {
             .map_err(|error| self.fail(error))
     }
 
+    /// Keeps an answer for a question that is yet to be asked; false if there is no room.
+    pub(crate) fn obtain(&mut self, space: Space, address: u64, width: u8, value: u64) -> bool {
+        let room = self.obtained.len() < OBTAINED && matches!(width, 1 | 2 | 4 | 8);
+        if room {
+            let kind = match space {
+                Space::Memory => Kind::Data,
+                _ => Kind::Device,
+            };
+            self.obtained.push(Entry {
+                question: Question {
+                    kind,
+                    space,
+                    address,
+                    width,
+                },
+                value: value & ones(width),
+                refused: false,
+            });
+        }
+        room
+    }
+
+    /// The answer to `question` that was obtained before, now recorded.
+    fn take_obtained(&mut self, question: Question) -> Result<Option<u64>, Stop> {
+        let same = |entry: &Entry| {
+            let Question {
+                space, address, width, ..
+            } = entry.question;
+            (space, address, width) == (question.space, question.address, question.width)
+        };
+        let Some(place) = self.obtained.iter().position(same) else {
+            return Ok(None);
+        };
+        let value = self.obtained[place].value;
+        self.record_value(question, value)?;
+        self.obtained.remove(place);
+        Ok(Some(value))
+    }
+
     /// Abandons the pass until `direction` at `question`'s place is answered.
     pub(super) fn wait(&mut self, question: Question, direction: Direction) -> Stop {
         if let Err(error) = self.cache.reserve_answer() {
@@ -110,7 +149,10 @@ impl Careful {
         };
         match self.recall(question)? {
             Some(entry) => Ok((!entry.refused).then_some(entry.value)),
-            None => Err(self.wait(question, direction)),
+            None => match self.take_obtained(question)? {
+                Some(value) => Ok(Some(value)),
+                None => Err(self.wait(question, direction)),
+            },
         }
     }
 
@@ -136,7 +178,10 @@ impl Careful {
                 }
                 // A bystander asks no device.
                 None if self.cache.is_suspended() => all,
-                None => return Err(self.wait(question, Direction::Read)),
+                None => match self.take_obtained(question)? {
+                    Some(value) => value,
+                    None => return Err(self.wait(question, Direction::Read)),
+                },
             },
         };
         Ok(value & !mask | staged)

@@ -25,7 +25,7 @@ impl Careful {
     /// Begins the record of the instruction at linear address `linear` with its bytes, 1 to 15, that somebody has
     /// fetched.
     pub(crate) fn seed(&mut self, linear: u64, bytes: &[u8]) {
-        self.abandon();
+        self.cache.clear();
         for (n, part) in bytes.chunks(8).enumerate() {
             let mut word = [0; 8];
             word[..part.len()].copy_from_slice(part);

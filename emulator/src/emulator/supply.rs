@@ -8,6 +8,7 @@ use iced_x86::{Code, Decoder, DecoderOptions, Instruction, InstructionInfoFactor
 
 use super::Emulator;
 use crate::cpu::Cr4;
+use crate::request::Space;
 
 /// Why the hypervisor came out with these bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,6 +44,9 @@ pub enum SupplyError {
     /// Zeros in place of bytes that the processor could not fetch (AMD erratum 1096).
     #[error("all bytes are zero while SMAP is on")]
     Erratum1096,
+    /// No instruction makes so many accesses.
+    #[error("more answers were supplied than an instruction asks for")]
+    TooMany,
     /// The bytes do not explain the exit.
     #[error("the instruction does not make the access that caused the exit")]
     Mismatch,
@@ -54,7 +58,7 @@ impl Emulator {
     /// # Errors
     /// [`SupplyError`]; nothing has changed then.
     pub fn supply(&mut self, bytes: &[u8], cause: Cause) -> Result<(), SupplyError> {
-        if self.cpu.event.is_some() || self.careful.in_flight() {
+        if self.cpu.event.is_some() || self.careful.has_begun() {
             return Err(SupplyError::Busy);
         }
         let length = bytes.len();
@@ -79,6 +83,25 @@ impl Emulator {
         // Nothing is recorded yet, so there is room.
         self.careful.seed(linear, &bytes[..instruction.len()]);
         Ok(())
+    }
+}
+
+impl Emulator {
+    /// Gives an answer that was obtained for the instruction under RIP before it came here: a hypervisor had begun to
+    /// emulate it, and asked the device. When the instruction asks the same (space, address and size), this is recorded
+    /// as the answer and the device is not asked again. Forgotten when the instruction ends.
+    ///
+    /// # Errors
+    /// [`SupplyError::Busy`] while an instruction is in flight that waits for something else; [`SupplyError::TooMany`].
+    pub fn supply_answer(&mut self, space: Space, address: u64, size: u8, value: u64) -> Result<(), SupplyError> {
+        if self.cpu.event.is_some() || self.careful.waiting_for().is_some() {
+            return Err(SupplyError::Busy);
+        }
+        if self.careful.obtain(space, address, size, value) {
+            Ok(())
+        } else {
+            Err(SupplyError::TooMany)
+        }
     }
 }
 

@@ -1,8 +1,9 @@
 //! Instruction bytes that hardware or a hypervisor supplies with an exit.
 
+use iced_x86::code_asm::*;
 use reprise_emulator::cpu::{Cr4, gpr};
 use reprise_emulator::replay::Kind;
-use reprise_emulator::{Cause, Entry, Exit, SupplyError};
+use reprise_emulator::{Cause, Entry, Exit, Space, SupplyError};
 
 use crate::guest::*;
 
@@ -104,4 +105,56 @@ fn bytes_come_at_the_start_of_an_instruction_only() {
     let mut guest = guest();
     guest.request(Entry::Resume);
     assert_eq!(guest.emulator.supply(&LOAD, READS), Err(SupplyError::Busy));
+}
+
+#[test]
+fn rule_8_a_device_that_has_answered_already_is_not_asked_again() {
+    let mut guest = Guest::with(|a| a.lock().cmpxchg16b(xmmword_ptr(rbx)));
+    guest.set(&[(gpr::RBX, DEVICE), (gpr::RAX, 1), (gpr::RDX, 2)]);
+    for (half, value) in [(0, 0x11), (8, 0x22)] {
+        guest
+            .emulator
+            .supply_answer(Space::Memory, DEVICE_GPA + half, 8, value)
+            .unwrap();
+    }
+    assert_eq!(guest.run(), Exit::Halt);
+    assert_eq!(guest.trace, [write(0, 8, 0x11), write(8, 8, 0x22)]);
+    assert_eq!((guest.get(gpr::RAX), guest.get(gpr::RDX)), (0x11, 0x22));
+}
+
+#[test]
+fn rule_24_an_answer_that_nobody_asked_for_does_not_survive_the_instruction() {
+    let mut guest = Guest::with(|a| {
+        a.nop()?;
+        a.mov(eax, dword_ptr(rbx))
+    });
+    guest.set(&[(gpr::RBX, DEVICE)]);
+    guest
+        .emulator
+        .supply_answer(Space::Memory, DEVICE_GPA, 4, 0x11)
+        .unwrap();
+    guest.emulator.supply(&[0x90], Cause::Emulation).unwrap();
+    assert_eq!(guest.run(), Exit::Halt);
+    assert_eq!(guest.trace, [read(0, 4)]);
+}
+
+#[test]
+fn the_cpu_comes_out_after_as_many_instructions_as_were_asked_for() {
+    for (count, registers) in [(1, [1, 0, 0]), (2, [1, 2, 0]), (3, [1, 2, 3])] {
+        let mut guest = Guest::with(|a| {
+            a.mov(eax, 1)?;
+            a.mov(ecx, 2)?;
+            a.mov(edx, 3)
+        });
+        guest.set(&[gpr::RAX, gpr::RCX, gpr::RDX].map(|register| (register, 0)));
+        assert_eq!(
+            guest.emulator.run_at_most(Entry::Resume, count).unwrap(),
+            Exit::Attention
+        );
+        assert_eq!(
+            [gpr::RAX, gpr::RCX, gpr::RDX].map(|register| guest.get(register)),
+            registers
+        );
+        assert_eq!(guest.enter(Entry::Resume), Exit::Halt);
+    }
 }

@@ -1,0 +1,218 @@
+//! Exact under re-execution: every instruction form, every access of it, every place of its operands.
+//!
+//! - `forms`: every form that the emulator knows. `scene`: a form with memory and registers such that it goes far.
+//! - `layout`, `world`: a machine whose pages are RAM or a device's, as a placement says.
+//! - `story`: how a scene must end, and what it reads and writes, told by machines on which nothing is interrupted.
+//! - `late`: the same scene with late answers over changing memory, and with cancellations.
+//!
+//! Each form runs in some of its scenes; with `REPRISE_LONG=1` in the environment, in all of them (some minutes).
+
+mod forms;
+mod late;
+mod layout;
+mod scene;
+mod story;
+mod world;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+
+use iced_x86::Code;
+
+use forms::{Form, forms, shadowed, supported};
+use layout::{Marks, Mode, Offsets};
+use scene::Scene;
+use story::{Story, Tellers};
+use world::{Batches, Placement, World};
+
+#[test]
+fn every_encoding_that_the_emulator_knows_has_a_form_here() {
+    let covered = |code| forms().iter().any(|form| form.code == code);
+    let shadowed = shadowed();
+    let mut missing = Vec::new();
+    let mut read_as_others = 0;
+    for code in supported().iter().copied().filter(|code| !covered(*code)) {
+        // No bytes are read as this one by the emulator's decoder.
+        match shadowed.iter().find(|(plain, _)| *plain == code) {
+            Some((_, ours)) if covered(*ours) => read_as_others += 1,
+            _ => missing.push(code),
+        }
+    }
+    println!(
+        "{} forms of {} encodings; {read_as_others} more are read as others",
+        forms().len(),
+        supported().len() - read_as_others
+    );
+    assert_eq!(missing, []);
+}
+
+fn is_long() -> bool {
+    std::env::var_os("REPRISE_LONG").is_some()
+}
+
+/// How many scenes are passed over, unless all are asked for: a form is seen in 64-bit mode, in turn in ring 0 and 3, with
+/// operands of all offsets in turn; those that 64-bit mode does not have in 32-bit mode. Some forms are seen in all modes.
+fn is_next(form: &Form, number: usize, mode: Mode, combination: usize) -> bool {
+    let turn = number % 6 == combination;
+    let ring = number / 6 % 2 == usize::from(mode.is_user());
+    let sample = number.is_multiple_of(8);
+    match mode {
+        Mode::Long | Mode::LongUser => turn && ring,
+        Mode::Protected | Mode::ProtectedUser => turn && (!is_in_64_bit_mode(form.code) || ring && sample),
+        Mode::Real => turn && sample,
+    }
+}
+
+fn is_in_64_bit_mode(code: Code) -> bool {
+    static CODES: OnceLock<Vec<bool>> = OnceLock::new();
+    let codes = CODES.get_or_init(|| {
+        let mut codes = vec![false; Code::values().len()];
+        for form in forms().iter().filter(|form| form.bits == 64) {
+            codes[form.code as usize] = true;
+        }
+        codes
+    });
+    codes[code as usize]
+}
+
+/// Calls `with` for scenes of all forms in `mode`, with a number; every `sparse`-th, unless all are asked for. What fails
+/// is told with its name.
+fn scenes(mode: Mode, sparse: usize, mut with: impl FnMut(usize, &Form, &Scene, &Story)) {
+    let only = std::env::var("REPRISE_FORM").unwrap_or_default();
+    let mut tellers = Tellers::new();
+    let mut number = 0;
+    for (i, form) in forms().iter().filter(|form| form.bits == mode.bits()).enumerate() {
+        if !form.to_string().contains(&only) {
+            continue;
+        }
+        let combinations = Offsets::ALL
+            .into_iter()
+            .flat_map(|offsets| [Marks::Set, Marks::Clear].map(|marks| (offsets, marks)));
+        for (combination, (offsets, marks)) in combinations.enumerate() {
+            let chosen = i.is_multiple_of(sparse) && is_next(form, i / sparse, mode, combination);
+            if !chosen && !is_long() {
+                continue;
+            }
+            number += 1;
+            let result = catch_unwind(AssertUnwindSafe(|| {
+                let scene = Scene::new(form, mode, offsets, marks);
+                let story = tellers.tell(&scene);
+                with(number, form, &scene, &story);
+            }));
+            assert!(result.is_ok(), "{form}, {mode:?}, {offsets:?}, {marks:?}");
+        }
+    }
+    assert!(number > 0);
+}
+
+/// Every mode, in a thread for each of them.
+fn in_every_mode(test: impl Fn(Mode) -> usize + Sync) -> usize {
+    std::thread::scope(|scope| {
+        let threads = Mode::ALL.map(|mode| {
+            scope.spawn({
+                let test = &test;
+                move || test(mode)
+            })
+        });
+        threads.map(|thread| thread.join().expect("a mode failed")).iter().sum()
+    })
+}
+
+/// As many answers to a batch as there are.
+fn batches(number: usize) -> Batches {
+    [Batches::Whole, Batches::Short, Batches::No][number % 3]
+}
+
+fn mixed() -> Vec<(Placement, World)> {
+    Placement::MIXED
+        .map(|placement| (placement, World::new(placement)))
+        .into()
+}
+
+/// Of very many accesses, some.
+fn is_chosen(k: usize, number: usize) -> bool {
+    k < 6 || k.wrapping_add(number).is_multiple_of(16) || is_long()
+}
+
+#[test]
+fn rule_2_to_10_late_answers_over_changing_memory_make_no_difference() {
+    let meddled = in_every_mode(|mode| {
+        let mut worlds = mixed();
+        let mut meddled = 0;
+        scenes(mode, 1, |number, _, scene, story| {
+            for (placement, world) in &mut worlds {
+                world.batches = batches(number);
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    // Promptly, for the trace.
+                    world.load(&scene.cpu, &scene.image);
+                    let exit = world.run();
+                    story.check(exit, world);
+                    let prompt = world.trace.clone();
+                    meddled += late::answer_late(world, scene, story, |_| true);
+                    assert_eq!(world.trace, prompt);
+                }));
+                assert!(result.is_ok(), "{placement:?}");
+            }
+        });
+        meddled
+    });
+    println!("{meddled} waits");
+    assert!(meddled > 10_000, "{meddled}");
+}
+
+#[test]
+fn rule_20_a_cancelled_instruction_has_changed_nothing_whichever_access_it_waited_for() {
+    let cancelled = in_every_mode(|mode| {
+        let mut worlds = mixed();
+        let mut cancelled = 0;
+        scenes(mode, 4, |number, _, scene, story| {
+            for (placement, world) in &mut worlds {
+                world.batches = batches(number);
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    for k in (0..).filter(|k| is_chosen(*k, number)) {
+                        if !late::cancel(world, scene, story, k) {
+                            break;
+                        }
+                        cancelled += 1;
+                    }
+                }));
+                assert!(result.is_ok(), "{placement:?}");
+            }
+        });
+        cancelled
+    });
+    println!("{cancelled} cancellations");
+    assert!(cancelled > 10_000, "{cancelled}");
+}
+
+#[test]
+fn rule_23_an_instruction_in_flight_finishes_in_another_process_whichever_access_it_waits_for() {
+    let restored = in_every_mode(|mode| {
+        let mut worlds = mixed();
+        let mut restored = 0;
+        scenes(mode, 4, |number, _, scene, story| {
+            for (placement, world) in &mut worlds {
+                world.batches = batches(number);
+                let mut other = World::new(*placement);
+                let result = catch_unwind(AssertUnwindSafe(|| {
+                    world.load(&scene.cpu, &scene.image);
+                    world.run();
+                    let prompt = world.trace.clone();
+                    for k in 0..prompt.len() {
+                        if is_chosen(k, number) {
+                            if !late::snapshot(world, &mut other, scene, story, k) {
+                                break;
+                            }
+                            assert_eq!(other.trace, prompt);
+                            restored += 1;
+                        }
+                    }
+                }));
+                assert!(result.is_ok(), "{placement:?}");
+            }
+        });
+        restored
+    });
+    println!("{restored} restores");
+    assert!(restored > 5_000, "{restored}");
+}
