@@ -3,6 +3,9 @@
 //! `scripts/guest.sh` makes the guest; without it these tests say that they are skipped, and with `REPRISE_REQUIRE=guest`
 //! in the environment they fail instead.
 
+mod log;
+
+use std::collections::BTreeMap;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -13,6 +16,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use log::Log;
 
 /// Long enough for anything that is going to happen, on a slow host and without optimisation.
 const EVENTUALLY: Duration = Duration::from_secs(600);
@@ -140,16 +145,17 @@ impl Serve {
     /// Creates and boots the machine, and connects to its console.
     fn boot(&self, guest: &Guest, kernel: &Path, vcpus: u32) -> Console {
         let cpus = json!({"boot_vcpus": vcpus, "max_vcpus": vcpus});
-        self.boot_with(guest, kernel, &cpus, "console=ttyS0")
+        self.boot_with(guest, kernel, &cpus, "console=ttyS0", &json!([]))
     }
 
-    /// The same, with these `cpus` and this command line.
-    fn boot_with(&self, guest: &Guest, kernel: &Path, cpus: &Value, cmdline: &str) -> Console {
+    /// The same, with these `cpus` and this command line, and devices that are late.
+    fn boot_with(&self, guest: &Guest, kernel: &Path, cpus: &Value, cmdline: &str, delays: &Value) -> Console {
         let config = json!({
             "cpus": cpus,
             "memory": {"size": 512 << 20},
             "payload": {"kernel": kernel, "initramfs": guest.initramfs, "cmdline": cmdline},
             "serial": {"mode": "Socket", "socket": self.console()},
+            "delays": delays,
         });
         let (status, body) = self.call("PUT", "vm.create", Some(&config));
         assert_eq!(status, 204, "{body}");
@@ -211,6 +217,11 @@ impl Console {
         self.run("stty cols 1000");
     }
 
+    /// What was printed until there was a shell.
+    fn boot_log(&self) -> &str {
+        self.seen.split("reprise: shell ready").next().unwrap()
+    }
+
     /// Runs a command in the guest's shell; what it printed.
     fn run(&mut self, command: &str) -> String {
         self.stream.write_all(format!("{command}\n").as_bytes()).unwrap();
@@ -238,6 +249,7 @@ fn a_stock_kernel_boots_over_rest_and_is_used_through_its_console() {
     let serve = Serve::start();
     let mut console = serve.boot(&guest, &guest.kernel, 1);
     console.wait_for_shell();
+    remember(1, &console);
     assert!(console.run("uname -a").contains("Linux guest"));
     assert_eq!(console.run("nproc").trim(), "1");
     let memory = console.run("free -m");
@@ -281,6 +293,7 @@ fn two_vcpus_boot_and_both_work() {
     let serve = Serve::start();
     let mut console = serve.boot(&guest, &guest.kernel, 2);
     console.wait_for_shell();
+    remember(2, &console);
     assert_eq!(console.run("nproc").trim(), "2");
     for cpu in ["0", "1"] {
         let mask = if cpu == "0" { "1" } else { "2" };
@@ -306,7 +319,13 @@ fn a_guest_of_kvm_makes_kvm_s_hypercalls() {
     let serve = Serve::start();
     // With two processors an IPI never goes to several, and with three only if there is no shorthand for "all others".
     let cpus = json!({"boot_vcpus": 3, "max_vcpus": 3});
-    let mut console = serve.boot_with(&guest, &guest.kernel, &cpus, "console=ttyS0 no_ipi_broadcast=1");
+    let mut console = serve.boot_with(
+        &guest,
+        &guest.kernel,
+        &cpus,
+        "console=ttyS0 no_ipi_broadcast=1",
+        &json!([]),
+    );
     console.wait_for_shell();
     let log = console.run("dmesg");
     for line in [
@@ -329,7 +348,7 @@ fn a_guest_of_hyper_v_makes_hyper_v_s_hypercalls() {
     let Some(guest) = Guest::get() else { return };
     let serve = Serve::start();
     let cpus = json!({"boot_vcpus": 2, "max_vcpus": 2, "kvm_hyperv": true});
-    let mut console = serve.boot_with(&guest, &guest.kernel, &cpus, "console=ttyS0");
+    let mut console = serve.boot_with(&guest, &guest.kernel, &cpus, "console=ttyS0", &json!([]));
     console.wait_for_shell();
     let log = console.run("dmesg");
     for line in [
@@ -482,4 +501,72 @@ fn a_distribution_s_vmlinuz_boots_on_the_command_line_and_powers_off_with_status
         output.status,
         String::from_utf8_lossy(&output.stderr)
     );
+}
+
+/// What was printed by machines with prompt devices, by their number of vCPUs: one boot serves several tests.
+static PROMPT: Mutex<BTreeMap<u32, String>> = Mutex::new(BTreeMap::new());
+
+fn remember(vcpus: u32, console: &Console) {
+    let mut prompt = PROMPT.lock().unwrap_or_else(PoisonError::into_inner);
+    prompt.insert(vcpus, console.boot_log().to_owned());
+}
+
+fn prompt_log(guest: &Guest, vcpus: u32) -> Log {
+    let known = || {
+        PROMPT
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&vcpus)
+            .cloned()
+    };
+    if known().is_none() {
+        let serve = Serve::start();
+        let mut console = serve.boot(guest, &guest.kernel, vcpus);
+        console.wait_for_shell();
+        remember(vcpus, &console);
+        serve.put("vm.delete");
+    }
+    Log::of(&known().unwrap())
+}
+
+/// Every access to every device is answered late, and the guest sees nothing of it but time.
+fn boot_with_every_device_late(vcpus: u32) {
+    let Some(guest) = Guest::get() else { return };
+    let prompt = prompt_log(&guest, vcpus);
+    let serve = Serve::start();
+    let delays = json!([{"device": "*", "us": "0..300", "seed": vcpus}]);
+    let cpus = json!({"boot_vcpus": vcpus, "max_vcpus": vcpus});
+    let mut console = serve.boot_with(&guest, &guest.kernel, &cpus, "console=ttyS0", &delays);
+    console.wait_for_shell();
+    Log::of(console.boot_log()).assert_same(&prompt);
+
+    assert_eq!(console.run("nproc").trim(), vcpus.to_string());
+    console.run("for i in 1 2 3 4; do (dd if=/dev/zero bs=64k count=50 2>/dev/null | md5sum > /tmp/$i) & done; wait");
+    assert_eq!(console.run("cat /tmp/[1-4] | sort -u | wc -l").trim(), "1");
+    serve.put("vm.pause");
+    let counters = serve.get("vm.counters");
+    let figure = |device: &str, name: &str| counters[device][name].as_u64().unwrap();
+    let mut late = 0;
+    for device in ["acpi", "i8042", "post", "rtc", "serial"] {
+        let accesses = figure(device, "reads") + figure(device, "writes");
+        assert_eq!(figure(device, "late"), accesses, "{device}");
+        late += accesses;
+    }
+    assert!(late > 10_000 && figure("rtc", "late") > 10, "{counters}");
+    let parked: u64 = (0..vcpus).map(|vcpu| figure(&format!("vcpu{vcpu}"), "parked")).sum();
+    assert_eq!(parked, late, "each of them parked a vCPU");
+    serve.put("vm.resume");
+    serve.put("vm.power-button");
+    console.expect("The system is going down NOW!");
+    eventually("the power-off", || (serve.state() == "Shutdown").then_some(()));
+}
+
+#[test]
+fn with_every_device_late_a_guest_prints_the_same_but_for_times() {
+    boot_with_every_device_late(1);
+}
+
+#[test]
+fn with_every_device_late_a_guest_on_two_vcpus_prints_the_same_but_for_times() {
+    boot_with_every_device_late(2);
 }

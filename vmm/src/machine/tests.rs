@@ -1,3 +1,5 @@
+mod real;
+
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, channel};
 
