@@ -21,7 +21,7 @@ pub(crate) fn spoilt<T: Serialize + DeserializeOwned>(state: &T, changes: &[(usi
 
 /// Goes down by the digits of `place`, so that a field with many parts is not picked more often than one with few.
 fn spoil(value: &mut Value, place: usize, random: u64) {
-    let stop = random % 8 == 0;
+    let stop = random.is_multiple_of(8);
     match value {
         Value::Array(items) if stop || items.is_empty() => length(items, random >> 3),
         Value::Array(items) => {

@@ -218,7 +218,7 @@ impl Program {
         a.out(0xa1, al)?;
         for index in 0..=self.partner.unwrap_or(0) {
             let [level, edge] = lines(index);
-            redirect(a, level, 0x8000 | u32::from(vector::LEVEL) + index, index)?;
+            redirect(a, level, 0x8000 | (u32::from(vector::LEVEL) + index), index)?;
             redirect(a, edge, u32::from(vector::EDGE), index)?;
         }
         Ok(())

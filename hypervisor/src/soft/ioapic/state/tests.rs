@@ -32,7 +32,7 @@ fn act(ioapic: &mut IoApic, (kind, place, value): Step) -> (u64, Vec<Message>) {
         2 => ioapic.end_of_interrupt(value as u8, &wire),
         3 => ioapic.write(0, 0x10 + place % (2 * PINS as u64), &wire),
         4 => ioapic.write(0x10, value, &wire),
-        _ => read = ioapic.read(place % LENGTH & !0xf, 4),
+        _ => read = ioapic.read((place % LENGTH) & !0xf, 4),
     }
     (read, wire.0.into_inner())
 }

@@ -40,7 +40,7 @@ fn act(lapic: &mut Lapic, clock: &mut u64, (kind, place, value, passed): Step) -
         8 => {
             effect = lapic
                 .set_base(BASE_BSP | u64::from(value as u16 & 0xc00) | 0xfee0_0000, 46)
-                .map(|()| Effect::Nothing)
+                .map(|()| Effect::Nothing);
         }
         9 => lapic.set_tsc_deadline(now.tsc.wrapping_add(value & 0xffff)),
         10 => lapic.set_cr8(value as u8 & 0xf),
