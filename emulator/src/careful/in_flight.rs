@@ -5,10 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Careful, OBTAINED, STORES, Store, Waiting};
 use crate::ram::PAGE_SIZE;
 use crate::replay::{CAPACITY, Entry, Kind, Question};
-use crate::request::{Direction, Request, RequestId, Space};
-
-/// No CPU comes this far in its life: ids are counted from 1.
-const LAST_ID: RequestId = RequestId::MAX / 2;
+use crate::request::{Direction, Request, Space};
 
 /// An instruction that has begun and not ended: what it has read, what it waits for, and, if it has retired already,
 /// which of its stores are left.
@@ -83,7 +80,7 @@ impl InFlight {
             None => (entries == 0 || stores == 0).then_some(()),
             Some(Waiting { request, question }) => {
                 check("a request", request.space, request.address, request.size)?;
-                if request.id > LAST_ID || !fits_page(&request) {
+                if !fits_page(&request) {
                     return Err(InFlightError::Inconsistent);
                 }
                 match question {

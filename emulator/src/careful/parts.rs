@@ -49,7 +49,8 @@ impl Place {
 /// Reads and writes of single parts.
 impl Careful {
     pub(super) fn request(&mut self, space: Space, address: u64, size: u8, direction: Direction) -> Request {
-        self.last_id += 1;
+        // No CPU lives that long, but a saved one may say so.
+        self.last_id = self.last_id.wrapping_add(1);
         Request {
             id: self.last_id,
             space,

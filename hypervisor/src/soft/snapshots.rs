@@ -8,6 +8,8 @@
 
 mod guest;
 mod machine;
+mod moments;
+mod refused;
 mod spoilt;
 mod whole;
 
