@@ -90,3 +90,6 @@ impl Chipset {
 }
 
 const _: () = assert!(LINES <= u32::BITS as usize, "pins are saved as bits of a word");
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use super::*;
 const NOW: Now = Now { clock: 0, tsc: 0 };
 
 /// A machine whose local APICs are enabled by software.
-fn machine(vcpus: usize) -> Chipset {
+pub(super) fn machine(vcpus: usize) -> Chipset {
     let chipset = Chipset::new(vcpus);
     for seat in chipset.seats() {
         seat.lapic().write_page(u64::from(spec::SVR) << 4, 4, 0x1ff, NOW);
@@ -14,7 +14,7 @@ fn machine(vcpus: usize) -> Chipset {
 }
 
 /// Writes redirection entry `pin`.
-fn redirect(chipset: &Chipset, pin: u64, entry: u64) {
+pub(super) fn redirect(chipset: &Chipset, pin: u64, entry: u64) {
     for (index, value) in [(0x11 + 2 * pin, entry >> 32), (0x10 + 2 * pin, entry & 0xffff_ffff)] {
         assert!(chipset.write_memory(ioapic::BASE, index));
         assert!(chipset.write_memory(ioapic::BASE + 0x10, value));
@@ -22,12 +22,12 @@ fn redirect(chipset: &Chipset, pin: u64, entry: u64) {
 }
 
 /// Which vCPUs have `vector` pending.
-fn takers(chipset: &Chipset) -> Vec<(usize, u8)> {
+pub(super) fn takers(chipset: &Chipset) -> Vec<(usize, u8)> {
     let take = |(index, seat): (usize, &Seat)| seat.lapic().pending().map(|vector| (index, vector));
     chipset.seats().iter().enumerate().filter_map(take).collect()
 }
 
-fn end(chipset: &Chipset, index: usize) {
+pub(super) fn end(chipset: &Chipset, index: usize) {
     let effect = chipset.seats()[index]
         .lapic()
         .write_page(u64::from(spec::EOI) << 4, 4, 0, NOW);
