@@ -4,7 +4,35 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
-use crate::{Clock, Interrupt, MachineEvent, MachineEvents};
+use proptest::prelude::*;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::{Clock, Device, Interrupt, MachineEvent, MachineEvents};
+
+/// What a state is after it was written to a file and read again.
+pub(crate) fn through_json<T: Serialize + DeserializeOwned>(state: &T) -> T {
+    serde_json::from_str(&serde_json::to_string(state).unwrap()).unwrap()
+}
+
+/// An access: offset, width, and what is written, if anything.
+pub(crate) type Access = (u64, u8, Option<u64>);
+
+/// Random accesses to a device of `length` registers.
+pub(crate) fn accesses(length: u64) -> impl Strategy<Value = Vec<Access>> {
+    let width = prop::sample::select(vec![1_u8, 1, 2, 4]);
+    // A register of a driver's choice is seldom an arbitrary number.
+    let value = prop_oneof![any::<u64>(), 0_u64..0x100, (0_u32..16).prop_map(|bit| 1 << bit)];
+    prop::collection::vec((0..length, width, prop::option::of(value)), 0..60)
+}
+
+/// Makes an access; what a read gives.
+pub(crate) fn access(device: &dyn Device, (offset, width, written): Access) -> u64 {
+    match written {
+        Some(value) => device.write(offset, width, value).wait(),
+        None => device.read(offset, width).wait(),
+    }
+}
 
 /// A sink that keeps what it is given, and takes it only while it is open.
 #[derive(Clone, Default)]

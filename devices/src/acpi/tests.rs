@@ -3,7 +3,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::{Events, Line, TestClock};
+use crate::testing::{Events, Line, TestClock, access, accesses, through_json};
 
 /// Where a driver finds the enable half of the event block.
 const PM1A_EN: u64 = ports::PM1A_EVT + ports::PM1A_EVT_LENGTH / 2;
@@ -223,5 +223,33 @@ proptest! {
             level = world.sci.take().last().copied().unwrap_or(level);
             prop_assert_eq!(level, state.pm1_status & state.pm1_enable != 0);
         }
+    }
+
+    #[test]
+    fn restored_registers_go_on_as_the_saved_ones(
+        before in accesses(ports::LENGTH), after in accesses(ports::LENGTH), times: [u32; 7], ahead: u32,
+    ) {
+        let (own, other) = (World::new(), World::new());
+        let pass = |world: &World, step: usize| world.clock.nanoseconds.fetch_add(times[step % 7].into(), SeqCst);
+        for (step, what) in before.into_iter().enumerate() {
+            pass(&own, step);
+            access(&*own.acpi, what);
+        }
+        // Its clock need not stand where the other one stood.
+        other.clock.nanoseconds.store(ahead.into(), SeqCst);
+        let saved = own.acpi.state();
+        other.acpi.restore(&through_json(&saved));
+        prop_assert_eq!(other.acpi.state(), saved);
+        let level = own.sci.take().last().copied().unwrap_or(false);
+        prop_assert_eq!(other.sci.take().last().copied().unwrap_or(false), level);
+        drop(own.events.take());
+        for (step, what) in after.into_iter().enumerate() {
+            pass(&own, step);
+            pass(&other, step);
+            prop_assert_eq!(access(&*own.acpi, what), access(&*other.acpi, what));
+            prop_assert_eq!(own.sci.take(), other.sci.take());
+            prop_assert_eq!(own.events.take(), other.events.take());
+        }
+        prop_assert_eq!(own.acpi.state(), other.acpi.state());
     }
 }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::Events;
+use crate::testing::{Events, access, accesses, through_json};
 
 struct World {
     bus: Bus,
@@ -153,6 +153,35 @@ proptest! {
                     prop_assert_eq!(world.status() & status::OUTPUT_FULL, 0);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_restored_controller_goes_on_as_the_saved_one(before in accesses(5), after in accesses(5)) {
+        let (own, other) = (World::new(), World::new());
+        for what in before {
+            access(&*own.i8042, what);
+        }
+        let saved = own.i8042.state();
+        other.i8042.restore(&through_json(&saved));
+        prop_assert_eq!(other.i8042.state(), saved);
+        drop(own.events.take());
+        for what in after {
+            prop_assert_eq!(access(&*own.i8042, what), access(&*other.i8042, what));
+            prop_assert_eq!(own.events.take(), other.events.take());
+        }
+        prop_assert_eq!(own.i8042.state(), other.i8042.state());
+    }
+
+    #[test]
+    fn no_state_panics_or_shows_bits_that_are_not_there(
+        ram: [u8; 32], output: u8, status: u8, awaiting: Option<u8>, after in accesses(5),
+    ) {
+        let world = World::new();
+        world.i8042.restore(&I8042State { ram, output, status, awaiting });
+        prop_assert_eq!(world.status() & !(status::VARIABLE | status::SYSTEM | status::NOT_INHIBITED), 0);
+        for what in after {
+            access(&*world.i8042, what);
         }
     }
 }

@@ -1,7 +1,7 @@
 use std::sync::mpsc;
 
 use super::*;
-use crate::testing::Recorder;
+use crate::testing::{Recorder, through_json};
 
 /// Longer than any test runs, unless it fails.
 const FOREVER: Duration = Duration::from_secs(100);
@@ -246,4 +246,81 @@ fn discarded_output_costs_nothing_and_is_counted() {
     push(&output, b"nobody reads this");
     assert!(output.drain(FOREVER));
     assert_eq!((output.written(), output.lost()), (0, 17));
+}
+
+/// What is saved of an output whose sink takes nothing.
+fn saved(output: &Output) -> OutputState {
+    through_json(&output.state())
+}
+
+#[test]
+fn what_a_console_has_not_taken_the_next_one_prints() {
+    let recorder = Recorder::shut();
+    let own = output(&recorder, 8, FOREVER);
+    let (bytes, ticket) = fill(&own);
+    let state = saved(&own);
+    assert_eq!(
+        state.queued, bytes,
+        "what the sink is busy with, the queue, and what is answered late"
+    );
+    assert_eq!(ticket.try_take(), None, "nobody is disturbed by that");
+    let next = Recorder::default();
+    let other = output(&next, 8, FOREVER);
+    other.restore(&state);
+    assert!(other.drain(FOREVER));
+    assert_eq!(next.bytes(), bytes);
+    recorder.open();
+}
+
+#[test]
+fn what_a_console_has_taken_is_not_printed_again() {
+    let recorder = Recorder::default();
+    let own = output(&recorder, 100, FOREVER);
+    push(&own, b"taken");
+    assert!(own.drain(FOREVER));
+    recorder.refuse(Some(ErrorKind::WouldBlock));
+    push(&own, b"left");
+    recorder.wait_for_refusals(1);
+    assert_eq!(saved(&own).queued, b"left");
+    recorder.refuse(None);
+}
+
+#[test]
+fn restored_bytes_come_after_those_that_are_queued_and_before_those_to_come() {
+    let recorder = Recorder::default();
+    recorder.refuse(Some(ErrorKind::WouldBlock));
+    let output = output(&recorder, 100, FOREVER);
+    push(&output, b"1");
+    output.restore(&OutputState { queued: b"2".to_vec() });
+    push(&output, b"3");
+    recorder.refuse(None);
+    recorder.wait_for(b"123");
+}
+
+#[test]
+fn more_than_fits_is_restored_whole_and_slows_the_guest_down() {
+    let recorder = Recorder::shut();
+    let output = output(&recorder, 8, FOREVER);
+    let many = vec![b'm'; 100];
+    output.restore(&OutputState { queued: many.clone() });
+    while lock(&output.shared.state).writer != Writer::Writing {
+        thread::yield_now();
+    }
+    output.restore(&OutputState { queued: many.clone() });
+    let Response::Later(ticket) = output.push(b'!') else {
+        panic!("a queue of 8 took 101")
+    };
+    recorder.open();
+    assert_eq!(ticket.wait(), 0);
+    assert!(output.drain(FOREVER));
+    assert_eq!(recorder.bytes(), [many.clone(), many, b"!".to_vec()].concat());
+}
+
+#[test]
+fn restored_bytes_that_nobody_reads_are_counted_as_lost() {
+    let output = Output::discard();
+    output.restore(&OutputState {
+        queued: b"nobody".to_vec(),
+    });
+    assert_eq!((output.lost(), output.state()), (6, OutputState::default()));
 }

@@ -3,7 +3,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::TestClock;
+use crate::testing::{TestClock, access, accesses, through_json};
 
 /// 2026-02-28T23:58:57Z, a Saturday.
 const NOW: i64 = 1_772_323_137;
@@ -308,5 +308,24 @@ proptest! {
             world.write(index, written);
             let _ = world.time();
         }
+    }
+
+    #[test]
+    fn a_restored_clock_goes_on_as_the_saved_one(before in accesses(PORTS), after in accesses(PORTS), times: [u16; 7]) {
+        let (own, other) = (World::new(), World::new());
+        for (step, what) in before.into_iter().enumerate() {
+            access(&*own.rtc, what);
+            own.pass(times[step % 7].into());
+        }
+        other.clock.seconds.store(own.clock.seconds.load(SeqCst), SeqCst);
+        let saved = own.rtc.state();
+        other.rtc.restore(&through_json(&saved));
+        prop_assert_eq!(other.rtc.state(), saved);
+        for (step, what) in after.into_iter().enumerate() {
+            prop_assert_eq!(access(&*own.rtc, what), access(&*other.rtc, what));
+            own.pass(times[step % 7].into());
+            other.pass(times[step % 7].into());
+        }
+        prop_assert_eq!(own.rtc.state(), other.rtc.state());
     }
 }

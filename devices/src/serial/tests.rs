@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::NoInterrupt;
-use crate::testing::{Line as Wire, Recorder};
+use crate::testing::{Line as Wire, Recorder, access, accesses, through_json};
 
 const DATA: u64 = 0;
 const IER: u64 = 1;
@@ -296,5 +296,105 @@ proptest! {
             prop_assert!(serial.state().input.len() <= FIFO_SIZE);
         }
         prop_assert!(serial.restore(&serial.state()).is_ok());
+    }
+
+    #[test]
+    fn a_restored_port_goes_on_as_the_saved_one(
+        before in accesses(PORTS), after in accesses(PORTS), input in prop::collection::vec(any::<u8>(), 0..20),
+    ) {
+        let (own, other) = (World::new(), World::new());
+        for (step, what) in before.into_iter().enumerate() {
+            access(&*own.serial, what);
+            if step % 5 == 0 {
+                let _what_fits = own.serial.enqueue(&input);
+            }
+        }
+        let saved = own.serial.state();
+        other.serial.restore(&through_json(&saved)).unwrap();
+        prop_assert_eq!(other.serial.state(), saved);
+        drop(own.wire.take());
+        prop_assert!(other.wire.take().is_empty());
+        prop_assert!(own.serial.output().drain(FOREVER));
+        let printed = own.recorder.bytes().len();
+        for (step, what) in after.into_iter().enumerate() {
+            prop_assert_eq!(access(&*own.serial, what), access(&*other.serial, what));
+            if step % 5 == 0 {
+                prop_assert_eq!(own.serial.enqueue(&input), other.serial.enqueue(&input));
+            }
+            prop_assert_eq!(own.wire.take(), other.wire.take());
+        }
+        prop_assert_eq!(own.serial.state(), other.serial.state());
+        prop_assert!(own.serial.output().drain(FOREVER) && other.serial.output().drain(FOREVER));
+        prop_assert_eq!(&own.recorder.bytes()[printed..], other.recorder.bytes());
+    }
+
+    #[test]
+    fn a_state_that_is_accepted_does_no_harm(
+        registers: [u8; 9], input in prop::collection::vec(any::<u8>(), 0..100), after in accesses(PORTS),
+    ) {
+        let world = World::new();
+        let [low, high, interrupt_enable, interrupt_identification, line_control, line_status, modem_control,
+            modem_status, scratch] = registers;
+        let state = SerialState {
+            divisor: [low, high], interrupt_enable, interrupt_identification, line_control, line_status, modem_control,
+            modem_status, scratch, input,
+        };
+        prop_assert_eq!(world.serial.restore(&state).is_ok(), state.input.len() <= FIFO_SIZE);
+        for what in after {
+            access(&*world.serial, what);
+            let _what_fits = world.serial.enqueue(b"more");
+        }
+        prop_assert!(world.serial.restore(&world.serial.state()).is_ok());
+    }
+
+    /// One types and another prints, over a machine that is saved and goes on in the next, again and again.
+    #[test]
+    fn nothing_typed_or_printed_is_lost_or_doubled_by_snapshots(
+        text in prop::collection::vec(any::<u8>(), 0..300),
+        steps in prop::collection::vec((0_usize..100, 0_usize..40, any::<bool>()), 1..12),
+    ) {
+        let (mut world, mut typed, mut heard, mut seen) = (World::new(), 0, Vec::new(), Vec::new());
+        let mut printed = Vec::new();
+        for (chunk, reads, reader) in steps {
+            // A console that does not read for now keeps everything waiting.
+            world.recorder.refuse((!reader).then_some(io::ErrorKind::WouldBlock));
+            typed += world.serial.enqueue(&text[typed..text.len().min(typed + chunk)]);
+            for _ in 0..reads {
+                if world.read(LSR) & DATA_READY != 0 {
+                    heard.push(u8::try_from(world.read(DATA)).unwrap());
+                }
+                let byte = printed.len() as u8;
+                world.write(DATA, byte);
+                printed.push(byte);
+            }
+            world.serial.hold_input(true);
+            prop_assert_eq!(world.serial.enqueue(b"too late"), 0);
+            if reader {
+                prop_assert!(world.serial.output().drain(FOREVER));
+            }
+            let (port, output) = through_json(&(world.serial.state(), world.serial.output().state()));
+            seen.extend(world.recorder.bytes());
+            world.recorder.refuse(Some(io::ErrorKind::Other));
+            let next = World::new();
+            next.serial.hold_input(true);
+            next.recorder.refuse(Some(io::ErrorKind::WouldBlock));
+            next.serial.restore(&port).unwrap();
+            next.serial.output().restore(&output);
+            next.serial.hold_input(false);
+            world = next;
+        }
+        world.recorder.refuse(None);
+        loop {
+            heard.extend(world.drain());
+            if typed == text.len() {
+                break;
+            }
+            typed += world.serial.enqueue(&text[typed..]);
+        }
+        heard.extend(world.drain());
+        prop_assert!(world.serial.output().drain(FOREVER));
+        seen.extend(world.recorder.bytes());
+        prop_assert_eq!(heard, text);
+        prop_assert_eq!(seen, printed);
     }
 }
