@@ -216,25 +216,19 @@ impl Board {
 
     /// Goes on from `state`, on a board that is paused.
     pub fn restore(&self, state: &BoardState) -> Result<(), BoardStateError> {
-        match (&self.delays, &state.delays) {
-            (_, None) => (),
-            (Some(delays), Some(state)) => delays.restore(state.clone())?,
-            (None, Some(_)) => {
-                return Err(NotDelayed { device: "*".to_owned() }.into());
-            }
+        let (own, saved) = (self.serial.iter().len(), state.serial.iter().len());
+        if own != saved {
+            return Err(BoardStateError::Ports { saved, own });
         }
-        match (&self.serial, &state.serial) {
-            (None, None) => (),
-            (Some(serial), Some(state)) => {
-                serial.restore(&state.port)?;
-                serial.output().restore(&state.output);
-            }
-            (own, saved) => {
-                return Err(BoardStateError::Ports {
-                    saved: saved.iter().len(),
-                    own: own.iter().len(),
-                });
-            }
+        if self.delays.is_none() && state.delays.is_some() {
+            return Err(NotDelayed { device: "*".to_owned() }.into());
+        }
+        if let (Some(serial), Some(state)) = (&self.serial, &state.serial) {
+            serial.restore(&state.port)?;
+            serial.output().restore(&state.output);
+        }
+        if let (Some(delays), Some(state)) = (&self.delays, &state.delays) {
+            delays.restore(state.clone())?;
         }
         // Before those who measure by it.
         self.clock.restore(&state.clock);
@@ -286,3 +280,6 @@ impl Interrupt for Line {
         self.0.pulse();
     }
 }
+
+#[cfg(test)]
+mod tests;
