@@ -1,10 +1,11 @@
 //! From instruction bytes to [`Op`]s.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, Instruction, OpKind, Register};
+use iced_x86::{Decoder, DecoderError, DecoderOptions, EncodingKind, Instruction, OpKind, Register, RoundingControl};
 
 use crate::access::{Access, Stop};
 use crate::cpu::{CodeSize, Cpu, gpr};
 use crate::event::Exception;
+use crate::op::vex::Extra;
 use crate::op::{Attr, Op};
 use crate::table::{Flow, Table};
 
@@ -64,6 +65,9 @@ pub fn decode<M: Access>(table: &Table<M>, code: CodeSize, bytes: &[u8], off: u8
         return Ok(Decoded { op, flow: Flow::End });
     };
     let mut op = lower(&instruction, code, bytes, off);
+    if has_vex(&instruction) {
+        op.set_form(form.number);
+    }
     op.run = if !has_memory_operand(&instruction) {
         form.register
     } else if code == CodeSize::Bits64 && op.attr.address_mask() == u64::MAX {
@@ -99,6 +103,11 @@ fn blank<M>() -> Op<M> {
     }
 }
 
+/// The encoding has a VEX or EVEX prefix.
+fn has_vex(instruction: &Instruction) -> bool {
+    matches!(instruction.code().encoding(), EncodingKind::VEX | EncodingKind::EVEX)
+}
+
 fn has_memory_operand(instruction: &Instruction) -> bool {
     instruction.op_kinds().any(|kind| {
         matches!(
@@ -125,12 +134,13 @@ fn lower<M>(instruction: &Instruction, code: CodeSize, bytes: &[u8], off: u8) ->
         off,
         ..blank()
     };
-    let mut registers = [0; 2];
+    let mut registers = [0; 3];
     let mut count = 0;
     for (i, kind) in instruction.op_kinds().enumerate() {
         let i = i as u32;
         match kind {
-            OpKind::Register if count < registers.len() => {
+            // The fourth operand is never the third register.
+            OpKind::Register if count < registers.len() && i < 3 => {
                 registers[count] = number(instruction.op_register(i));
                 count += 1;
             }
@@ -171,11 +181,41 @@ fn lower<M>(instruction: &Instruction, code: CodeSize, bytes: &[u8], off: u8) ->
             _ => op.imm = instruction.immediate(i),
         }
     }
-    [op.r1, op.r2] = registers;
+    [op.r1, op.r2, _] = registers;
+    if has_vex(instruction) {
+        op.imm = extra(instruction, op.imm as u8, registers[2]).bits();
+    }
     if let Some(opcode) = x87_opcode(instruction, bytes) {
         op.imm = opcode;
     }
     op
+}
+
+/// What a VEX or EVEX prefix says beyond [`Op`]'s fields.
+fn extra(instruction: &Instruction, imm8: u8, r3: u8) -> Extra {
+    let fourth = match instruction.memory_index() {
+        index if index.is_vector_register() => number(index),
+        _ if instruction.op_count() > 3 && instruction.op3_kind() == OpKind::Register => {
+            number(instruction.op3_register())
+        }
+        _ => 0,
+    };
+    let rounding = match instruction.rounding_control() {
+        RoundingControl::None => None,
+        RoundingControl::RoundToNearest => Some(0),
+        RoundingControl::RoundDown => Some(1),
+        RoundingControl::RoundUp => Some(2),
+        RoundingControl::RoundTowardZero => Some(3),
+    };
+    Extra {
+        imm8,
+        r3,
+        r4: fourth,
+        opmask: number(instruction.op_mask()),
+        zeroing: instruction.zeroing_masking(),
+        broadcast: instruction.is_broadcast() || instruction.suppress_all_exceptions() || rounding.is_some(),
+        rounding,
+    }
 }
 
 /// The opcode that the x87 state remembers: the low bits of the escape byte and the ModR/M byte. x87 instructions have
@@ -240,4 +280,101 @@ fn attributes(instruction: &Instruction, code: CodeSize, bytes: &[u8]) -> Attr {
         flags |= Attr::LOCK;
     }
     Attr::new(address_size, flags)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fast::Fast;
+    use iced_x86::code_asm::*;
+
+    fn lowered(bytes: &[u8]) -> Op<Fast> {
+        let instruction = Decoder::new(64, bytes, OPTIONS).decode();
+        assert!(!instruction.is_invalid());
+        lower(&instruction, CodeSize::Bits64, bytes, 0)
+    }
+
+    fn assembled(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Op<Fast> {
+        let mut assembler = CodeAssembler::new(64).expect("64 bits");
+        write(&mut assembler).expect("operands");
+        lowered(&assembler.assemble(0).expect("an instruction"))
+    }
+
+    #[test]
+    fn an_op_takes_half_a_cache_line() {
+        assert_eq!(size_of::<Op<Fast>>(), 32);
+    }
+
+    #[test]
+    fn registers_of_a_vex_instruction_come_in_the_order_of_its_operands() {
+        let op = assembled(|a| a.vpaddd(ymm9, ymm10, ymm11));
+        assert_eq!((op.r1, op.r2, op.r3()), (9, 10, 11));
+        let op = assembled(|a| a.shlx(rax, rcx, r15));
+        assert_eq!((op.r1, op.r2, op.r3()), (0, 1, 15));
+        let op = assembled(|a| a.vblendvps(xmm1, xmm2, xmm3, xmm14));
+        assert_eq!((op.r1, op.r2, op.r3(), op.r4()), (1, 2, 3, 14));
+    }
+
+    #[test]
+    fn with_a_memory_operand_the_registers_move_up_but_for_the_fourth() {
+        let op = assembled(|a| a.shlx(rax, qword_ptr(rbx + 8), r15));
+        assert_eq!((op.r1, op.r2, op.base, op.disp), (0, 15, gpr::RBX, 8));
+        let op = assembled(|a| a.vblendvps(xmm1, xmm2, xmmword_ptr(rbx), xmm14));
+        assert_eq!((op.r1, op.r2, op.r3(), op.r4()), (1, 2, 0, 14));
+        let op = assembled(|a| a.vpsrldq(ymm1, ymm2, 7));
+        assert_eq!((op.r1, op.r2, op.imm8()), (1, 2, 7));
+    }
+
+    #[test]
+    fn an_index_vector_is_the_fourth_register() {
+        // vpgatherdd ymm1, [rbx + ymm12 * 4], ymm3
+        let op = lowered(&[0xc4, 0xa2, 0x65, 0x90, 0x0c, 0xa3]);
+        assert_eq!((op.r1, op.r2, op.r4(), op.index, op.scale()), (1, 3, 12, gpr::ZERO, 2));
+    }
+
+    #[test]
+    fn an_evex_prefix_says_which_elements_are_selected_and_what_becomes_of_the_others() {
+        let op = assembled(|a| a.vpaddd(zmm17.k5().z(), zmm18, zmm31));
+        assert_eq!((op.r1, op.r2, op.r3()), (17, 18, 31));
+        assert_eq!((op.opmask(), op.is_zeroing(), op.is_broadcast()), (5, true, false));
+        let op = assembled(|a| a.vpaddd(zmm1.k2(), zmm2, dword_bcst(rbx)));
+        assert_eq!((op.opmask(), op.is_zeroing(), op.is_broadcast()), (2, false, true));
+        assert_eq!(op.rounding(), None);
+    }
+
+    #[test]
+    fn an_evex_prefix_can_round_and_silence() {
+        for (register, rounding) in [
+            (zmm3.rn_sae(), 0),
+            (zmm3.rd_sae(), 1),
+            (zmm3.ru_sae(), 2),
+            (zmm3.rz_sae(), 3),
+        ] {
+            let op = assembled(|a| a.vaddps(zmm1, zmm2, register));
+            assert_eq!((op.rounding(), op.is_broadcast()), (Some(rounding), true));
+        }
+        let op = assembled(|a| a.vmaxps(zmm1, zmm2, zmm3.sae()));
+        assert_eq!((op.rounding(), op.is_broadcast()), (None, true));
+    }
+
+    #[test]
+    fn the_displacement_of_an_evex_instruction_is_that_of_its_operand_not_of_its_bytes() {
+        let op = assembled(|a| a.vpaddd(zmm1, zmm2, zmmword_ptr(rbx + 0x40)));
+        assert_eq!((op.len, op.disp), (7, 0x40));
+    }
+
+    #[test]
+    fn lock_66_f2_f3_and_rex_are_invalid_before_vex_and_evex() {
+        for prefix in [0xf0, 0x66, 0xf2, 0xf3, 0x40] {
+            for instruction in [
+                &[0xc5, 0xf1, 0xfe, 0xc2][..],
+                &[0xc4, 0xe1, 0x71, 0xfe, 0xc2],
+                &[0x62, 0xf1, 0x75, 0x08, 0xfe, 0xc2],
+            ] {
+                assert!(!Decoder::new(64, instruction, OPTIONS).decode().is_invalid());
+                let bytes = [&[prefix], instruction].concat();
+                assert!(Decoder::new(64, &bytes, OPTIONS).decode().is_invalid(), "{bytes:02x?}");
+            }
+        }
+    }
 }

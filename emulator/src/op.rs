@@ -6,6 +6,11 @@
 //! a near branch target fills `imm` as a distance from the start of the block, and a memory operand fills `base`,
 //! `index`, `scale`, `seg` and `disp`. Registers are numbered as instructions number them: general-purpose 0 to 15 (AH,
 //! CH, DH, BH are 32 to 35), segment registers 0 to 5, ST(i), MMi and XMMi by i, control and debug registers by number.
+//!
+//! Instructions with a VEX or EVEX prefix have up to four register operands and much to say about them, but an immediate
+//! of only 8 bits; the rest of `imm` holds what else there is: see [`vex`].
+
+pub mod vex;
 
 use crate::access::Outcome;
 use crate::cpu::Cpu;

@@ -19,6 +19,9 @@ pub struct Form<M: 'static> {
     pub flat: Handler<M>,
     /// How control continues.
     pub flow: Flow,
+    /// Of an encoding with a VEX or EVEX prefix: number of the form among those of its family, for
+    /// [`Op::form`](crate::op::Op::form).
+    pub number: u16,
 }
 
 impl<M> Clone for Form<M> {
@@ -75,6 +78,7 @@ impl<M: Access> Table<M> {
                 memory: handler,
                 flat: handler,
                 flow: Flow::Next,
+                number: 0,
             },
         );
     }
@@ -88,6 +92,7 @@ impl<M: Access> Table<M> {
                 memory,
                 flat: memory,
                 flow: Flow::Next,
+                number: 0,
             },
         );
     }
@@ -101,6 +106,7 @@ impl<M: Access> Table<M> {
                 memory,
                 flat,
                 flow: Flow::Next,
+                number: 0,
             },
         );
     }
@@ -119,6 +125,7 @@ impl<M: Access> Table<M> {
                 memory,
                 flat,
                 flow: Flow::Branch,
+                number: 0,
             },
         );
     }
@@ -132,6 +139,7 @@ impl<M: Access> Table<M> {
                 memory: handler,
                 flat: handler,
                 flow: Flow::End,
+                number: 0,
             },
         );
     }
@@ -157,6 +165,7 @@ impl<M: Access> Table<M> {
                 memory,
                 flat: memory,
                 flow: Flow::End,
+                number: 0,
             },
         );
     }
