@@ -31,8 +31,6 @@ mod registers;
 mod rescue;
 mod segments;
 mod sys;
-#[cfg(test)]
-mod testing;
 mod vcpu;
 mod vm;
 mod xsave;
@@ -70,9 +68,7 @@ impl KvmHypervisor {
         let name = path.as_os_str().to_string_lossy();
         let kvm = std::ffi::CString::new(name.as_bytes())
             .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
-            .and_then(|name| {
-                Kvm::new_with_path(name).map_err(|error| io::Error::from_raw_os_error(error.errno()))
-            })
+            .and_then(|name| Kvm::new_with_path(name).map_err(|error| io::Error::from_raw_os_error(error.errno())))
             .map_err(|source| {
                 let path = PathBuf::from(path);
                 match source.kind() {

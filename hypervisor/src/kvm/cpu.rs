@@ -77,6 +77,5 @@ pub fn write(vcpu: &VcpuFd, shape: &Shape, cpu: &Cpu) -> Result<(), KvmVcpuError
         Activity::Halted => KVM_MP_STATE_HALTED,
         Activity::WaitForSipi => KVM_MP_STATE_INIT_RECEIVED,
     };
-    vcpu.set_mp_state(kvm_mp_state { mp_state })
-        .of_vcpu("KVM_SET_MP_STATE")
+    vcpu.set_mp_state(kvm_mp_state { mp_state }).of_vcpu("KVM_SET_MP_STATE")
 }

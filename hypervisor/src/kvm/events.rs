@@ -131,7 +131,14 @@ mod tests {
             error_code: Some(0x18),
             ..plain
         };
-        let events = [None, Some(fault), Some(plain), Some(code), Some(Event::nmi()), Some(Event::external(0x41))];
+        let events = [
+            None,
+            Some(fault),
+            Some(plain),
+            Some(code),
+            Some(Event::nmi()),
+            Some(Event::external(0x41)),
+        ];
         for event in events {
             for shadow in [Shadow::None, Shadow::Sti, Shadow::MovSs] {
                 let mut cpu = Cpu::reset();
@@ -164,6 +171,9 @@ mod tests {
         let mut cpu = Cpu::reset();
         read(&mut cpu, &events);
         assert_eq!(cpu.dr6, 0xffff_4ff0);
-        assert_eq!(cpu.event.map(|event| (event.vector, event.source)), Some((event::DB, Source::Trap)));
+        assert_eq!(
+            cpu.event.map(|event| (event.vector, event.source)),
+            Some((event::DB, Source::Trap))
+        );
     }
 }

@@ -70,6 +70,7 @@ impl Lines {
         }
     }
 
+    #[expect(dead_code, reason = "snapshots follow")]
     /// Tells KVM that the lines are as the bits of `levels` say, whatever their sources say.
     pub fn place(&self, vm: &VmFd, levels: u32) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -78,6 +79,7 @@ impl Lines {
         }
     }
 
+    #[expect(dead_code, reason = "snapshots follow")]
     /// The lines' levels as KVM knows them, line 0 in bit 0.
     pub fn levels(&self) -> u32 {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);

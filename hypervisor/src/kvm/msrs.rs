@@ -10,8 +10,11 @@ use reprise_emulator::cpu::Msrs;
 
 use super::error::{KvmVcpuError, Named};
 
-/// The registers' numbers and places.
-const REGISTERS: [(u32, fn(&mut Msrs) -> &mut u64); 46] = [
+/// A register: its number, and where it is.
+type Register = (u32, fn(&mut Msrs) -> &mut u64);
+
+/// All of them.
+const REGISTERS: [Register; 46] = [
     (0xc000_0081, |msrs| &mut msrs.star),
     (0xc000_0082, |msrs| &mut msrs.lstar),
     (0xc000_0083, |msrs| &mut msrs.cstar),
@@ -62,7 +65,7 @@ const REGISTERS: [(u32, fn(&mut Msrs) -> &mut u64); 46] = [
 
 /// Which of the registers a KVM has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Known(Vec<(u32, fn(&mut Msrs) -> &mut u64)>);
+pub struct Known(Vec<Register>);
 
 impl Known {
     /// Tries them, each by itself, on a vCPU that has its CPUID: KVM has those that can be read and written back.
@@ -89,7 +92,11 @@ impl Known {
     /// [`KvmVcpuError::Msr`] naming the first that does not take its value.
     pub fn write(&self, vcpu: &VcpuFd, from: &Msrs) -> Result<(), KvmVcpuError> {
         let mut from = from.clone();
-        let entries: Vec<(u32, u64)> = self.0.iter().map(|(number, place)| (*number, *place(&mut from))).collect();
+        let entries: Vec<(u32, u64)> = self
+            .0
+            .iter()
+            .map(|(number, place)| (*number, *place(&mut from)))
+            .collect();
         set(vcpu, &entries)
     }
 }

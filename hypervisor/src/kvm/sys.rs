@@ -337,6 +337,7 @@ pub fn set_xsave(vcpu: &VcpuFd, area: &kvm_xsave) -> Result<(), kvm_ioctls::Erro
     unsafe { vcpu.set_xsave(area) }
 }
 
+#[expect(dead_code, reason = "snapshots follow")]
 /// Nanoseconds of CLOCK_MONOTONIC, which is what KVM means by a moment.
 pub fn monotonic_now() -> i64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };

@@ -15,8 +15,8 @@ use std::sync::atomic::Ordering;
 use kvm_bindings::kvm_regs;
 use kvm_ioctls::VcpuFd;
 use reprise_emulator::Cpu;
-use reprise_emulator::cpu::{Activity, Cr0};
 use reprise_emulator::cpu::msr::{MsrRead, MsrWrite};
+use reprise_emulator::cpu::{Activity, Cr0};
 use reprise_emulator::cpuid::CpuidTable;
 
 use super::cpu::{self, Shape};
@@ -27,16 +27,13 @@ use super::kick::KvmKick;
 use super::sys::{Exit, RunPage};
 use super::vm::Machine;
 use super::{cpuid, msrs};
-use crate::{
-    Answer, IoRequest, Kick, RequestId, StateError, Vcpu, VcpuError, VcpuState, VmEntry, VmExit,
-};
+use crate::{Answer, IoRequest, Kick, RequestId, StateError, Vcpu, VcpuError, VcpuState, VmEntry, VmExit};
 
 /// No instruction makes so many exits.
 const MOST_EXITS: u32 = 1024;
 
 /// One vCPU on KVM.
 pub struct KvmVcpu {
-    pub(super) index: u32,
     pub(super) fd: VcpuFd,
     run: RunPage,
     pub(super) machine: Arc<Machine>,
@@ -92,7 +89,6 @@ impl KvmVcpu {
             has_xsave: cpuid::has_xsave(&model),
         };
         let vcpu = Self {
-            index,
             kick: KvmKick::new(run.exit_flag()),
             run,
             cpuid: Arc::new(CpuidTable::new(model)),
@@ -249,7 +245,13 @@ impl KvmVcpu {
             if system.cr0 & Cr0::PG != 0 {
                 system.cr3 = self.machine.nowhere;
             } else {
-                for segment in [&mut system.ds, &mut system.es, &mut system.fs, &mut system.gs, &mut system.ss] {
+                for segment in [
+                    &mut system.ds,
+                    &mut system.es,
+                    &mut system.fs,
+                    &mut system.gs,
+                    &mut system.ss,
+                ] {
                     segment.limit = 0;
                     segment.g = 0;
                 }
@@ -303,6 +305,14 @@ impl KvmVcpu {
     }
 }
 
+/// Snapshots of vCPUs are not made yet.
+fn unsaved() -> KvmVcpuError {
+    KvmVcpuError::Call {
+        call: "a snapshot",
+        source: io::ErrorKind::Unsupported.into(),
+    }
+}
+
 impl Vcpu for KvmVcpu {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
         if let VmEntry::Answer(answer) = entry
@@ -336,17 +346,17 @@ impl Vcpu for KvmVcpu {
         cpu.check(&self.cpuid).map_err(StateError::from)?;
         self.cancel()?;
         cpu::write(&self.fd, &self.shape, cpu)?;
-        self.beside = Box::new(cpu.clone());
+        (*self.beside).clone_from(cpu);
         self.shutdown = cpu.activity == Activity::Shutdown;
         Ok(())
     }
 
     fn state(&self) -> Result<VcpuState, VcpuError> {
-        Err(KvmVcpuError::NoMsr { msr: 0 }.into())
+        Err(unsaved().into())
     }
 
     fn restore(&mut self, _state: VcpuState) -> Result<(), VcpuError> {
-        Err(KvmVcpuError::NoMsr { msr: 0 }.into())
+        Err(unsaved().into())
     }
 
     fn waiting(&self) -> Option<IoRequest> {

@@ -85,7 +85,11 @@ impl Machine {
         fd.set_tss_address(TASK_STATE).of_vm("KVM_SET_TSS_ADDR")?;
         for (capability, argument, call) in [
             (KVM_CAP_EXCEPTION_PAYLOAD, 1, "KVM_CAP_EXCEPTION_PAYLOAD"),
-            (KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1, "KVM_CAP_EXIT_ON_EMULATION_FAILURE"),
+            (
+                KVM_CAP_EXIT_ON_EMULATION_FAILURE,
+                1,
+                "KVM_CAP_EXIT_ON_EMULATION_FAILURE",
+            ),
             (
                 KVM_CAP_X86_USER_SPACE_MSR,
                 u64::from(KVM_MSR_EXIT_REASON_UNKNOWN),
@@ -165,6 +169,14 @@ fn map_memory(fd: &VmFd, ram: &Ram) -> Result<(), KvmError> {
     Ok(())
 }
 
+/// Snapshots of machines are not made yet.
+fn unsaved() -> KvmError {
+    KvmError::Call {
+        call: "a snapshot",
+        source: std::io::ErrorKind::Unsupported.into(),
+    }
+}
+
 impl Vm for KvmVm {
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, HypervisorError> {
         let place = index as usize;
@@ -203,16 +215,19 @@ impl Vm for KvmVm {
 
     fn set_paused(&self, paused: bool) {
         if let Err(error) = self.machine.set_paused(paused) {
-            tracing::error!(paused, error = &error as &dyn std::error::Error, "the guest's clock goes its own way");
+            tracing::error!(
+                paused,
+                error = &error as &dyn std::error::Error,
+                "the guest's clock goes its own way"
+            );
         }
     }
 
     fn state(&self) -> Result<VmState, HypervisorError> {
-        Err(KvmError::Busy.into())
+        Err(unsaved().into())
     }
 
-    fn restore(&self, state: &VmState) -> Result<(), HypervisorError> {
-        let _ = state;
-        Err(KvmError::Busy.into())
+    fn restore(&self, _state: &VmState) -> Result<(), HypervisorError> {
+        Err(unsaved().into())
     }
 }

@@ -95,7 +95,8 @@ pub fn read(layout: &Layout, from: &kvm_xsave) -> Fpu {
 /// The area as KVM takes it; everything that is not in `from` is in its initial configuration.
 pub fn write(layout: &Layout, from: &Fpu) -> kvm_xsave {
     let mut area = [0; SIZE];
-    let mut put = |at: usize, size: usize, value: u64| area[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
+    let mut put =
+        |at: usize, size: usize, value: u64| area[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
     put(0, 2, from.control.into());
     put(2, 2, from.status.into());
     put(4, 1, from.tags.into());
@@ -138,15 +139,17 @@ mod tests {
     use super::*;
 
     fn busy() -> Fpu {
-        let mut fpu = Fpu::default();
-        fpu.control = 0x027f;
-        // TOP is 5.
-        fpu.status = 0x2900;
-        fpu.tags = 0b1010_0110;
-        fpu.opcode = 0x5a5;
-        fpu.ip = 0xffff_8000_1234_5678;
-        fpu.dp = 0x7fff_1234_5678;
-        fpu.mxcsr = 0x1fa0;
+        let mut fpu = Fpu {
+            control: 0x027f,
+            // TOP is 5.
+            status: 0x2900,
+            tags: 0b1010_0110,
+            opcode: 0x5a5,
+            ip: 0xffff_8000_1234_5678,
+            dp: 0x7fff_1234_5678,
+            mxcsr: 0x1fa0,
+            ..Fpu::default()
+        };
         for (i, register) in fpu.registers.iter_mut().enumerate() {
             *register = F80 {
                 significand: 0x8000_0000_0000_0001 + i as u64,

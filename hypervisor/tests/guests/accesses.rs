@@ -1,11 +1,11 @@
 //! Device accesses: what is asked, and what becomes of the answer.
 
 use iced_x86::code_asm::*;
+use reprise_emulator::cpu::Mode;
+use reprise_hypervisor::kvm::{KvmVcpuError, Obtained};
 use reprise_hypervisor::{Access, HypervisorKind, Space, VcpuError, VmEntry, VmExit};
 
-use crate::world::{DEVICE, Start, World, answer, counter, io, on_each, what};
-
-use crate::world::CODE;
+use crate::world::{CODE, DEVICE, Start, World, answer, counter, io, on_each, what};
 
 #[test]
 fn a_port_is_read_and_written() {
@@ -165,7 +165,11 @@ fn a_store_of_what_a_device_says_is_made_once_it_has_said_it() {
         });
         let mut vcpu = world.vcpu(0, Start::Long);
         let read = io(vcpu.run(VmEntry::Resume).unwrap());
-        assert_eq!(vcpu.cpu().unwrap().rip, CODE + 10, "the instruction has not been executed");
+        assert_eq!(
+            vcpu.cpu().unwrap().rip,
+            CODE + 10,
+            "the instruction has not been executed"
+        );
         assert_eq!(world.read::<u64>(0x7ff8), 0);
         io(vcpu.run(answer(read.id, 0x1122_3344_5566_7788)).unwrap());
         assert_eq!(world.read::<u64>(0x7ff8), 0x1122_3344_5566_7788);
@@ -194,7 +198,10 @@ fn an_instruction_that_is_cancelled_stores_nothing() {
             let write = io(vcpu.run(answer(read.id, u64::MAX)).unwrap());
             assert_eq!(what(&write), (Space::Port, 0x80, 4, Access::Write(0x5555)));
             assert_eq!(world.read::<[u64; 2]>(0x7ff0), [0, 0]);
-            assert_eq!((counter(&*vcpu, "stale_answers"), counter(&*vcpu, "cancellations")), (1, 1));
+            assert_eq!(
+                (counter(&*vcpu, "stale_answers"), counter(&*vcpu, "cancellations")),
+                (1, 1)
+            );
         }
     });
 }
@@ -209,7 +216,11 @@ fn a_triple_fault_shuts_the_processor_down() {
         });
         let mut vcpu = world.vcpu(0, Start::Flat);
         assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Shutdown);
-        assert_eq!(vcpu.run(VmEntry::Resume).unwrap(), VmExit::Shutdown, "and it stays down");
+        assert_eq!(
+            vcpu.run(VmEntry::Resume).unwrap(),
+            VmExit::Shutdown,
+            "and it stays down"
+        );
     });
 }
 
@@ -226,18 +237,30 @@ fn what_kvm_cannot_emulate_is_told_with_its_bytes() {
             a.out(0x80, al)
         });
         let mut vcpu = world.vcpu(0, Start::Long);
-        let mut entry = VmEntry::Resume;
-        loop {
-            match vcpu.run(entry) {
-                Ok(exit) => {
-                    eprintln!("{exit:x?}");
-                    entry = answer(io(exit).id, 0x77);
-                }
-                Err(error) => {
-                    eprintln!("{error:?}");
-                    break;
-                }
-            }
-        }
+        let low = match vcpu.run(VmEntry::Resume) {
+            Ok(exit) => io(exit),
+            Err(error) => panic!("{error:?}"),
+        };
+        let high = io(vcpu.run(answer(low.id, 0x1111)).unwrap());
+        let failed = vcpu.run(answer(high.id, 0x2222));
+        let Err(VcpuError::Kvm {
+            source: KvmVcpuError::Emulation { failure },
+        }) = failed
+        else {
+            panic!("{failed:?}")
+        };
+        assert_eq!((failure.rip, failure.mode, failure.bits), (CODE + 10, Mode::Long, 64));
+        assert_eq!(failure.bytes[..5], [0xf0, 0x48, 0x0f, 0xc7, 0x0b]);
+        let obtained = |address, value| Obtained {
+            space: Space::Memory,
+            address,
+            size: 8,
+            value,
+        };
+        assert_eq!(
+            failure.obtained,
+            [obtained(DEVICE, 0x1111), obtained(DEVICE + 8, 0x2222)]
+        );
+        assert!(failure.to_string().contains("Cmpxchg16b"), "{failure}");
     });
 }

@@ -3,5 +3,7 @@
 //! Where there is no KVM the tests say so and run on the soft backend only; `REPRISE_REQUIRE=kvm` makes that a failure.
 
 mod accesses;
+mod interrupts;
 mod kicks;
+mod registers;
 mod world;

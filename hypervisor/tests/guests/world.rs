@@ -8,8 +8,8 @@ use reprise_emulator::Cpu;
 use reprise_emulator::cpu::segment::Attributes;
 use reprise_emulator::cpu::{Activity, Cr0, Cr4, Efer, Seg, Segment, gpr};
 use reprise_hypervisor::{
-    Access, Answer, GuestMemory, Hypervisor, HypervisorKind, IoRequest, KvmHypervisor, RequestId, SoftHypervisor, Space,
-    Vcpu, Vm, VmEntry, VmExit, VmSettings,
+    Access, Answer, GuestMemory, Hypervisor, IoRequest, KvmHypervisor, RequestId, SoftHypervisor, Space, Vcpu, Vm,
+    VmEntry, VmExit, VmSettings,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -58,7 +58,6 @@ pub enum Start {
 pub struct World {
     pub memory: GuestMemory,
     pub vm: Arc<dyn Vm>,
-    pub kind: HypervisorKind,
 }
 
 impl World {
@@ -69,8 +68,7 @@ impl World {
             memory: memory.clone(),
         };
         let vm = hypervisor.create_vm(settings).unwrap();
-        let kind = hypervisor.kind();
-        Self { memory, vm, kind }
+        Self { memory, vm }
     }
 
     /// Assembles code for `bits` at `address`.
@@ -99,6 +97,7 @@ impl World {
         cpu.gpr.set(gpr::RSP, STACK);
         cpu.activity = Activity::Running;
         if start == Start::Real {
+            cpu.refresh();
             return cpu;
         }
         let descriptors: [u64; 4] = [0, 0x00cf_9b00_0000_ffff, 0x00cf_9300_0000_ffff, 0x00af_9b00_0000_ffff];
@@ -129,6 +128,7 @@ impl World {
             cpu.efer.0 |= Efer::LME | Efer::LMA;
             cpu.segments[Seg::Cs] = Segment::flat(24, Attributes(0xa09b));
         }
+        cpu.refresh();
         cpu
     }
 
@@ -136,6 +136,13 @@ impl World {
     pub fn real_vector(&self, vector: u8, handler: u64) {
         let place = GuestAddress(u64::from(vector) * 4);
         self.memory.write_obj(handler as u32, place).unwrap();
+    }
+
+    /// Makes 32-bit `vector` lead to `handler`: an interrupt gate.
+    pub fn gate(&self, vector: u8, handler: u64) {
+        let gate = handler & 0xffff | 8 << 16 | 0x8e00 << 32 | (handler >> 16) << 48;
+        let place = GuestAddress(u64::from(vector) * 8);
+        self.memory.write_obj(gate, place).unwrap();
     }
 
     pub fn read<T: vm_memory::ByteValued>(&self, address: u64) -> T {
