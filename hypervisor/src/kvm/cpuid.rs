@@ -41,7 +41,7 @@ pub fn model(supported: &[kvm_cpuid_entry2], index: u32, vcpus: u32, khz: u32) -
     let find = |leaf, subleaf| find(supported, leaf, subleaf);
     let host = find(1, 0);
     let has_xsave = host.ecx & XSAVE != 0;
-    let mut entries = soft::cpuid::entries(index, vcpus);
+    let mut entries = soft::cpuid::entries(index, vcpus, false);
     entries.retain(|entry| entry.leaf != 0xd || has_xsave);
     for CpuidEntry {
         leaf,
@@ -173,7 +173,7 @@ mod tests {
 
     /// A KVM that can announce everything, on a processor of another make.
     fn everything() -> Vec<kvm_cpuid_entry2> {
-        let mut list: Vec<_> = to_kvm(&soft::cpuid::entries(0, 1)).as_slice().to_vec();
+        let mut list: Vec<_> = to_kvm(&soft::cpuid::entries(0, 1, false)).as_slice().to_vec();
         for entry in &mut list {
             if !matches!(entry.function, 0 | 0xb | 0xd) {
                 (entry.eax, entry.ebx, entry.ecx, entry.edx) = (u32::MAX, u32::MAX, u32::MAX, u32::MAX);
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn nothing_is_announced_that_the_emulator_does_not_execute() {
-        let (soft, kvm) = (soft::cpuid::entries(1, 2), model(&everything(), 1, 2, 1_000_000));
+        let (soft, kvm) = (soft::cpuid::entries(1, 2, false), model(&everything(), 1, 2, 1_000_000));
         for leaf in [1, 7, 0x8000_0001] {
             let (soft, kvm) = (registers(&soft, leaf), registers(&kvm, leaf));
             assert_eq!((kvm.ecx, kvm.ebx), (soft.ecx, soft.ebx), "leaf {leaf:#x}");
@@ -220,7 +220,7 @@ mod tests {
         let places =
             |model: &[CpuidEntry]| -> Vec<_> { model.iter().map(|entry| (entry.leaf, entry.subleaf)).collect() };
         let kvm = model(&everything(), 0, 1, 2_450_000);
-        assert_eq!(places(&kvm), places(&soft::cpuid::entries(0, 1)));
+        assert_eq!(places(&kvm), places(&soft::cpuid::entries(0, 1, false)));
         assert_eq!(to_kvm(&kvm).as_slice().len(), kvm.len());
     }
 

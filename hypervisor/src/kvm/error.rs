@@ -48,6 +48,9 @@ pub enum KvmError {
         /// Its name.
         capability: &'static str,
     },
+    /// Hyper-V's interface is asked for.
+    #[error("Hyper-V's interface is not there on KVM, only on the soft backend")]
+    HyperV,
     /// A call failed.
     #[error("KVM refused {call}")]
     Call {

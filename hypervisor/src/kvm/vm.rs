@@ -61,7 +61,10 @@ impl KvmVm {
     /// # Errors
     /// [`HypervisorError`] if there are too many or no vCPUs, or KVM refuses something.
     pub fn new(kvm: &Kvm, max: u32, settings: VmSettings) -> Result<Self, HypervisorError> {
-        let VmSettings { vcpus, memory } = settings;
+        let VmSettings { vcpus, memory, hyperv } = settings;
+        if hyperv {
+            return Err(KvmError::HyperV.into());
+        }
         if !(1..=max).contains(&vcpus) {
             return Err(HypervisorError::VcpuCount { wanted: vcpus, max });
         }

@@ -66,6 +66,7 @@ impl World {
         let settings = VmSettings {
             vcpus,
             memory: memory.clone(),
+            hyperv: false,
         };
         let vm = hypervisor.create_vm(settings).unwrap();
         Self { memory, vm }
