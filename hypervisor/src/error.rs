@@ -5,6 +5,7 @@ use reprise_emulator::cpu::CpuError;
 use reprise_emulator::cpuid::CpuidRegisters;
 
 use crate::RequestId;
+use crate::kvm::{KvmError, KvmVcpuError};
 
 /// A virtual machine could not be made or changed.
 #[derive(Debug, thiserror::Error)]
@@ -43,6 +44,13 @@ pub enum HypervisorError {
         /// The last line there is.
         max: u32,
     },
+    /// KVM cannot be used, or refuses something.
+    #[error("KVM cannot run the machine")]
+    Kvm {
+        /// What is wrong with it.
+        #[from]
+        source: KvmError,
+    },
     /// A saved state that this machine cannot go on from.
     #[error("the machine's saved state cannot be restored")]
     State {
@@ -68,6 +76,13 @@ pub enum VcpuError {
         rip: u64,
         /// What failed.
         source: reprise_emulator::Error,
+    },
+    /// KVM cannot go on.
+    #[error("the vCPU cannot go on under KVM")]
+    Kvm {
+        /// What is wrong.
+        #[from]
+        source: KvmVcpuError,
     },
     /// A state that this vCPU cannot go on from.
     #[error("the vCPU cannot be put into this state")]

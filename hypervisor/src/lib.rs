@@ -35,11 +35,12 @@
 //! # Map
 //! - [`vm`], [`vcpu`]: what a backend is; [`exit`]: what crosses the boundary; [`error`]: what can go wrong.
 //! - [`state`]: what a snapshot holds of a machine and its vCPUs.
-//! - [`soft`]: the backend whose CPU is software.
+//! - [`soft`]: the backend whose CPU is software; [`kvm`]: that which runs on the host's KVM.
 #![deny(unsafe_code)]
 
 pub mod error;
 pub mod exit;
+pub mod kvm;
 pub mod soft;
 pub mod state;
 #[cfg(test)]
@@ -49,6 +50,7 @@ pub mod vm;
 
 pub use error::{HypervisorError, StateError, VcpuError};
 pub use exit::{Access, Answer, IoRequest, RequestId, Space, VmEntry, VmExit};
+pub use kvm::KvmHypervisor;
 pub use soft::SoftHypervisor;
 pub use state::{VcpuState, VmState};
 pub use vcpu::{Kick, Vcpu};

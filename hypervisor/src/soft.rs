@@ -13,7 +13,7 @@
 mod alarm;
 mod chipset;
 mod clock;
-mod cpuid;
+pub(crate) mod cpuid;
 mod doorbell;
 mod hypercall;
 mod hyperv;

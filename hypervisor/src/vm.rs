@@ -9,6 +9,8 @@ use crate::{GuestMemory, HypervisorError, Vcpu, VmState};
 pub enum HypervisorKind {
     /// The CPU in software.
     Soft,
+    /// The host's KVM.
+    Kvm,
 }
 
 /// What a virtual machine is made of.

@@ -1,0 +1,123 @@
+//! The backend that runs guests on the host's KVM.
+//!
+//! # Purpose
+//! The same machines behind the same traits as [`soft`](crate::soft)'s. The interrupt controllers, the PIT and kvmclock are
+//! the kernel's; what it emulates of instructions, it emulates with the devices' answers taken the way the soft backend
+//! takes them: an access is an exit, its answer is the argument of the next [`run`](crate::Vcpu::run), and KVM_RUN is not
+//! called while an answer is owed.
+//! # Map
+//! - `vm`, `vcpu`: the machine and its vCPUs; `exchange`: one exit's accesses, one by one; `kick`: out of KVM_RUN.
+//! - `cpu`: the whole processor, put together from `registers`, `segments`, `xsave`, `msrs` and `events`, each of which
+//!   translates between the crate's own structures and KVM's, both ways.
+//! - `cpuid`: the model of the processor; `lines`: interrupt lines; `capabilities`: what KVM must be able to do.
+//! - `failure`, `rescue`: instructions that KVM cannot emulate.
+//! - `sys`: the only unsafe code.
+//! # Limits
+//! - KVM serves an INIT when the vCPU runs: one that waits for a device is not reset before the device has answered.
+//! - The time-stamp counters go on while the machine is paused; kvmclock stands still.
+//! - The signal SIGRTMIN+1 is used to get threads out of KVM_RUN. It must not be blocked there.
+
+mod capabilities;
+mod cpu;
+mod cpuid;
+mod error;
+mod events;
+mod exchange;
+mod failure;
+mod kick;
+mod lines;
+mod msrs;
+mod registers;
+mod rescue;
+mod segments;
+mod sys;
+mod vcpu;
+mod vm;
+mod xsave;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use kvm_ioctls::Kvm;
+
+use crate::{Hypervisor, HypervisorError, HypervisorKind, Vm, VmSettings};
+
+pub use error::{KvmError, KvmVcpuError};
+pub use failure::{EmulationFailure, Obtained};
+
+/// Where KVM is.
+const DEVICE: &str = "/dev/kvm";
+
+/// The host's KVM.
+#[derive(Debug)]
+pub struct KvmHypervisor {
+    kvm: Kvm,
+}
+
+impl KvmHypervisor {
+    /// Opens KVM, and checks that it can do everything that is needed.
+    ///
+    /// # Errors
+    /// [`KvmError`] naming what is missing.
+    pub fn open() -> Result<Self, KvmError> {
+        Self::open_at(Path::new(DEVICE))
+    }
+
+    fn open_at(path: &Path) -> Result<Self, KvmError> {
+        let name = path.as_os_str().to_string_lossy();
+        let kvm = std::ffi::CString::new(name.as_bytes())
+            .map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+            .and_then(|name| Kvm::new_with_path(name).map_err(|error| io::Error::from_raw_os_error(error.errno())))
+            .map_err(|source| {
+                let path = PathBuf::from(path);
+                match source.kind() {
+                    io::ErrorKind::NotFound => KvmError::NoDevice { path },
+                    io::ErrorKind::PermissionDenied => KvmError::Permission { path },
+                    // The node is there, and no module behind it.
+                    _ if matches!(source.raw_os_error(), Some(libc::ENXIO | libc::ENODEV)) => {
+                        KvmError::NoDevice { path }
+                    }
+                    _ => KvmError::Open { path, source },
+                }
+            })?;
+        capabilities::check(&kvm)?;
+        sys::install_kick_signal().map_err(|source| KvmError::Call {
+            call: "the handler of the kick signal",
+            source,
+        })?;
+        Ok(Self { kvm })
+    }
+}
+
+impl Hypervisor for KvmHypervisor {
+    fn kind(&self) -> HypervisorKind {
+        HypervisorKind::Kvm
+    }
+
+    fn max_vcpus(&self) -> u32 {
+        // Beyond, APIC ids need more than 8 bits, and with that interrupt remapping.
+        u32::try_from(self.kvm.get_max_vcpus()).unwrap_or(u32::MAX).min(255)
+    }
+
+    fn create_vm(&self, settings: VmSettings) -> Result<Arc<dyn Vm>, HypervisorError> {
+        Ok(Arc::new(vm::KvmVm::new(&self.kvm, self.max_vcpus(), settings)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_without_kvm_is_told_so() {
+        let missing = KvmHypervisor::open_at(Path::new("/dev/there-is-no-kvm"));
+        assert!(matches!(missing, Err(KvmError::NoDevice { .. })), "{missing:?}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_kvm_is_refused() {
+        let other = KvmHypervisor::open_at(Path::new("/dev/null"));
+        assert!(matches!(other, Err(KvmError::Version { found: -1, .. })), "{other:?}");
+    }
+}

@@ -1,0 +1,384 @@
+//! One vCPU on KVM.
+//!
+//! # Life of a call to [`run`](Vcpu::run)
+//! The answer goes where KVM looks for it; while the exit has accesses left, the next is asked for. Then KVM_RUN, until
+//! there is an exit that is not served here.
+//! # Invariants
+//! - While an access is under way, KVM_RUN is not called, and KVM stands at the instruction that reads, or behind the one
+//!   that writes.
+//! - `obtained` is what the instruction under RIP has read from devices, if KVM has begun with it.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use kvm_bindings::kvm_regs;
+use kvm_ioctls::VcpuFd;
+use reprise_emulator::Cpu;
+use reprise_emulator::cpu::msr::{MsrRead, MsrWrite};
+use reprise_emulator::cpu::{Activity, Cr0};
+use reprise_emulator::cpuid::CpuidTable;
+
+use super::cpu::{self, Shape};
+use super::error::{KvmError, KvmVcpuError, Named};
+use super::exchange::{Exchange, Senseless};
+use super::failure::{EmulationFailure, Obtained};
+use super::kick::KvmKick;
+use super::sys::{Exit, RunPage};
+use super::vm::Machine;
+use super::{cpuid, msrs};
+use crate::{Answer, IoRequest, Kick, RequestId, StateError, Vcpu, VcpuError, VcpuState, VmEntry, VmExit};
+
+/// No instruction makes so many exits.
+const MOST_EXITS: u32 = 1024;
+
+/// One vCPU on KVM.
+pub struct KvmVcpu {
+    pub(super) fd: VcpuFd,
+    run: RunPage,
+    pub(super) machine: Arc<Machine>,
+    pub(super) cpuid: Arc<CpuidTable>,
+    pub(super) shape: Shape,
+    kick: Arc<KvmKick>,
+    /// What KVM does not have of the processor; the rest of it says nothing.
+    pub(super) beside: Box<Cpu>,
+    /// The accesses of the last exit, while one is under way.
+    exchange: Option<Exchange>,
+    /// What devices have answered to the instruction under RIP, and the registers then.
+    obtained: Vec<Obtained>,
+    obtained_by: kvm_regs,
+    /// A triple fault.
+    shutdown: bool,
+    last_id: u64,
+    /// The machine's pauses that the guest was told of.
+    pauses: u32,
+    counters: Counters,
+}
+
+/// What this vCPU has done.
+#[derive(Debug, Clone, Copy, Default)]
+struct Counters {
+    entries: u64,
+    device_accesses: u64,
+    stale_answers: u64,
+    cancellations: u64,
+    msr_exits: u64,
+    emulation_failures: u64,
+}
+
+impl KvmVcpu {
+    /// vCPU `index` of the machine. The bootstrap processor runs from the reset vector, the others wait for INIT and
+    /// SIPI.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn new(index: u32, machine: Arc<Machine>) -> Result<Self, KvmError> {
+        let fd = machine.fd.create_vcpu(index.into()).of_vm("KVM_CREATE_VCPU")?;
+        let mut run = RunPage::map(&fd, machine.run_size).map_err(|source| KvmError::Call {
+            call: "mmap of a vCPU",
+            source,
+        })?;
+        run.synchronise_registers();
+        let khz = fd.get_tsc_khz().of_vm("KVM_GET_TSC_KHZ")?;
+        let model = cpuid::model(machine.supported.as_slice(), index, machine.vcpus, khz);
+        fd.set_cpuid2(&cpuid::to_kvm(&model)).of_vm("KVM_SET_CPUID2")?;
+        let msrs = machine.msrs.get_or_init(|| msrs::Known::probe(&fd)).clone();
+        let shape = Shape {
+            msrs,
+            layout: cpuid::layout(machine.supported.as_slice()),
+            has_xsave: cpuid::has_xsave(&model),
+        };
+        let vcpu = Self {
+            kick: KvmKick::new(run.exit_flag()),
+            run,
+            cpuid: Arc::new(CpuidTable::new(model)),
+            shape,
+            beside: Box::new(Cpu::reset()),
+            exchange: None,
+            obtained: Vec::new(),
+            obtained_by: kvm_regs::default(),
+            shutdown: false,
+            last_id: 0,
+            pauses: machine.pauses.load(Ordering::SeqCst),
+            counters: Counters::default(),
+            fd,
+            machine,
+        };
+        let mut cpu = Cpu::reset();
+        if index != 0 {
+            cpu.activity = Activity::WaitForSipi;
+        }
+        cpu::write(&vcpu.fd, &vcpu.shape, &cpu).map_err(|source| KvmError::FirstState { source })?;
+        Ok(vcpu)
+    }
+
+    fn new_id(&mut self) -> RequestId {
+        self.last_id += 1;
+        RequestId(self.last_id)
+    }
+
+    /// Takes an answer; what the same exit asks next.
+    fn answer(&mut self, answer: Answer) -> Option<VmExit> {
+        let exchange = self.exchange.as_mut().filter(|own| own.request().id == answer.id);
+        let Some(exchange) = exchange else {
+            self.counters.stale_answers += 1;
+            return None;
+        };
+        self.obtained.extend(exchange.answer(&mut self.run, answer.value));
+        self.last_id += 1;
+        if exchange.next(&self.run, RequestId(self.last_id)) {
+            self.counters.device_accesses += 1;
+            return Some(VmExit::Io(*exchange.request()));
+        }
+        self.exchange = None;
+        None
+    }
+
+    /// Tells the guest that it was stopped, so that its watchdogs do not bark.
+    fn tell_of_pauses(&mut self) {
+        let pauses = self.machine.pauses.load(Ordering::SeqCst);
+        if self.pauses != pauses {
+            self.pauses = pauses;
+            // A guest without kvmclock is not told.
+            let _no_kvmclock = self.fd.kvmclock_ctrl();
+        }
+    }
+
+    /// KVM_RUN, once; what the vCPU comes out with, or `None` if it goes on.
+    fn enter(&mut self) -> Result<Option<VmExit>, VcpuError> {
+        self.counters.entries += 1;
+        let fd = &mut self.fd;
+        let result = self.kick.inside(|| fd.run().map(|_| ()));
+        let exit = match result {
+            Ok(()) => self.run.exit(),
+            Err(error) => match error.errno() {
+                libc::EINTR | libc::EAGAIN => Exit::Interrupted,
+                errno => {
+                    return Err(KvmVcpuError::Call {
+                        call: "KVM_RUN",
+                        source: io::Error::from_raw_os_error(errno),
+                    }
+                    .into());
+                }
+            },
+        };
+        match exit {
+            Exit::Port { .. } | Exit::Memory { .. } => return self.begin(&exit).map(Some),
+            // What was obtained is the failure's, if it was for the same instruction.
+            Exit::Emulation { bytes, length } => {
+                self.counters.emulation_failures += 1;
+                let failure = self.failure(&bytes[..length])?;
+                return self.rescue(failure);
+            }
+            _ => self.obtained.clear(),
+        }
+        match exit {
+            Exit::ReadMsr { index } => self.read_msr(index),
+            Exit::WriteMsr { index, value } => self.write_msr(index, value),
+            Exit::Shutdown => {
+                self.shutdown = true;
+                return Ok(Some(VmExit::Shutdown));
+            }
+            Exit::Interrupted => return Ok(self.kick.take().then_some(VmExit::Interrupted)),
+            other => return Err(self.unexpected(&other).into()),
+        }
+        Ok(None)
+    }
+
+    /// Begins with the accesses of an exit for a device.
+    fn begin(&mut self, exit: &Exit) -> Result<VmExit, VcpuError> {
+        let id = self.new_id();
+        let exchange = match Exchange::new(exit, &self.run, id) {
+            Some(Ok(exchange)) => exchange,
+            Some(Err(Senseless { address, length })) => {
+                let rip = self.run.registers().rip;
+                return Err(KvmVcpuError::Access { rip, address, length }.into());
+            }
+            None => return Err(self.unexpected(exit).into()),
+        };
+        let request = *exchange.request();
+        let registers = self.run.registers();
+        // An instruction that has ended has moved RIP, or counted, or asks the same again.
+        let again = |own: &Obtained| (own.space, own.address) == (request.space, request.address);
+        if exchange.is_write() || registers != self.obtained_by || self.obtained.iter().any(again) {
+            self.obtained.clear();
+            self.obtained_by = registers;
+        }
+        self.exchange = Some(exchange);
+        self.counters.device_accesses += 1;
+        Ok(VmExit::Io(request))
+    }
+
+    fn failure(&mut self, bytes: &[u8]) -> Result<EmulationFailure, VcpuError> {
+        let obtained = std::mem::take(&mut self.obtained);
+        let registers = self.run.registers();
+        let system = self.fd.get_sregs().of_vcpu("KVM_GET_SREGS")?;
+        let mut cpu = Cpu::reset();
+        super::registers::read_general(&mut cpu, &registers);
+        super::registers::read_control(&mut cpu, &system);
+        super::segments::read(&mut cpu, &system);
+        cpu.refresh();
+        Ok(EmulationFailure {
+            rip: cpu.rip,
+            bytes: bytes.to_vec(),
+            mode: cpu.view.mode,
+            bits: cpu.view.code.bits(),
+            obtained: if registers == self.obtained_by {
+                obtained
+            } else {
+                Vec::new()
+            },
+        })
+    }
+
+    /// Ends the access that is under way without an answer: whatever KVM makes of it is overwritten by whoever calls this.
+    fn cancel(&mut self) -> Result<(), KvmVcpuError> {
+        self.obtained.clear();
+        let Some(exchange) = self.exchange.take() else {
+            return Ok(());
+        };
+        self.counters.cancellations += 1;
+        if !exchange.is_write() {
+            // KVM completes the instruction in its next KVM_RUN, come what may. It must not store what was never read, so
+            // it is to fault instead: at the page tables, which are where there is no memory, or at the segments' limits.
+            let mut system = self.fd.get_sregs().of_vcpu("KVM_GET_SREGS")?;
+            if system.cr0 & Cr0::PG != 0 {
+                system.cr3 = self.machine.nowhere;
+            } else {
+                for segment in [
+                    &mut system.ds,
+                    &mut system.es,
+                    &mut system.fs,
+                    &mut system.gs,
+                    &mut system.ss,
+                ] {
+                    segment.limit = 0;
+                    segment.g = 0;
+                }
+            }
+            self.fd.set_sregs(&system).of_vcpu("KVM_SET_SREGS")?;
+        }
+        // What it wants to access besides is not made either; an instruction has an end.
+        for _ in 0..MOST_EXITS {
+            self.kick.complete_only();
+            let completed = self.fd.run().map(|_| ());
+            if completed.is_err() || !matches!(self.run.exit(), Exit::Port { .. } | Exit::Memory { .. }) {
+                break;
+            }
+        }
+        self.kick.completed();
+        Ok(())
+    }
+
+    /// RDMSR of a register that KVM does not have: the emulator's processor may.
+    fn read_msr(&mut self, index: u32) {
+        self.counters.msr_exits += 1;
+        let value = match self.beside.read_msr(&self.cpuid, index) {
+            MsrRead::Value(value) => Some(value),
+            MsrRead::Refused | MsrRead::Platform => None,
+        };
+        self.run.answer_msr(value);
+    }
+
+    /// WRMSR of a register that KVM does not have.
+    fn write_msr(&mut self, index: u32, value: u64) {
+        self.counters.msr_exits += 1;
+        let taken = match self.beside.write_msr(&self.cpuid, index, value) {
+            MsrWrite::Done | MsrWrite::Flush => Some(value),
+            MsrWrite::Refused | MsrWrite::Platform => None,
+        };
+        self.run.answer_msr(taken);
+    }
+
+    fn unexpected(&self, exit: &Exit) -> KvmVcpuError {
+        let rip = self.run.registers().rip;
+        match *exit {
+            Exit::Internal { suberror, length, data } => KvmVcpuError::Internal {
+                rip,
+                suberror,
+                data: data[..length].to_vec(),
+            },
+            Exit::FailEntry { reason } => KvmVcpuError::FailEntry { rip, reason },
+            Exit::Other(reason) => KvmVcpuError::UnknownExit { rip, reason },
+            _ => KvmVcpuError::UnknownExit { rip, reason: 0 },
+        }
+    }
+}
+
+/// Snapshots of vCPUs are not made yet.
+fn unsaved() -> KvmVcpuError {
+    KvmVcpuError::Call {
+        call: "a snapshot",
+        source: io::ErrorKind::Unsupported.into(),
+    }
+}
+
+impl Vcpu for KvmVcpu {
+    fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
+        if let VmEntry::Answer(answer) = entry
+            && let Some(next) = self.answer(answer)
+        {
+            return Ok(next);
+        }
+        if let Some(request) = self.waiting() {
+            return Err(VcpuError::AnswerOwed { waiting: request.id });
+        }
+        self.tell_of_pauses();
+        loop {
+            if self.shutdown {
+                return Ok(VmExit::Shutdown);
+            }
+            if let Some(exit) = self.enter()? {
+                return Ok(exit);
+            }
+        }
+    }
+
+    fn cpu(&self) -> Result<Box<Cpu>, VcpuError> {
+        let mut cpu = cpu::read(&self.fd, &self.shape, &self.beside)?;
+        if self.shutdown {
+            cpu.activity = Activity::Shutdown;
+        }
+        Ok(cpu)
+    }
+
+    fn set_cpu(&mut self, cpu: &Cpu) -> Result<(), VcpuError> {
+        cpu.check(&self.cpuid).map_err(StateError::from)?;
+        self.cancel()?;
+        cpu::write(&self.fd, &self.shape, cpu)?;
+        (*self.beside).clone_from(cpu);
+        self.shutdown = cpu.activity == Activity::Shutdown;
+        Ok(())
+    }
+
+    fn state(&self) -> Result<VcpuState, VcpuError> {
+        Err(unsaved().into())
+    }
+
+    fn restore(&mut self, _state: VcpuState) -> Result<(), VcpuError> {
+        Err(unsaved().into())
+    }
+
+    fn waiting(&self) -> Option<IoRequest> {
+        self.exchange.as_ref().map(|exchange| *exchange.request())
+    }
+
+    /// Nothing ends the wait here: the local APIC is the kernel's, and it serves an INIT when the vCPU runs.
+    fn on_call(&self, _call: Arc<dyn Fn() + Send + Sync>) {}
+
+    fn kick(&self) -> Arc<dyn Kick> {
+        Arc::clone(&self.kick) as Arc<dyn Kick>
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        let own = &self.counters;
+        vec![
+            ("kvm_entries", own.entries),
+            ("device_accesses", own.device_accesses),
+            ("stale_answers", own.stale_answers),
+            ("cancellations", own.cancellations),
+            ("msr_exits", own.msr_exits),
+            ("emulation_failures", own.emulation_failures),
+        ]
+    }
+}
