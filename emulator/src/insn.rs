@@ -26,6 +26,7 @@ mod stack;
 mod string;
 mod string_io;
 mod syscall;
+mod vector;
 mod x87;
 mod xsave;
 
@@ -57,6 +58,7 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     string::fill(table);
     string_io::fill(table);
     syscall::fill(table);
+    vector::fill(table);
     x87::fill(table);
     xsave::fill(table);
 }

@@ -64,6 +64,13 @@ pub fn executes(feature: CpuidFeature) -> bool {
             | CET_IBT
             | RDPMC
             | MOVBE
+            | AVX
+            | AVX2
+            | AVX512F
+            | AVX512BW
+            | AVX512CD
+            | AVX512DQ
+            | AVX512VL
     )
 }
 

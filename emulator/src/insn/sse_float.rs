@@ -4,7 +4,7 @@
 //! [`native`](crate::native)); which exception the guest gets follows from the flags raised. An operation that
 //! raises #XM leaves its destination, but MXCSR says why (SDM Vol. 1, SIMD Floating-Point Exceptions).
 
-mod exceptions;
+pub(super) mod exceptions;
 
 use iced_x86::Code::*;
 

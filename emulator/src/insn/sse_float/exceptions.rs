@@ -62,7 +62,7 @@ fn compute_unmasked<O: Operation>(cpu: &mut Cpu, a: [u8; 16], b: [u8; 16]) -> Re
 ///
 /// MXCSR changes although the instruction faults; it is the one register that does, and doing it again changes nothing.
 #[inline(always)]
-pub(super) fn raise(cpu: &mut Cpu, raised: u32) -> Outcome {
+pub(in crate::insn) fn raise(cpu: &mut Cpu, raised: u32) -> Outcome {
     if raised & unmasked(cpu.fpu.mxcsr) == 0 {
         cpu.fpu.mxcsr |= raised;
         return Ok(());
