@@ -1,8 +1,9 @@
 //! The processor model that a guest sees: which instructions there are, and what CPUID says.
 
-use iced_x86::CpuidFeature;
+use iced_x86::{CpuidFeature, DecoderOptions};
 
 use crate::careful::Careful;
+use crate::cpuid::{CpuidTable, Feature};
 use crate::fast::Fast;
 use crate::table::Table;
 
@@ -81,6 +82,21 @@ impl Model {
             fast: Table::new(executes),
             careful: Table::new(executes),
         }
+    }
+
+    /// The model that announces itself as `cpuid` says: what it does not announce is #UD, or what it was before the
+    /// extension came. Feature bits are the same for all CPUs of a machine, so any one's table will do.
+    pub fn announcing(cpuid: &CpuidTable) -> Model {
+        let there = |feature| executes(feature) && cpuid.announces(feature);
+        let mut model = Model {
+            fast: Table::new(there),
+            careful: Table::new(there),
+        };
+        if !cpuid.has(Feature::LAHF_64) {
+            model.fast.options |= DecoderOptions::NO_LAHF_SAHF_64;
+            model.careful.options |= DecoderOptions::NO_LAHF_SAHF_64;
+        }
+        model
     }
 }
 
