@@ -1,6 +1,6 @@
 //! The processor model that a guest sees: which instructions there are, and what CPUID says.
 
-use iced_x86::CpuidFeature;
+use iced_x86::{Code, CpuidFeature};
 
 use crate::careful::Careful;
 use crate::fast::Fast;
@@ -70,10 +70,21 @@ pub fn executes(feature: CpuidFeature) -> bool {
 impl Model {
     /// The model with everything that the emulator executes.
     pub fn new() -> Model {
+        Model::announcing(|_| true)
+    }
+
+    /// The model with what the emulator executes of those features that `announced` names.
+    pub fn announcing(announced: impl Fn(CpuidFeature) -> bool) -> Model {
+        let there_is = |feature| executes(feature) && announced(feature);
         Model {
-            fast: Table::new(executes),
-            careful: Table::new(executes),
+            fast: Table::new(there_is),
+            careful: Table::new(there_is),
         }
+    }
+
+    /// Whether instructions of this encoding are executed; the others are #UD.
+    pub fn supports(&self, code: Code) -> bool {
+        self.careful.form(code).is_some()
     }
 }
 
