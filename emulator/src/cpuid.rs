@@ -171,6 +171,7 @@ fn set(word: &mut u32, bit: u32, value: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Efer;
 
     fn entry(leaf: u32, subleaf: Option<u32>, [eax, ebx, ecx, edx]: [u32; 4]) -> CpuidEntry {
         CpuidEntry {

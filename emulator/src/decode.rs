@@ -365,9 +365,18 @@ mod tests {
                 &[0xc4, 0xe1, 0x71, 0xfe, 0xc2],
                 &[0x62, 0xf1, 0x75, 0x08, 0xfe, 0xc2],
             ] {
-                assert!(!Decoder::new(64, instruction, OPTIONS).decode().is_invalid());
+                assert!(
+                    !Decoder::new(64, instruction, decoder_options(|_| true))
+                        .decode()
+                        .is_invalid()
+                );
                 let bytes = [&[prefix], instruction].concat();
-                assert!(Decoder::new(64, &bytes, decoder_options(|_| true)).decode().is_invalid(), "{bytes:02x?}");
+                assert!(
+                    Decoder::new(64, &bytes, decoder_options(|_| true))
+                        .decode()
+                        .is_invalid(),
+                    "{bytes:02x?}"
+                );
             }
         }
     }

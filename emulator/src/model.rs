@@ -1,6 +1,6 @@
 //! The processor model that a guest sees: which instructions there are, and what CPUID says.
 
-use iced_x86::{CpuidFeature, DecoderOptions};
+use iced_x86::{Code, CpuidFeature, DecoderOptions};
 
 use crate::careful::Careful;
 use crate::cpuid::{CpuidTable, Feature};
@@ -78,9 +78,15 @@ pub fn executes(feature: CpuidFeature) -> bool {
 impl Model {
     /// The model with everything that the emulator executes.
     pub fn new() -> Model {
+        Model::with(|_| true)
+    }
+
+    /// The model with what the emulator executes of those features that `announced` names.
+    pub fn with(announced: impl Fn(CpuidFeature) -> bool) -> Model {
+        let there_is = |feature| executes(feature) && announced(feature);
         Model {
-            fast: Table::new(executes),
-            careful: Table::new(executes),
+            fast: Table::new(there_is),
+            careful: Table::new(there_is),
         }
     }
 
@@ -97,6 +103,11 @@ impl Model {
             model.careful.options |= DecoderOptions::NO_LAHF_SAHF_64;
         }
         model
+    }
+
+    /// Whether instructions of this encoding are executed; the others are #UD.
+    pub fn supports(&self, code: Code) -> bool {
+        self.careful.form(code).is_some()
     }
 }
 
