@@ -69,13 +69,16 @@ pub const LEGACY_SIZE: usize = 512;
 /// Size of the legacy region and the header, where the other components begin.
 pub const EXTENDED_START: usize = 576;
 
-/// A state component of XSAVE that holds parts of the vector registers (SDM Vol. 1, XSAVE-Supported Features).
+/// A state component of XSAVE that holds vector or opmask registers, or parts of them (SDM Vol. 1, XSAVE-Supported
+/// Features).
 #[derive(Debug, Clone)]
 pub struct Component {
     /// Its bit in XCR0.
     pub bit: u64,
     /// Offset in the standard format.
     pub offset: usize,
+    /// The opmask registers, not vector registers.
+    pub opmasks: bool,
     /// The registers of which it holds a part.
     pub registers: Range<usize>,
     /// Which quadwords of each.
@@ -87,15 +90,60 @@ impl Component {
     pub const fn size(&self) -> usize {
         (self.registers.end - self.registers.start) * (self.quadwords.end - self.quadwords.start) * 8
     }
+
+    /// What it holds of `registers`, in the order in which it is saved.
+    pub fn values<'a>(&'a self, fpu: &'a Fpu, registers: Range<usize>) -> impl Iterator<Item = u64> + 'a {
+        registers.flat_map(move |register| {
+            self.quadwords.clone().map(move |quadword| {
+                if self.opmasks {
+                    fpu.k[register]
+                } else {
+                    fpu.vectors[register][quadword]
+                }
+            })
+        })
+    }
+
+    /// Sets what it holds of `registers`, in this order.
+    pub fn set_values(&self, fpu: &mut Fpu, registers: Range<usize>, mut values: impl Iterator<Item = u64>) {
+        for register in registers {
+            for quadword in self.quadwords.clone() {
+                let Some(value) = values.next() else { return };
+                if self.opmasks {
+                    fpu.k[register] = value;
+                } else {
+                    fpu.vectors[register][quadword] = value;
+                }
+            }
+        }
+    }
 }
 
-/// The vector components. x87 is not among them: with MXCSR it has a layout of its own.
-pub const COMPONENTS: &[Component] = &[Component {
-    bit: SSE,
-    offset: 160,
-    registers: 0..16,
-    quadwords: 0..2,
-}];
+const fn vectors(bit: u64, offset: usize, registers: Range<usize>, quadwords: Range<usize>) -> Component {
+    Component {
+        bit,
+        offset,
+        opmasks: false,
+        registers,
+        quadwords,
+    }
+}
+
+/// The components of vector and opmask registers, in the order of their bits. x87 is not among them: with MXCSR it has a
+/// layout of its own.
+pub const COMPONENTS: &[Component] = &[
+    vectors(SSE, 160, 0..16, 0..2),
+    vectors(AVX, 576, 0..16, 2..4),
+    Component {
+        bit: OPMASK,
+        offset: 1088,
+        opmasks: true,
+        registers: 0..8,
+        quadwords: 0..1,
+    },
+    vectors(ZMM_HI256, 1152, 0..16, 4..8),
+    vectors(HI16_ZMM, 1664, 16..32, 0..8),
+];
 
 /// XCR0 bits that may be set.
 pub const XCR0_SUPPORTED: u64 = {
@@ -311,6 +359,8 @@ mod tests {
     fn the_standard_area_ends_with_the_last_component_and_is_never_below_the_header() {
         assert_eq!(xsave_size(X87), 576);
         assert_eq!(xsave_size(X87 | SSE), 576);
+        assert_eq!(xsave_size(X87 | SSE | AVX), 832);
+        assert_eq!(xsave_size(X87 | SSE | AVX | AVX512), 2688);
     }
 
     #[test]

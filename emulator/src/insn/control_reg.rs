@@ -313,6 +313,7 @@ fn xsetbv(cpu: &mut Cpu, m: &mut Careful, _: &Op<Careful>) -> Outcome {
     const X87: u64 = 1 << 0;
     const SSE: u64 = 1 << 1;
     const AVX: u64 = 1 << 2;
+    const AVX512: u64 = 7 << 5;
     if !cpu.cr4.any(Cr4::OSXSAVE) {
         return Err(Exception::ud().into());
     }
@@ -321,7 +322,9 @@ fn xsetbv(cpu: &mut Cpu, m: &mut Careful, _: &Op<Careful>) -> Outcome {
     let refused = cpu.gpr.read::<u32>(gpr::RCX) != 0
         || value & !m.cpuid.xcr0() != 0
         || value & X87 == 0
-        || value & AVX != 0 && value & SSE == 0;
+        || value & AVX != 0 && value & SSE == 0
+        // All or none, and not without AVX.
+        || value & AVX512 != 0 && value & (AVX | AVX512) != AVX | AVX512;
     if refused {
         return Err(Exception::gp(0).into());
     }

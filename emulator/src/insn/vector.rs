@@ -26,10 +26,10 @@ mod form;
 mod integer;
 mod kernel;
 mod lanes;
+mod mov;
+mod permute;
+mod resize;
 mod shell;
-
-pub(super) use kernel::{count, immediate, packed};
-pub(super) use lanes::{Bytes, Kernel, Lanes};
 
 use iced_x86::Code;
 
@@ -37,8 +37,10 @@ use crate::access::Access;
 use crate::table::Table;
 
 pub(super) fn fill<M: Access>(table: &mut Table<M>) {
+    mov::fill(table);
     for code in Code::values() {
-        if let Some(number) = form::number(code) {
+        // Some encodings have functions of their own, for speed.
+        if let (Some(number), None) = (form::number(code), table.form(code)) {
             shell::add(table, code, number);
         }
     }

@@ -146,28 +146,21 @@ fn checked_mxcsr(value: u32) -> Result<u32, Stop> {
 
 /// The registers of a component that exist in the present mode: outside 64-bit mode XMM8 and up are left alone.
 fn visible(cpu: &Cpu, component: &Component) -> Range<usize> {
-    let count = if cpu.view.is_long() { 32 } else { 8 };
+    let count = if cpu.view.is_long() || component.opmasks { 32 } else { 8 };
     component.registers.start.min(count)..component.registers.end.min(count)
 }
 
 /// Writes the registers at the start of `area`.
 fn put_vectors(fpu: &Fpu, registers: Range<usize>, component: &Component, area: &mut [u8]) {
-    let quadwords = fpu.vectors[registers]
-        .iter()
-        .flat_map(|vector| &vector[component.quadwords.clone()]);
-    for (bytes, quadword) in area.chunks_exact_mut(8).zip(quadwords) {
+    for (bytes, quadword) in area.chunks_exact_mut(8).zip(component.values(fpu, registers)) {
         bytes.copy_from_slice(&quadword.to_le_bytes());
     }
 }
 
 /// Reads the registers from the start of `area`.
 fn get_vectors(fpu: &mut Fpu, registers: Range<usize>, component: &Component, area: &[u8]) {
-    let quadwords = fpu.vectors[registers]
-        .iter_mut()
-        .flat_map(|vector| &mut vector[component.quadwords.clone()]);
-    for (bytes, quadword) in area.chunks_exact(8).zip(quadwords) {
-        *quadword = u64::from_le_bytes(word(bytes, 0));
-    }
+    let quadwords = area.chunks_exact(8).map(|bytes| u64::from_le_bytes(word(bytes, 0)));
+    component.set_values(fpu, registers, quadwords);
 }
 
 /// Bytes of the legacy region that FXSAVE and FXRSTOR touch: fewer outside 64-bit mode, and without XMM registers under
@@ -216,12 +209,8 @@ fn requested(cpu: &Cpu) -> u64 {
 fn in_use(cpu: &Cpu) -> u64 {
     let mut bits = if cpu.fpu.is_x87_initial() { 0 } else { X87 };
     for component in COMPONENTS {
-        let vectors = &cpu.fpu.vectors[visible(cpu, component)];
-        if vectors.iter().any(|vector| {
-            vector[component.quadwords.clone()]
-                .iter()
-                .any(|quadword| *quadword != 0)
-        }) {
+        let mut values = component.values(&cpu.fpu, visible(cpu, component));
+        if values.any(|quadword| quadword != 0) {
             bits |= component.bit;
         }
     }

@@ -20,3 +20,4 @@ mod native;
 mod shift;
 mod stack;
 mod string;
+mod vector;

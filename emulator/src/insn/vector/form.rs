@@ -5,8 +5,8 @@ use std::sync::LazyLock;
 
 use iced_x86::{Code, EncodingKind, Mnemonic, OpCodeInfo, OpCodeOperandKind};
 
-use super::integer;
 use super::lanes::Kernel;
+use super::{integer, mov, permute, resize};
 
 /// A mnemonic and its meaning.
 #[derive(Debug, Clone, Copy)]
@@ -15,10 +15,36 @@ pub(in crate::insn) struct Row {
     kernel: Kernel,
     element: u8,
     source: u8,
+    part: u8,
     is_scalar: bool,
     sets_flags: bool,
     fetch: Fetch,
-    by_immediate: Option<bool>,
+    merge: Merge,
+    is_aligned: bool,
+    only: Only,
+}
+
+/// Which encodings of its mnemonic a row is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Only {
+    All,
+    /// Those with an immediate.
+    Immediate,
+    /// Those without.
+    NoImmediate,
+    /// Those whose destination may be in memory.
+    Store,
+    /// The others.
+    NoStore,
+}
+
+/// What elements that are not selected are, if they do not become zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Merge {
+    /// As they were in the destination.
+    Destination,
+    /// As in the first source: blends.
+    First,
 }
 
 /// How much of a memory source is read.
@@ -40,16 +66,24 @@ impl Row {
             kernel,
             element,
             source: element,
+            part: 0,
             is_scalar: false,
             sets_flags: false,
             fetch: Fetch::Selected,
-            by_immediate: None,
+            merge: Merge::Destination,
+            is_aligned: false,
+            only: Only::All,
         }
     }
 
     /// Elements of the source have another size than those of the destination: conversions.
     pub const fn from(self, source: u8) -> Row {
         Row { source, ..self }
+    }
+
+    /// The destination has only so many bytes.
+    pub const fn part(self, part: u8) -> Row {
+        Row { part, ..self }
     }
 
     /// Only the first element is computed; those above it are as in the first source, which is the kernel's task too.
@@ -84,19 +118,62 @@ impl Row {
         }
     }
 
-    /// Of the mnemonic's encodings, only those of one source and an immediate.
-    pub const fn by_immediate(self) -> Row {
+    /// Elements that are not selected are those of the first source.
+    pub const fn blends(self) -> Row {
         Row {
-            by_immediate: Some(true),
+            merge: Merge::First,
             ..self
         }
     }
 
-    /// Of the mnemonic's encodings, only those of two sources and no immediate.
+    /// The memory operand must be aligned to its size.
+    pub const fn aligned(self) -> Row {
+        Row {
+            is_aligned: true,
+            ..self
+        }
+    }
+
+    /// Of the mnemonic's encodings, only those with an immediate.
+    pub const fn by_immediate(self) -> Row {
+        Row {
+            only: Only::Immediate,
+            ..self
+        }
+    }
+
+    /// Of the mnemonic's encodings, only those without an immediate.
     pub const fn by_source(self) -> Row {
         Row {
-            by_immediate: Some(false),
+            only: Only::NoImmediate,
             ..self
+        }
+    }
+
+    /// Of the mnemonic's encodings, only those whose destination may be in memory.
+    pub const fn to_memory(self) -> Row {
+        Row {
+            only: Only::Store,
+            ..self
+        }
+    }
+
+    /// Of the mnemonic's encodings, only those whose destination is a register.
+    pub const fn to_register(self) -> Row {
+        Row {
+            only: Only::NoStore,
+            ..self
+        }
+    }
+
+    fn is_for(&self, info: &OpCodeInfo) -> bool {
+        let has_immediate = info.op_kinds().contains(&OpCodeOperandKind::imm8);
+        match self.only {
+            Only::All => true,
+            Only::Immediate => has_immediate,
+            Only::NoImmediate => !has_immediate,
+            Only::Store => in_memory(info.op0_kind()),
+            Only::NoStore => !in_memory(info.op0_kind()),
         }
     }
 }
@@ -117,7 +194,6 @@ pub(super) enum Place {
 /// An encoding.
 #[derive(Debug, Clone)]
 pub(super) struct Form {
-    pub code: Code,
     pub kernel: Kernel,
     /// EVEX, not VEX.
     pub is_evex: bool,
@@ -144,6 +220,8 @@ pub(super) struct Form {
     /// Bytes of the memory operand if it is one element for all.
     pub broadcast: usize,
     pub fetch: Fetch,
+    pub merge: Merge,
+    pub is_aligned: bool,
 }
 
 impl Form {
@@ -153,7 +231,7 @@ impl Form {
         ones(self.count)
     }
 
-    fn new(row: &Row, code: Code, info: &OpCodeInfo) -> Form {
+    fn new(row: &Row, info: &OpCodeInfo) -> Form {
         use OpCodeOperandKind::imm8;
         let kinds = info.op_kinds();
         let operands: Vec<_> = kinds.iter().copied().filter(|kind| *kind != imm8).collect();
@@ -178,11 +256,14 @@ impl Form {
         let (element, source) = (usize::from(row.element), usize::from(row.source));
         let memory = info.memory_size().size();
         Form {
-            code,
             kernel: row.kernel,
             is_evex: info.encoding() == EncodingKind::EVEX,
             element,
-            count: if row.is_scalar { 1 } else { bytes / element.max(source) },
+            count: match row.part {
+                _ if row.is_scalar => 1,
+                0 => bytes / element.max(source),
+                part => usize::from(part) / element,
+            },
             bytes,
             general,
             target,
@@ -193,6 +274,8 @@ impl Form {
             memory_element: if stores { element } else { source },
             broadcast: info.broadcast_memory_size().size(),
             fetch: row.fetch,
+            merge: row.merge,
+            is_aligned: row.is_aligned,
         }
     }
 }
@@ -253,11 +336,10 @@ static FORMS: LazyLock<Forms> = LazyLock::new(|| {
             if !matches!(info.encoding(), EncodingKind::VEX | EncodingKind::EVEX) {
                 return None;
             }
-            let has_immediate = info.op_kinds().contains(&OpCodeOperandKind::imm8);
             let mut rows = rows.get(&code.mnemonic())?.iter();
-            let row = rows.find(|row| row.by_immediate.is_none_or(|is| is == has_immediate))?;
+            let row = rows.find(|row| row.is_for(info))?;
             let number = u16::try_from(forms.len()).ok()?;
-            forms.push(Form::new(row, code, info));
+            forms.push(Form::new(row, info));
             Some(number)
         })
         .collect();
@@ -266,7 +348,9 @@ static FORMS: LazyLock<Forms> = LazyLock::new(|| {
 
 /// The rows of all families.
 fn all_rows() -> impl Iterator<Item = Row> {
-    integer::rows().into_iter()
+    [integer::rows(), mov::rows(), permute::rows(), resize::rows()]
+        .into_iter()
+        .flatten()
 }
 
 /// The number of an encoding's form, if it has a row.

@@ -2,10 +2,11 @@
 
 use iced_x86::Code;
 
-use super::form::{self, Fetch, Form, Place, ones};
+use super::form::{self, Fetch, Form, Merge, Place, ones};
 use super::lanes::{Bytes, Lanes, to_bytes, to_vector};
 use crate::access::{Access, Linear, Outcome, Stop};
 use crate::cpu::{Cpu, Seg};
+use crate::event::Exception;
 use crate::insn::available;
 use crate::insn::shuffle::Lane;
 use crate::insn::sse_float::exceptions;
@@ -81,6 +82,7 @@ fn store<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     let form = form::form(op.form());
     let mut lanes = begin(cpu, form, op)?;
     lanes.c = register(cpu, form, op.r1);
+    check_alignment(cpu, form, op, Use::Write)?;
     let mxcsr = cpu.fpu.mxcsr;
     (form.kernel)(&mut lanes);
     let (size, selected) = match form.fetch {
@@ -186,7 +188,11 @@ fn write(cpu: &mut Cpu, form: &Form, number: u8, masked: bool, zeroing: bool, la
         Place::Vector => {
             let register = &mut cpu.fpu.vectors[usize::from(number & 31)];
             if masked {
-                let old = if zeroing { [0; 64] } else { to_bytes(register) };
+                let old = match form.merge {
+                    _ if zeroing => [0; 64],
+                    Merge::Destination => to_bytes(register),
+                    Merge::First => lanes.b,
+                };
                 merge(lanes, &old, form);
             }
             // What a store would write is all that there is of a destination that can be in memory.
@@ -195,7 +201,7 @@ fn write(cpu: &mut Cpu, form: &Form, number: u8, masked: bool, zeroing: bool, la
             *register = to_vector(&lanes.a);
         }
         Place::Opmask => cpu.fpu.k[usize::from(number & 7)] = lanes.out & lanes.active,
-        Place::General => cpu.gpr.set(number, u64::get(&lanes.a, 0) & ones(8 * form.general)),
+        Place::General => cpu.gpr.set(number, u64::get(&lanes.a, 0) & ones(8 * lanes.general)),
         Place::Flags => cpu.flags.set_status(lanes.out),
     }
 }
@@ -208,9 +214,22 @@ fn merge(lanes: &mut Lanes, old: &Bytes, form: &Form) {
     }
 }
 
+/// #GP(0) if the memory operand must be aligned and is not, whatever is selected of it.
+#[inline(always)]
+fn check_alignment<M>(cpu: &Cpu, form: &Form, op: &Op<M>, usage: Use) -> Outcome {
+    if form.is_aligned {
+        let at = Part { start: 0, length: 1 }.at(cpu, op, usage)?;
+        if !at.address.is_multiple_of(form.memory as u64) {
+            return Err(Exception::gp(0).into());
+        }
+    }
+    Ok(())
+}
+
 /// The last source, in memory.
 #[inline(always)]
 fn fetch<M: Access>(cpu: &Cpu, m: &mut M, form: &Form, op: &Op<M>, active: u64) -> Result<Bytes, Stop> {
+    check_alignment(cpu, form, op, Use::Read)?;
     let mut bytes = [0; 64];
     let size = match form.fetch {
         Fetch::Contiguous => active.count_ones() as usize * form.element,
