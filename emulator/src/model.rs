@@ -41,6 +41,14 @@ pub fn executes(feature: CpuidFeature) -> bool {
             | FXSR
             | SSE
             | SSE2
+            | SSE3
+            | SSSE3
+            | SSE4_1
+            | SSE4_2
+            | AES
+            | PCLMULQDQ
+            | SHA
+            | GFNI
             | CLFSH
             | CMPXCHG16B
             | XSAVE

@@ -1,10 +1,15 @@
-//! SSE and SSE2 floating point.
+//! Floating point in XMM registers: SSE, SSE2, and what SSE3 and SSE4.1 added.
 //!
 //! Each operation runs on the host under the guest's rounding, DAZ and FTZ with everything masked (see
 //! [`native`](crate::native)); which exception the guest gets follows from the flags raised. An operation that
 //! raises #XM leaves its destination, but MXCSR says why (SDM Vol. 1, SIMD Floating-Point Exceptions).
 
+mod dot;
 mod exceptions;
+mod format;
+mod function;
+mod horizontal;
+mod round;
 
 use iced_x86::Code::*;
 
@@ -89,6 +94,39 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     }
     integers(table);
     mmx(table);
+    later(table);
+}
+
+/// SSE3 and SSE4.1.
+fn later<M: Access>(table: &mut Table<M>) {
+    macro_rules! rows {
+        ($($op:ident $code:ident $size:literal,)*) => {$(
+            table.rm(
+                $code,
+                |cpu, _, op| {
+                    available::sse(cpu)?;
+                    let source = cpu.fpu.xmm(op.r2);
+                    $op(cpu, op.r1, source, op.imm as u8)
+                },
+                |cpu, m, op| {
+                    available::sse(cpu)?;
+                    let source = operand::<M, $size>(cpu, m, op)?;
+                    $op(cpu, op.r1, source, op.imm as u8)
+                },
+            );
+        )*};
+    }
+    use dot::{dppd, dpps};
+    use horizontal::{addsubpd, addsubps, haddpd, haddps, hsubpd, hsubps};
+    use round::{roundpd, roundps, roundsd, roundss};
+    rows! {
+        addsubps Addsubps_xmm_xmmm128 16, addsubpd Addsubpd_xmm_xmmm128 16,
+        haddps Haddps_xmm_xmmm128 16, haddpd Haddpd_xmm_xmmm128 16,
+        hsubps Hsubps_xmm_xmmm128 16, hsubpd Hsubpd_xmm_xmmm128 16,
+        roundps Roundps_xmm_xmmm128_imm8 16, roundpd Roundpd_xmm_xmmm128_imm8 16,
+        roundss Roundss_xmm_xmmm32_imm8 4, roundsd Roundsd_xmm_xmmm64_imm8 8,
+        dpps Dpps_xmm_xmmm128_imm8 16, dppd Dppd_xmm_xmmm128_imm8 16,
+    }
 }
 
 /// Conversions between XMM and general-purpose registers.
