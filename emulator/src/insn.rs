@@ -35,6 +35,7 @@ mod string;
 mod string_io;
 mod strings;
 mod syscall;
+mod vector;
 mod x87;
 mod xsave;
 
@@ -67,6 +68,7 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     string::fill(table);
     string_io::fill(table);
     syscall::fill(table);
+    vector::fill(table);
     x87::fill(table);
     xsave::fill(table);
 }

@@ -15,6 +15,10 @@ pub struct Model {
 /// Whether the instructions of a CPUID feature are executed; the others are #UD, and must not be announced.
 pub fn executes(feature: CpuidFeature) -> bool {
     use CpuidFeature::*;
+    // Multiplications with additions are the host's own.
+    if feature == FMA {
+        return crate::native::sse::has_fma();
+    }
     matches!(
         feature,
         INTEL8086
@@ -72,6 +76,16 @@ pub fn executes(feature: CpuidFeature) -> bool {
             | CET_IBT
             | RDPMC
             | MOVBE
+            | AVX
+            | F16C
+            | VAES
+            | VPCLMULQDQ
+            | AVX2
+            | AVX512F
+            | AVX512BW
+            | AVX512CD
+            | AVX512DQ
+            | AVX512VL
     )
 }
 

@@ -111,6 +111,20 @@ impl<M: Access> Table<M> {
         );
     }
 
+    /// As [`Table::rm`], of a family whose functions look up what else they must know under this number.
+    pub(crate) fn numbered(&mut self, code: Code, number: u16, register: Handler<M>, memory: Handler<M>) {
+        self.add(
+            code,
+            Form {
+                register,
+                memory,
+                flat: memory,
+                flow: Flow::Next,
+                number,
+            },
+        );
+    }
+
     /// Adds an encoding without memory operand that sets RIP itself.
     pub(crate) fn jump(&mut self, code: Code, handler: Handler<M>) {
         self.branch(code, handler, handler, handler);

@@ -55,6 +55,15 @@ pub const SSE: u64 = 1 << 1;
 /// XCR0 bit of the upper halves of YMM0 to YMM15.
 pub const AVX: u64 = 1 << 2;
 
+/// XCR0 bit of the opmask registers.
+pub const OPMASK: u64 = 1 << 5;
+/// XCR0 bit of the upper halves of ZMM0 to ZMM15.
+pub const ZMM_HI256: u64 = 1 << 6;
+/// XCR0 bit of ZMM16 to ZMM31.
+pub const HI16_ZMM: u64 = 1 << 7;
+/// XCR0 bits of AVX-512, which are set together.
+pub const AVX512: u64 = OPMASK | ZMM_HI256 | HI16_ZMM;
+
 /// Size of the legacy region, where the header begins.
 pub const LEGACY_SIZE: usize = 512;
 /// Size of the legacy region and the header, where the other components begin.
@@ -136,6 +145,9 @@ pub struct Fpu {
     pub mxcsr: u32,
     /// ZMM0 to ZMM31; XMM and YMM registers are their low parts.
     pub vectors: [Vector; 32],
+    /// Opmask registers k0 to k7.
+    #[serde(default)]
+    pub k: [u64; 8],
 }
 
 impl Fpu {
@@ -286,6 +298,7 @@ impl Default for Fpu {
             ds: 0,
             mxcsr: MXCSR_INIT,
             vectors: [[0; 8]; 32],
+            k: [0; 8],
         }
     }
 }

@@ -4,7 +4,7 @@
 //! off, then #NM for a task that does not own the registers, then #MF for an x87 exception that is still to be reported.
 
 use crate::access::Outcome;
-use crate::cpu::{Cpu, Cr0, Cr4};
+use crate::cpu::{Cpu, Cr0, Cr4, fpu};
 use crate::event::{self, Exception};
 
 /// An x87 instruction that does not wait for pending exceptions: FNINIT, FNSTSW and the like.
@@ -55,6 +55,35 @@ pub(super) fn sse(cpu: &Cpu) -> Outcome {
 #[cold]
 fn sse_unavailable(cpu: &Cpu) -> Outcome {
     if cpu.cr0.any(Cr0::EM) || !cpu.cr4.any(Cr4::OSFXSR) {
+        return Err(Exception::ud().into());
+    }
+    Err(Exception::nm().into())
+}
+
+/// An instruction with a VEX prefix on vector registers.
+#[inline(always)]
+pub(super) fn avx(cpu: &Cpu) -> Outcome {
+    extended(cpu, fpu::SSE | fpu::AVX)
+}
+
+/// An instruction with an EVEX prefix, or on opmask registers.
+#[inline(always)]
+pub(super) fn avx512(cpu: &Cpu) -> Outcome {
+    extended(cpu, fpu::SSE | fpu::AVX | fpu::AVX512)
+}
+
+#[inline(always)]
+fn extended(cpu: &Cpu, components: u64) -> Outcome {
+    let enabled = cpu.cr4.any(Cr4::OSXSAVE) && cpu.xcr0 & components == components;
+    if enabled && cpu.view.has_descriptors() && !cpu.cr0.any(Cr0::TS) {
+        return Ok(());
+    }
+    extended_unavailable(cpu, enabled)
+}
+
+#[cold]
+fn extended_unavailable(cpu: &Cpu, enabled: bool) -> Outcome {
+    if !enabled || !cpu.view.has_descriptors() {
         return Err(Exception::ud().into());
     }
     Err(Exception::nm().into())

@@ -27,7 +27,7 @@ macro_rules! lane {
     )*};
 }
 
-lane!(u8 u16 u32 u64 i8 i16 i32 i64);
+lane!(u8 u16 u32 u64 i8 i16 i32 i64 u128);
 
 /// A packed operation of two operands and an immediate byte.
 pub(super) trait PackedImmediate: 'static {

@@ -11,7 +11,7 @@ use super::strings::{Found, Strings};
 use super::{aes, available, clmul, gfni, sha, sse_mov, sse41, ssse3};
 use crate::access::{Access, Outcome};
 use crate::cpu::{Cpu, flags, gpr};
-use crate::op::{Attr, Op};
+use crate::op::Op;
 use crate::operand::{Addressing, General, Use};
 use crate::table::Table;
 use crate::word::Word;
@@ -91,6 +91,7 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
         },
     );
     strings(table);
+    insert_single(table);
 }
 
 /// PEXTR and PINSR; EXTRACTPS is PEXTRD in all but name.
@@ -114,37 +115,72 @@ fn elements<M: Access>(table: &mut Table<M>) {
     }
 }
 
+/// Comparisons of strings, with and without VEX prefix.
 fn strings<M: Access>(table: &mut Table<M>) {
     macro_rules! rows {
-        ($($codes:ident: $strings:ident $commit:ident,)*) => {$(
-            for code in $codes {
-                table.rm(
-                    code,
-                    |cpu, _, op| {
-                        available::sse(cpu)?;
-                        let found = $strings(cpu, op, cpu.fpu.xmm(op.r2)).compare();
-                        $commit(cpu, found)
-                    },
-                    |cpu, m, op| {
-                        available::sse(cpu)?;
-                        let at = sse_mov::address16::<M, General, false>(cpu, op, Use::Read)?;
-                        let found = $strings(cpu, op, m.load_array(cpu, at)?).compare();
-                        $commit(cpu, found)
-                    },
-                );
-            }
+        ($($available:ident $strings:ident $commit:ident: $($code:ident)*;)*) => {$($(
+            table.rm(
+                $code,
+                |cpu, _, op| {
+                    available::$available(cpu)?;
+                    let found = $strings(cpu, op, cpu.fpu.xmm(op.r2)).compare();
+                    $commit(cpu, found)
+                },
+                |cpu, m, op| {
+                    available::$available(cpu)?;
+                    let at = sse_mov::address16::<M, General, false>(cpu, op, Use::Read)?;
+                    let found = $strings(cpu, op, m.load_array(cpu, at)?).compare();
+                    $commit(cpu, found)
+                },
+            );
+        )*)*};
+    }
+    rows! {
+        sse explicit commit_index: Pcmpestri_xmm_xmmm128_imm8;
+        sse explicit_wide commit_index: Pcmpestri64_xmm_xmmm128_imm8;
+        sse explicit commit_mask: Pcmpestrm_xmm_xmmm128_imm8;
+        sse explicit_wide commit_mask: Pcmpestrm64_xmm_xmmm128_imm8;
+        sse implicit commit_index: Pcmpistri_xmm_xmmm128_imm8;
+        sse implicit commit_mask: Pcmpistrm_xmm_xmmm128_imm8;
+        avx explicit commit_index: VEX_Vpcmpestri_xmm_xmmm128_imm8;
+        avx explicit_wide commit_index: VEX_Vpcmpestri64_xmm_xmmm128_imm8;
+        avx explicit commit_whole: VEX_Vpcmpestrm_xmm_xmmm128_imm8;
+        avx explicit_wide commit_whole: VEX_Vpcmpestrm64_xmm_xmmm128_imm8;
+        avx implicit commit_index: VEX_Vpcmpistri_xmm_xmmm128_imm8;
+        avx implicit commit_whole: VEX_Vpcmpistrm_xmm_xmmm128_imm8;
+    }
+}
+
+/// VINSERTPS: in memory there is but one single, whatever the immediate says.
+fn insert_single<M: Access>(table: &mut Table<M>) {
+    macro_rules! rows {
+        ($($available:ident $code:ident,)*) => {$(
+            table.rm(
+                $code,
+                |cpu, _, op| {
+                    available::$available(cpu)?;
+                    let value = sse41::Insertps::apply(cpu.fpu.xmm(op.r2), cpu.fpu.xmm(op.r3()), op.imm8());
+                    set_whole(cpu, op.r1, value);
+                    Ok(())
+                },
+                |cpu, m, op| {
+                    available::$available(cpu)?;
+                    let at = General::linear(cpu, op, 4, Use::Read)?;
+                    let single = u128::from(m.load::<u32>(cpu, at)?).to_le_bytes();
+                    let value = sse41::InsertpsMemory::apply(cpu.fpu.xmm(op.r2), single, op.imm8());
+                    set_whole(cpu, op.r1, value);
+                    Ok(())
+                },
+            );
         )*};
     }
-    const ESTRI: [Code; 2] = [Pcmpestri_xmm_xmmm128_imm8, Pcmpestri64_xmm_xmmm128_imm8];
-    const ESTRM: [Code; 2] = [Pcmpestrm_xmm_xmmm128_imm8, Pcmpestrm64_xmm_xmmm128_imm8];
-    const ISTRI: [Code; 1] = [Pcmpistri_xmm_xmmm128_imm8];
-    const ISTRM: [Code; 1] = [Pcmpistrm_xmm_xmmm128_imm8];
-    rows! {
-        ESTRI: explicit commit_index,
-        ESTRM: explicit commit_mask,
-        ISTRI: implicit commit_index,
-        ISTRM: implicit commit_mask,
-    }
+    rows! { avx VEX_Vinsertps_xmm_xmm_xmmm32_imm8, avx512 EVEX_Vinsertps_xmm_xmm_xmmm32_imm8, }
+}
+
+/// Sets a register and clears what lies above bit 127.
+fn set_whole(cpu: &mut Cpu, register: u8, value: [u8; 16]) {
+    cpu.fpu.vectors[usize::from(register & 31)] = [0; 8];
+    cpu.fpu.set_xmm(register, value);
 }
 
 /// An operation on a source that is shorter in memory than in a register.
@@ -228,16 +264,21 @@ fn test(cpu: &mut Cpu, register: u8, source: [u8; 16]) -> Outcome {
     Ok(())
 }
 
-/// Strings with their lengths in EAX and EDX; with REX.W, in RAX and RDX.
+/// Strings with their lengths in EAX and EDX.
 fn explicit<M>(cpu: &Cpu, op: &Op<M>, source: [u8; 16]) -> Strings {
-    let length = |register| {
-        let value = cpu.gpr.get(register);
-        if op.attr.any(Attr::OPERAND_64) {
-            value as i64
-        } else {
-            i64::from(value as i32)
-        }
-    };
+    let length = |register| i64::from(cpu.gpr.get(register) as i32);
+    Strings::explicit(
+        cpu.fpu.xmm(op.r1),
+        source,
+        op.imm as u8,
+        length(gpr::RAX),
+        length(gpr::RDX),
+    )
+}
+
+/// Strings with their lengths in RAX and RDX.
+fn explicit_wide<M>(cpu: &Cpu, op: &Op<M>, source: [u8; 16]) -> Strings {
+    let length = |register| cpu.gpr.get(register) as i64;
     Strings::explicit(
         cpu.fpu.xmm(op.r1),
         source,
@@ -259,6 +300,12 @@ fn commit_index(cpu: &mut Cpu, found: Found) -> Outcome {
 
 fn commit_mask(cpu: &mut Cpu, found: Found) -> Outcome {
     cpu.fpu.set_xmm(0, found.mask());
+    cpu.flags.set_status(found.flags);
+    Ok(())
+}
+
+fn commit_whole(cpu: &mut Cpu, found: Found) -> Outcome {
+    set_whole(cpu, 0, found.mask());
     cpu.flags.set_status(found.flags);
     Ok(())
 }

@@ -135,9 +135,9 @@ mod tests {
     fn insertps_zeroes_after_it_inserts() {
         let (a, b) = (build::<u32, 16>(|i| i as u32 + 1), build::<u32, 16>(|i| i as u32 + 11));
         let expected = |lanes: [u32; 4]| build::<u32, 16>(|i| lanes[i]);
-        assert_eq!(Insertps::apply(a, b, 0b10_01_0000), expected([1, 13, 3, 4]));
-        assert_eq!(Insertps::apply(a, b, 0b10_01_0011), expected([0, 0, 3, 4]));
-        assert_eq!(InsertpsMemory::apply(a, b, 0b10_01_0000), expected([1, 11, 3, 4]));
+        assert_eq!(Insertps::apply(a, b, 0b1001_0000), expected([1, 13, 3, 4]));
+        assert_eq!(Insertps::apply(a, b, 0b1001_0011), expected([0, 0, 3, 4]));
+        assert_eq!(InsertpsMemory::apply(a, b, 0b1001_0000), expected([1, 11, 3, 4]));
     }
 
     #[test]

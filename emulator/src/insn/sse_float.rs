@@ -4,15 +4,18 @@
 //! [`native`](crate::native)); which exception the guest gets follows from the flags raised. An operation that
 //! raises #XM leaves its destination, but MXCSR says why (SDM Vol. 1, SIMD Floating-Point Exceptions).
 
-mod dot;
-mod exceptions;
-mod format;
-mod function;
-mod horizontal;
-mod round;
+pub(super) mod compare;
+pub(super) mod convert;
+pub(super) mod dot;
+pub(super) mod exceptions;
+pub(super) mod format;
+pub(super) mod function;
+pub(super) mod horizontal;
+pub(super) mod round;
 
 use iced_x86::Code::*;
 
+use super::vector::{Kernel, chunk};
 use super::{available, sse_int};
 use crate::access::{Access, Outcome, Stop};
 use crate::cpu::{Cpu, flags};
@@ -97,36 +100,44 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     later(table);
 }
 
-/// SSE3 and SSE4.1.
+/// SSE3 and SSE4.1, by the kernels of the VEX forms.
 fn later<M: Access>(table: &mut Table<M>) {
     macro_rules! rows {
-        ($($op:ident $code:ident $size:literal,)*) => {$(
+        ($($kernel:path, $code:ident $size:literal $count:literal,)*) => {$(
             table.rm(
                 $code,
                 |cpu, _, op| {
                     available::sse(cpu)?;
                     let source = cpu.fpu.xmm(op.r2);
-                    $op(cpu, op.r1, source, op.imm as u8)
+                    compute_by($kernel, $count, cpu, op.r1, source, op.imm as u8)
                 },
                 |cpu, m, op| {
                     available::sse(cpu)?;
                     let source = operand::<M, $size>(cpu, m, op)?;
-                    $op(cpu, op.r1, source, op.imm as u8)
+                    compute_by($kernel, $count, cpu, op.r1, source, op.imm as u8)
                 },
             );
         )*};
     }
-    use dot::{dppd, dpps};
-    use horizontal::{addsubpd, addsubps, haddpd, haddps, hsubpd, hsubps};
-    use round::{roundpd, roundps, roundsd, roundss};
     rows! {
-        addsubps Addsubps_xmm_xmmm128 16, addsubpd Addsubpd_xmm_xmmm128 16,
-        haddps Haddps_xmm_xmmm128 16, haddpd Haddpd_xmm_xmmm128 16,
-        hsubps Hsubps_xmm_xmmm128 16, hsubpd Hsubpd_xmm_xmmm128 16,
-        roundps Roundps_xmm_xmmm128_imm8 16, roundpd Roundpd_xmm_xmmm128_imm8 16,
-        roundss Roundss_xmm_xmmm32_imm8 4, roundsd Roundsd_xmm_xmmm64_imm8 8,
-        dpps Dpps_xmm_xmmm128_imm8 16, dppd Dppd_xmm_xmmm128_imm8 16,
+        horizontal::addsubps, Addsubps_xmm_xmmm128 16 4, horizontal::addsubpd, Addsubpd_xmm_xmmm128 16 2,
+        horizontal::haddps, Haddps_xmm_xmmm128 16 4, horizontal::haddpd, Haddpd_xmm_xmmm128 16 2,
+        horizontal::hsubps, Hsubps_xmm_xmmm128 16 4, horizontal::hsubpd, Hsubpd_xmm_xmmm128 16 2,
+        dot::dpps, Dpps_xmm_xmmm128_imm8 16 4, dot::dppd, Dppd_xmm_xmmm128_imm8 16 2,
     }
+    rows! {
+        round::roundps, Roundps_xmm_xmmm128_imm8 16 4, round::roundpd, Roundpd_xmm_xmmm128_imm8 16 2,
+        round::roundss, Roundss_xmm_xmmm32_imm8 4 1, round::roundsd, Roundsd_xmm_xmmm64_imm8 8 1,
+    }
+}
+
+/// Computes the first `count` elements by a kernel.
+fn compute_by(kernel: Kernel, count: u32, cpu: &mut Cpu, register: u8, source: [u8; 16], imm: u8) -> Outcome {
+    let mut lanes = function::legacy(cpu.fpu.xmm(register), source, imm, (1 << count) - 1, cpu.fpu.mxcsr);
+    kernel(&mut lanes);
+    exceptions::raise(cpu, lanes.raised)?;
+    cpu.fpu.set_xmm(register, chunk(&lanes.a, 0));
+    Ok(())
 }
 
 /// Conversions between XMM and general-purpose registers.

@@ -1,7 +1,6 @@
 //! SSSE3: the operations, which are the same on MMX and on XMM registers.
 
 use super::lanes::{map, neighbours, operations, zip};
-use super::shuffle::Lane;
 
 operations! {
     /// PSHUFB: bytes of the destination by number; a number with its top bit set gives zero.

@@ -87,8 +87,8 @@ impl Element {
     /// Size in bytes.
     pub const fn size(self) -> usize {
         match self {
-            Element::Single => 4,
-            Element::Double => 8,
+            Single => 4,
+            Double => 8,
         }
     }
 }

@@ -1,38 +1,59 @@
-//! SSE4.1's dot products.
+//! Dot products (SSE4.1).
+//!
+//! Each multiplication and addition earns its own exceptions; an unmasked one ends the instruction.
 
-use super::exceptions::compute;
-use crate::access::Outcome;
-use crate::cpu::Cpu;
-use crate::insn::lanes::build;
+use super::exceptions::{evaluate, unmasked};
+use super::function::Function;
 use crate::insn::shuffle::Lane;
+use crate::insn::vector::{Bytes, Lanes};
 use crate::native::sse::{Addpd, Addps, Mulpd, Mulps};
 
 /// DPPS: the products that immediate bits 7:4 choose are added, neighbours first, and go where bits 3:0 say.
-pub(super) fn dpps(cpu: &mut Cpu, register: u8, source: [u8; 16], imm: u8) -> Outcome {
-    let chosen = |bytes: &[u8; 16]| build::<u32, 16>(|i| if imm >> (4 + i) & 1 != 0 { u32::get(bytes, i) } else { 0 });
-    let destination = cpu.fpu.xmm(register);
-    let products = compute::<Mulps>(cpu, chosen(&destination), chosen(&source))?;
-    let apart =
-        |bytes: &[u8; 16], from: usize, step: usize| build::<u32, 16>(|i| u32::get(bytes, (from + i * step) & 3));
-    let pairs = compute::<Addps>(cpu, apart(&products, 0, 2), apart(&products, 1, 2))?;
-    let sum = compute::<Addps>(cpu, apart(&pairs, 0, 0), apart(&pairs, 1, 0))?;
-    cpu.fpu.set_xmm(
-        register,
-        build::<u32, 16>(|i| if imm >> i & 1 != 0 { u32::get(&sum, i) } else { 0 }),
-    );
-    Ok(())
+pub(in crate::insn) fn dpps(lanes: &mut Lanes) {
+    let imm = lanes.imm;
+    let products = |from: &Bytes| map::<u32>(from, |lane, i| if imm >> (4 + i) & 1 != 0 { lane[i] } else { 0 });
+    (lanes.b, lanes.c) = (products(&lanes.b), products(&lanes.c));
+    evaluate(&const { Function::host::<Mulps>(4, 4) }, lanes);
+    for step in [2, 0] {
+        if is_over(lanes) {
+            return;
+        }
+        // First t0 + t1 and t2 + t3 in elements 0 and 1, then their sum everywhere.
+        lanes.b = map::<u32>(&lanes.a, |lane, i| lane[(i * step) & 3]);
+        lanes.c = map::<u32>(&lanes.a, |lane, i| lane[(1 + i * step) & 3]);
+        evaluate(&const { Function::host::<Addps>(4, 4) }, lanes);
+    }
+    lanes.a = map::<u32>(&lanes.a, |lane, i| if imm >> i & 1 != 0 { lane[i] } else { 0 });
 }
 
 /// DPPD: the same with two products, which immediate bits 5:4 choose.
-pub(super) fn dppd(cpu: &mut Cpu, register: u8, source: [u8; 16], imm: u8) -> Outcome {
-    let chosen = |bytes: &[u8; 16]| build::<u64, 16>(|i| if imm >> (4 + i) & 1 != 0 { u64::get(bytes, i) } else { 0 });
-    let destination = cpu.fpu.xmm(register);
-    let products = compute::<Mulpd>(cpu, chosen(&destination), chosen(&source))?;
-    let both = |from: usize| build::<u64, 16>(|_| u64::get(&products, from));
-    let sum = compute::<Addpd>(cpu, both(0), both(1))?;
-    cpu.fpu.set_xmm(
-        register,
-        build::<u64, 16>(|i| if imm >> i & 1 != 0 { u64::get(&sum, i) } else { 0 }),
-    );
-    Ok(())
+pub(in crate::insn) fn dppd(lanes: &mut Lanes) {
+    let imm = lanes.imm;
+    let products = |from: &Bytes| map::<u64>(from, |lane, i| if imm >> (4 + i) & 1 != 0 { lane[i] } else { 0 });
+    (lanes.b, lanes.c) = (products(&lanes.b), products(&lanes.c));
+    evaluate(&const { Function::host::<Mulpd>(8, 8) }, lanes);
+    if is_over(lanes) {
+        return;
+    }
+    lanes.b = map::<u64>(&lanes.a, |lane, _| lane[0]);
+    lanes.c = map::<u64>(&lanes.a, |lane, _| lane[1]);
+    evaluate(&const { Function::host::<Addpd>(8, 8) }, lanes);
+    lanes.a = map::<u64>(&lanes.a, |lane, i| if imm >> i & 1 != 0 { lane[i] } else { 0 });
+}
+
+fn is_over(lanes: &Lanes) -> bool {
+    lanes.raised & unmasked(lanes.mxcsr) != 0
+}
+
+/// Each 16 bytes by themselves: element `i` becomes `f` of them all.
+fn map<T: Lane + Default>(bytes: &Bytes, f: impl Fn(&[T; 4], usize) -> T) -> Bytes {
+    let mut out = [0; 64];
+    for (from, to) in bytes.chunks_exact(16).zip(out.chunks_exact_mut(16)) {
+        let count = 16 / size_of::<T>();
+        let lane = core::array::from_fn(|i| if i < count { T::get(from, i) } else { T::default() });
+        for i in 0..count {
+            f(&lane, i).put(to, i);
+        }
+    }
+    out
 }

@@ -7,115 +7,77 @@
 //! * With overflow or underflow unmasked, inexact means that the result differs when rounded to the destination's precision
 //!   with an exponent of any size.
 
-use super::function::{Chunk, Function, Vectors, put};
+use super::function::{Chunk, Function, legacy};
 use crate::access::{Outcome, Stop};
 use crate::cpu::{Cpu, Cr4};
 use crate::event::{self, Exception};
+use crate::insn::vector::Lanes;
 use crate::native::sse::{Arithmetic, DAZ, DE, Element, FTZ, Fused, IE, MASKS, OE, Operation, PE, Range, UE, ZE};
 use crate::native::x87::is_inexact;
 
 /// Exceptions found before computing.
 const BEFORE: u32 = IE | DE | ZE;
 
-/// Computes 16 bytes; the value for the destination.
+/// Computes 16 bytes, for the SSE forms; the value for the destination.
 #[inline(always)]
 pub(super) fn compute<O: Operation>(cpu: &mut Cpu, a: [u8; 16], b: [u8; 16]) -> Result<[u8; 16], Stop> {
     let mxcsr = cpu.fpu.mxcsr;
-    if mxcsr & MASKS == MASKS || O::RANGE == Range::Safe {
-        let (value, raised) = O::run(a, b, mxcsr);
-        raise(cpu, raised)?;
-        return Ok(value);
+    let (value, mut raised) = O::run(a, b, mxcsr);
+    if mxcsr & MASKS != MASKS && O::RANGE != Range::Safe {
+        let (source, result, count) = match O::RANGE {
+            Range::Narrowing(count) => (8, 4, count),
+            Range::Arithmetic(_, element, count) => (element.size(), element.size(), count),
+            Range::Fused(_, element) => (element.size(), element.size(), 16 / element.size()),
+            Range::Safe => (4, 4, 4),
+        };
+        let lanes = legacy(a, b, 0, (1 << count) - 1, mxcsr);
+        raised = flags(&Function::host::<O>(source, result), &lanes);
     }
-    let (element, result, count) = match O::RANGE {
-        Range::Narrowing(count) => (8, 4, count),
-        Range::Arithmetic(_, element, count) => (element.size(), element.size(), count),
-        Range::Fused(_, element) => (element.size(), element.size(), 16 / element.size()),
-        Range::Safe => (4, 4, 4),
-    };
-    compute_unmasked(cpu, &Function::host::<O>(element, result), count, a, b)
-}
-
-#[cold]
-fn compute_unmasked(
-    cpu: &mut Cpu,
-    function: &Function,
-    count: usize,
-    a: [u8; 16],
-    b: [u8; 16],
-) -> Result<[u8; 16], Stop> {
-    let vector = |bytes: [u8; 16]| {
-        let mut vector = [0; 8];
-        put(&mut vector, 0, 16, bytes);
-        vector
-    };
-    let vectors = Vectors {
-        a: vector(a),
-        b: vector(b),
-        c: [0; 8],
-        imm: 0,
-        bytes: 16,
-        active: (1 << count) - 1,
-        mxcsr: cpu.fpu.mxcsr,
-    };
-    let raised = flags(function, &vectors);
-    raise(cpu, raised)?;
-    // Nothing unmasked: what the destination gets does not depend on the masks.
-    let (value, _) = (function.step)(&Chunk {
-        a,
-        b,
-        ..vectors.chunk(function, 0)
-    });
+    raise(cpu, reported(raised, mxcsr))?;
+    // Nothing unmasked was raised: the value does not depend on the masks.
     Ok(value)
 }
 
-/// Computes; `out` gets the result in its low part, as long as source and result elements make it. The flags to raise.
-pub(in crate::insn) fn evaluate(function: &Function, vectors: &Vectors, out: &mut [u64; 8]) -> u32 {
+/// Computes all elements that are active; the flags to raise.
+pub(in crate::insn) fn evaluate(function: &Function, lanes: &mut Lanes) {
     let length = function.elements() * function.result;
+    let mut out = [0; 64];
     let mut raised = 0;
-    for i in 0..vectors.steps() {
-        let (value, flags) = (function.step)(&vectors.chunk(function, i));
-        put(out, i * length, length, value);
+    for i in 0..lanes.bytes / 16 {
+        let (value, flags) = (function.step)(&function.chunk(lanes, lanes.active, lanes.mxcsr, i));
+        out[i * length..(i + 1) * length].copy_from_slice(&value[..length]);
         raised |= flags;
     }
-    if vectors.mxcsr & MASKS == MASKS || function.range == Range::Safe {
-        return raised;
+    if lanes.mxcsr & MASKS != MASKS && function.range != Range::Safe {
+        raised = flags(function, lanes);
     }
-    flags(function, vectors)
+    lanes.raised |= reported(raised, lanes.mxcsr);
+    lanes.a = out;
 }
 
 /// The flags with the exceptions masked that MXCSR masks, of an operation whose results can leave the range.
 #[cold]
-fn flags(function: &Function, vectors: &Vectors) -> u32 {
-    let mxcsr = vectors.mxcsr;
+fn flags(function: &Function, lanes: &Lanes) -> u32 {
+    let mxcsr = lanes.mxcsr;
     let unmasked = unmasked(mxcsr);
     // FTZ works only while underflow is masked.
     let control = if unmasked & UE != 0 { mxcsr & !FTZ } else { mxcsr };
-    let (mut raised, mut inexact) = (0, 0);
-    for i in 0..vectors.steps() {
-        for k in 0..function.elements() {
-            let at = i * function.elements() + k;
-            if vectors.active >> at & 1 == 0 {
-                continue;
-            }
-            let alone = Vectors {
-                active: 1 << at,
-                mxcsr: control,
-                ..*vectors
-            };
-            let chunk = alone.chunk(function, i);
-            let (value, mut found) = (function.step)(&chunk);
-            let operands = Operands::of(function.range, mxcsr, &chunk, value, k);
-            // An operand that is not finite makes no tiny result.
-            if unmasked & UE != 0 && operands.is_tiny() {
-                found |= UE;
-            }
-            let leaves = found & unmasked & (OE | UE) != 0 && found & unmasked & BEFORE == 0;
-            let precision = if leaves { operands.is_inexact() } else { found & PE != 0 };
-            inexact |= if precision { PE } else { 0 };
-            raised |= found & !PE;
+    let mut raised = 0;
+    for at in (0..64).filter(|at| lanes.active >> at & 1 != 0) {
+        let (i, k) = (at / function.elements(), at % function.elements());
+        let chunk = function.chunk(lanes, 1 << at, control, i);
+        let (value, mut alone) = (function.step)(&chunk);
+        let operands = Operands::of(function.range, mxcsr, &chunk, value, k);
+        if unmasked & UE != 0 && operands.is_tiny() {
+            alone |= UE;
         }
+        // Only finite operands give results that leave the range.
+        if alone & unmasked & (OE | UE) != 0 && alone & unmasked & BEFORE == 0 {
+            alone = alone & !PE | if operands.is_inexact() { PE } else { 0 };
+        }
+        raised |= alone;
     }
-    raised | inexact
+    raised
 }
 
 /// Sets MXCSR flags, and raises #XM if one of them is unmasked.
@@ -123,21 +85,15 @@ fn flags(function: &Function, vectors: &Vectors) -> u32 {
 /// MXCSR changes although the instruction faults; it is the one register that does, and doing it again changes nothing.
 #[inline(always)]
 pub(in crate::insn) fn raise(cpu: &mut Cpu, raised: u32) -> Outcome {
+    cpu.fpu.mxcsr |= raised;
     if raised & unmasked(cpu.fpu.mxcsr) == 0 {
-        cpu.fpu.mxcsr |= raised;
         return Ok(());
     }
-    raise_unmasked(cpu, raised)
+    raise_unmasked(cpu)
 }
 
 #[cold]
-fn raise_unmasked(cpu: &mut Cpu, raised: u32) -> Outcome {
-    let reported = if raised & unmasked(cpu.fpu.mxcsr) & BEFORE != 0 {
-        raised & BEFORE
-    } else {
-        raised
-    };
-    cpu.fpu.mxcsr |= reported;
+fn raise_unmasked(cpu: &Cpu) -> Outcome {
     if cpu.cr4.any(Cr4::OSXMMEXCPT) {
         Err(Exception::plain(event::XM).into())
     } else {
@@ -145,7 +101,17 @@ fn raise_unmasked(cpu: &mut Cpu, raised: u32) -> Outcome {
     }
 }
 
-pub(super) fn unmasked(mxcsr: u32) -> u32 {
+/// What of the flags of one computation is reported.
+fn reported(raised: u32, mxcsr: u32) -> u32 {
+    if raised & unmasked(mxcsr) & BEFORE != 0 {
+        raised & BEFORE
+    } else {
+        raised
+    }
+}
+
+/// The exceptions that MXCSR does not mask.
+pub(in crate::insn) fn unmasked(mxcsr: u32) -> u32 {
     (!mxcsr & MASKS) >> 7
 }
 
@@ -181,7 +147,7 @@ impl Operands {
                 return Operands {
                     operation: Computation::Arithmetic(Arithmetic::Mul),
                     element: Element::Single,
-                    a: operand(mxcsr, Element::Double, chunk.b, i),
+                    a: operand(mxcsr, Element::Double, chunk.c, i),
                     b: 1.0,
                     c: 0.0,
                     value: bits(Element::Single, value, i),
@@ -189,12 +155,16 @@ impl Operands {
             }
             Range::Fused(_, element) => (Computation::Fused, element),
         };
+        let (a, b, c) = match range {
+            Range::Fused(..) => (chunk.a, chunk.b, chunk.c),
+            _ => (chunk.b, chunk.c, chunk.c),
+        };
         let mut operands = Operands {
             operation,
             element,
-            a: operand(mxcsr, element, chunk.a, i),
-            b: operand(mxcsr, element, chunk.b, i),
-            c: operand(mxcsr, element, chunk.c, i),
+            a: operand(mxcsr, element, a, i),
+            b: operand(mxcsr, element, b, i),
+            c: operand(mxcsr, element, c, i),
             value: bits(element, value, i),
         };
         if let Range::Fused(fused, _) = range {

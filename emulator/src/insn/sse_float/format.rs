@@ -1,6 +1,6 @@
 //! Binary floating-point formats, and rounding into them: for what the host has no instruction.
 
-use crate::native::sse::{DAZ, FTZ, MASKS, OE, PE, UE};
+use crate::native::sse::{DAZ, FTZ, OE, PE, UE};
 
 /// A format of IEEE 754. Values are their bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,6 +108,15 @@ impl Format {
         fraction: 52,
     };
 
+    /// By the size in bytes: 2, 4, or else 8.
+    pub const fn of_size(size: usize) -> Format {
+        match size {
+            2 => Format::HALF,
+            4 => Format::SINGLE,
+            _ => Format::DOUBLE,
+        }
+    }
+
     /// The sign bit.
     pub const fn sign(self) -> u64 {
         1 << (self.width - 1)
@@ -121,11 +130,6 @@ impl Format {
     /// The bit that tells quiet NaNs from signalling ones.
     pub const fn quiet(self) -> u64 {
         1 << (self.fraction - 1)
-    }
-
-    /// The NaN that an invalid operation gives.
-    pub const fn indefinite(self) -> u64 {
-        self.sign() | self.infinity() | self.quiet()
     }
 
     /// Largest and, with the sign turned, smallest exponent of a normal number, which 1.0 has as 0.
@@ -220,17 +224,17 @@ impl Format {
         if biased as u64 >= self.infinity() >> self.fraction {
             let flags = if unmasked & OE != 0 { OE | precision } else { OE | PE };
             let finite = !rounding.goes_up(number.sign, true, core::cmp::Ordering::Greater);
-            return (sign | self.infinity() - u64::from(finite), flags);
+            return (sign | (self.infinity() - u64::from(finite)), flags);
         }
         // A carry leaves a power of two, whose fraction is zero either way.
         let integer = integer as u64 >> u32::from(carried);
-        (sign | ((biased as u64 - 1) << self.fraction) + integer, precision)
+        (sign | (((biased as u64 - 1) << self.fraction) + integer), precision)
     }
 }
 
 /// All exceptions masked, as most tests want it.
 #[cfg(test)]
-pub(super) const MASKED: u32 = MASKS;
+pub(super) const MASKED: u32 = crate::native::sse::MASKS;
 
 #[cfg(test)]
 mod tests {

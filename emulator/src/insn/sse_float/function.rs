@@ -3,16 +3,19 @@
 //! Elements that the opmask leaves out compute with 1.0 (or, of integers, with something that converts exactly), which
 //! raises nothing in any operation; scalar operations are those on one element.
 
+use super::exceptions::evaluate;
+use super::format::Format;
+use crate::insn::vector::{Bytes, Lanes};
 use crate::native::sse::{Operation, Range};
 
 /// Sources of one step: 16 bytes of the operands, or what 16 bytes of result are made of.
 #[derive(Debug, Clone, Copy)]
 pub(in crate::insn) struct Chunk {
-    /// First source.
+    /// Old destination.
     pub a: [u8; 16],
-    /// Second, or the only one.
+    /// First of several sources.
     pub b: [u8; 16],
-    /// Third.
+    /// Last source, or the only one.
     pub c: [u8; 16],
     /// Immediate byte.
     pub imm: u8,
@@ -20,7 +23,7 @@ pub(in crate::insn) struct Chunk {
     pub mxcsr: u32,
 }
 
-/// The result and the flags raised.
+/// Computes a chunk: the result and the flags raised.
 pub(in crate::insn) type Step = fn(&Chunk) -> ([u8; 16], u32);
 
 /// An operation.
@@ -41,7 +44,7 @@ impl Function {
     /// An instruction of the host.
     pub const fn host<O: Operation>(source: usize, result: usize) -> Function {
         Function {
-            step: |chunk| O::run(chunk.a, chunk.b, chunk.mxcsr),
+            step: |chunk| O::run(chunk.b, chunk.c, chunk.mxcsr),
             range: O::RANGE,
             source,
             result,
@@ -49,7 +52,7 @@ impl Function {
     }
 
     /// An operation that tells its flags itself.
-    pub const fn own(step: Step, source: usize, result: usize) -> Function {
+    pub const fn own(source: usize, result: usize, step: Step) -> Function {
         Function {
             step,
             range: Range::Safe,
@@ -62,84 +65,82 @@ impl Function {
     pub fn elements(&self) -> usize {
         16 / self.source.max(self.result)
     }
-}
 
-/// Operands and result of an operation.
-#[derive(Debug, Clone, Copy)]
-pub(in crate::insn) struct Vectors {
-    /// First source.
-    pub a: [u64; 8],
-    /// Second.
-    pub b: [u64; 8],
-    /// Third.
-    pub c: [u64; 8],
-    /// Immediate byte.
-    pub imm: u8,
-    /// Vector length in bytes, of the sources or of the result, whichever are longer.
-    pub bytes: usize,
-    /// The elements that are computed.
-    pub active: u64,
-    /// Control and status register.
-    pub mxcsr: u32,
-}
-
-impl Vectors {
-    /// The sources of step `i`, with what harms nobody in elements that are not active.
-    pub fn chunk(&self, function: &Function, i: usize) -> Chunk {
-        let count = function.elements();
-        let active = self.active >> (i * count);
-        let part = |vector: &[u64; 8]| {
-            let size = function.source;
-            let bytes = slice(vector, i * count * size, count * size);
-            harmless(bytes, size, active)
+    /// The sources of step `i`, with what harms nobody in elements that are not in `active`.
+    pub fn chunk(&self, lanes: &Lanes, active: u64, mxcsr: u32, i: usize) -> Chunk {
+        let count = self.elements();
+        let active = active >> (i * count);
+        let length = count * self.source;
+        let part = |bytes: &Bytes| {
+            let mut part = [0; 16];
+            part[..length].copy_from_slice(&bytes[i * length..(i + 1) * length]);
+            harmless(part, self.source, active)
         };
         Chunk {
-            a: part(&self.a),
-            b: part(&self.b),
-            c: part(&self.c),
-            imm: self.imm,
-            mxcsr: self.mxcsr,
+            a: part(&lanes.a),
+            b: part(&lanes.b),
+            c: part(&lanes.c),
+            imm: lanes.imm,
+            mxcsr,
         }
     }
-
-    /// How many steps there are.
-    pub fn steps(&self) -> usize {
-        self.bytes / 16
-    }
 }
 
-/// `length` bytes (8 or 16) of a vector from `at` on.
-fn slice(vector: &[u64; 8], at: usize, length: usize) -> [u8; 16] {
-    let low = vector[at / 8];
-    let high = if length > 8 { vector[at / 8 + 1] } else { 0 };
-    (u128::from(high) << 64 | u128::from(low)).to_le_bytes()
+/// Computes the first element only; what is above it is as in the first source.
+pub(in crate::insn) fn scalar(function: &Function, lanes: &mut Lanes) {
+    let above = lanes.b;
+    evaluate(function, lanes);
+    lanes.a[function.result..].copy_from_slice(&above[function.result..]);
 }
 
-/// Puts 16 bytes, of which `length` (8 or 16) count, into a vector.
-pub(in crate::insn) fn put(vector: &mut [u64; 8], at: usize, length: usize, bytes: [u8; 16]) {
-    let value = u128::from_le_bytes(bytes);
-    vector[at / 8] = value as u64;
-    if length > 8 {
-        vector[at / 8 + 1] = (value >> 64) as u64;
+/// The operands of an SSE form: destination and source.
+pub(super) fn legacy(destination: [u8; 16], source: [u8; 16], imm: u8, active: u64, mxcsr: u32) -> Lanes {
+    let wide = |bytes: [u8; 16]| {
+        let mut wide = [0; 64];
+        wide[..16].copy_from_slice(&bytes);
+        wide
+    };
+    Lanes {
+        a: wide(destination),
+        b: wide(destination),
+        c: wide(source),
+        d: [0; 64],
+        imm,
+        bytes: 16,
+        active,
+        general: 0,
+        out: 0,
+        mxcsr,
+        raised: 0,
     }
 }
 
 /// The bytes with 1.0 in the elements of `size` bytes that are not active.
 fn harmless(bytes: [u8; 16], size: usize, active: u64) -> [u8; 16] {
-    if active == u64::MAX {
+    let one = u128::from(Format::of_size(size).one());
+    let mask = u128::from(u64::MAX >> (64 - 8 * size));
+    let count = 16 / size;
+    if active.trailing_ones() as usize >= count {
         return bytes;
     }
-    let (one, mask) = match size {
-        2 => (0x3c00, 0xffff),
-        4 => (0x3f80_0000, 0xffff_ffff),
-        _ => (0x3ff0_0000_0000_0000, u128::from(u64::MAX)),
-    };
     let mut value = u128::from_le_bytes(bytes);
-    for i in 0..16 / size {
-        if active >> i & 1 == 0 {
-            let shift = 8 * size * i;
-            value = value & !(mask << shift) | one << shift;
-        }
+    for i in (0..count).filter(|i| active >> i & 1 == 0) {
+        let shift = 8 * size * i;
+        value = value & !(mask << shift) | one << shift;
     }
     value.to_le_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_active_is_one() {
+        let bytes = harmless([0xff; 16], 4, 0b0110);
+        assert_eq!(u128::from_le_bytes(bytes), 0x3f80_0000_ffff_ffff_ffff_ffff_3f80_0000);
+        let bytes = harmless([0xff; 16], 8, 0b01);
+        assert_eq!(u128::from_le_bytes(bytes), 0x3ff0_0000_0000_0000_ffff_ffff_ffff_ffff);
+        assert_eq!(harmless([0xff; 16], 2, 0xff), [0xff; 16]);
+    }
 }

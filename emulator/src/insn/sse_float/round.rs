@@ -1,44 +1,50 @@
 //! Rounding to integers and to fixed-point fractions: ROUNDPS and its kin.
 
-use super::exceptions::raise;
+use super::exceptions::evaluate;
 use super::format::{Format, Rounding};
-use crate::access::Outcome;
-use crate::cpu::Cpu;
+use super::function::{Chunk, Function, scalar};
+use crate::insn::vector::Lanes;
 use crate::native::sse::{IE, PE};
 
-/// ROUNDPS.
-pub(super) fn roundps(cpu: &mut Cpu, register: u8, source: [u8; 16], imm: u8) -> Outcome {
-    update(cpu, register, Format::SINGLE, source, imm, 128)
+macro_rules! kernels {
+    ($($(#[$doc:meta])* $name:ident $size:literal $run:ident $step:ident;)*) => {$(
+        $(#[$doc])*
+        pub(in crate::insn) fn $name(lanes: &mut Lanes) {
+            $run(&const { Function::own($size, $size, |chunk| $step(Format::of_size($size), chunk)) }, lanes);
+        }
+    )*};
 }
 
-/// ROUNDPD.
-pub(super) fn roundpd(cpu: &mut Cpu, register: u8, source: [u8; 16], imm: u8) -> Outcome {
-    update(cpu, register, Format::DOUBLE, source, imm, 128)
+kernels! {
+    /// ROUNDPS.
+    roundps 4 evaluate to_integer;
+    /// ROUNDPD.
+    roundpd 8 evaluate to_integer;
+    /// ROUNDSS.
+    roundss 4 scalar to_integer;
+    /// ROUNDSD.
+    roundsd 8 scalar to_integer;
+    /// VRNDSCALEPS.
+    rndscaleps 4 evaluate to_fraction;
+    /// VRNDSCALEPD.
+    rndscalepd 8 evaluate to_fraction;
+    /// VRNDSCALESS.
+    rndscaless 4 scalar to_fraction;
+    /// VRNDSCALESD.
+    rndscalesd 8 scalar to_fraction;
 }
 
-/// ROUNDSS.
-pub(super) fn roundss(cpu: &mut Cpu, register: u8, source: [u8; 16], imm: u8) -> Outcome {
-    update(cpu, register, Format::SINGLE, source, imm, 32)
+/// Immediate bits 7:4 are reserved.
+fn to_integer(format: Format, chunk: &Chunk) -> ([u8; 16], u32) {
+    each(format, chunk.c, |value| round(format, value, 0, chunk.imm, chunk.mxcsr))
 }
 
-/// ROUNDSD.
-pub(super) fn roundsd(cpu: &mut Cpu, register: u8, source: [u8; 16], imm: u8) -> Outcome {
-    update(cpu, register, Format::DOUBLE, source, imm, 64)
-}
-
-/// Rounds the elements in the low `bits` bits; the others stay.
-fn update(cpu: &mut Cpu, register: u8, format: Format, source: [u8; 16], imm: u8, bits: u32) -> Outcome {
-    let mxcsr = cpu.fpu.mxcsr;
-    let mask = u128::MAX >> (128 - bits);
-    let source = u128::from_le_bytes(source) & mask;
-    let (value, raised) = each(format, source.to_le_bytes(), |element| {
-        round(format, element, 0, imm, mxcsr)
-    });
-    raise(cpu, raised)?;
-    let kept = u128::from_le_bytes(cpu.fpu.xmm(register)) & !mask;
-    cpu.fpu
-        .set_xmm(register, (kept | u128::from_le_bytes(value)).to_le_bytes());
-    Ok(())
+/// Immediate bits 7:4 say how many bits of the fraction are kept.
+fn to_fraction(format: Format, chunk: &Chunk) -> ([u8; 16], u32) {
+    let scale = i32::from(chunk.imm >> 4);
+    each(format, chunk.c, |value| {
+        round(format, value, scale, chunk.imm, chunk.mxcsr)
+    })
 }
 
 /// Rounds a value to a multiple of 2^−`scale` as the low four bits of `imm` say: 1:0 rounding, or, with bit 2, MXCSR's;
@@ -70,7 +76,7 @@ pub(super) fn round(format: Format, value: u64, scale: i32, imm: u8, mxcsr: u32)
     let top = integer.ilog2();
     let biased = (top as i32 - scale + format.bias()) as u64;
     let significand = (integer as u64) << (format.fraction - top);
-    (sign | ((biased - 1) << format.fraction) + significand, flags)
+    (sign | (((biased - 1) << format.fraction) + significand), flags)
 }
 
 /// Every element of 16 bytes; the flags of all.
