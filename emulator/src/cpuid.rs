@@ -3,9 +3,14 @@
 //! The table is made by whoever builds the machine, one for each CPU since it holds the APIC ID. Bits that mirror the
 //! CPU's own state (OSXSAVE, OSPKE, the size of the XSAVE area) are filled in when the guest asks.
 
+mod features;
+
+use iced_x86::CpuidFeature;
 use serde::{Deserialize, Serialize};
 
-use crate::cpu::{Cpu, Cr4, Efer};
+pub(crate) use self::features::{CR4_FEATURES, EFER_FEATURES};
+pub use self::features::{Feature, INSTRUCTIONS, Register};
+use crate::cpu::{Cpu, Cr4};
 
 /// The four registers that CPUID fills.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -39,63 +44,6 @@ pub struct CpuidTable {
     efer: u64,
     xcr0: u64,
 }
-
-/// A register of the answer.
-#[derive(Clone, Copy)]
-enum Register {
-    Eax,
-    Ebx,
-    Ecx,
-    Edx,
-}
-
-/// A feature bit: leaf (subleaf 0), register, bit number.
-#[derive(Clone, Copy)]
-pub(crate) struct Feature(u32, Register, u32);
-
-impl Feature {
-    pub(crate) const MCE: Feature = Feature(1, Register::Edx, 7);
-    pub(crate) const MTRR: Feature = Feature(1, Register::Edx, 12);
-    pub(crate) const PAT: Feature = Feature(1, Register::Edx, 16);
-    pub(crate) const RDPID: Feature = Feature(7, Register::Ecx, 22);
-    pub(crate) const RDTSCP: Feature = Feature(0x8000_0001, Register::Edx, 27);
-    pub(crate) const SPEC_CTRL: Feature = Feature(7, Register::Edx, 26);
-    pub(crate) const IBPB: Feature = Feature(0x8000_0008, Register::Ebx, 12);
-    pub(crate) const IBRS: Feature = Feature(0x8000_0008, Register::Ebx, 14);
-    pub(crate) const STIBP: Feature = Feature(0x8000_0008, Register::Ebx, 15);
-    pub(crate) const SSBD: Feature = Feature(0x8000_0008, Register::Ebx, 24);
-    pub(crate) const L1D_FLUSH: Feature = Feature(7, Register::Edx, 28);
-}
-
-const CR4_FEATURES: [(u64, Feature); 18] = [
-    (Cr4::VME | Cr4::PVI, Feature(1, Register::Edx, 1)),
-    (Cr4::DE, Feature(1, Register::Edx, 2)),
-    (Cr4::PSE, Feature(1, Register::Edx, 3)),
-    (Cr4::TSD, Feature(1, Register::Edx, 4)),
-    (Cr4::PAE, Feature(1, Register::Edx, 6)),
-    (Cr4::MCE, Feature(1, Register::Edx, 7)),
-    (Cr4::PGE, Feature(1, Register::Edx, 13)),
-    (Cr4::OSFXSR, Feature(1, Register::Edx, 24)),
-    (Cr4::OSXMMEXCPT, Feature(1, Register::Edx, 25)),
-    (Cr4::PCIDE, Feature(1, Register::Ecx, 17)),
-    (Cr4::OSXSAVE, Feature(1, Register::Ecx, 26)),
-    (Cr4::FSGSBASE, Feature(7, Register::Ebx, 0)),
-    (Cr4::SMEP, Feature(7, Register::Ebx, 7)),
-    (Cr4::SMAP, Feature(7, Register::Ebx, 20)),
-    (Cr4::UMIP, Feature(7, Register::Ecx, 2)),
-    (Cr4::PKE, Feature(7, Register::Ecx, 3)),
-    (Cr4::LA57, Feature(7, Register::Ecx, 16)),
-    // Every processor with RDPMC has PCE; all that announce the time-stamp counter have RDPMC.
-    (Cr4::PCE, Feature(1, Register::Edx, 4)),
-];
-
-const EFER_FEATURES: [(u64, Feature); 5] = [
-    (Efer::SCE, Feature(0x8000_0001, Register::Edx, 11)),
-    (Efer::NXE, Feature(0x8000_0001, Register::Edx, 20)),
-    (Efer::FFXSR, Feature(0x8000_0001, Register::Edx, 25)),
-    (Efer::LME | Efer::LMA, Feature(0x8000_0001, Register::Edx, 29)),
-    (Efer::AIBRSE, Feature(0x8000_0021, Register::Eax, 8)),
-];
 
 /// State components that always fit the legacy area: x87 and SSE.
 const LEGACY_COMPONENTS: u64 = 3;
@@ -138,26 +86,28 @@ impl CpuidTable {
         self.efer
     }
 
-    /// An instruction extension of XSAVE is there: 1 for XSAVEC, 2 for XGETBV with ECX = 1, 3 for XSAVES.
-    pub(crate) fn has_xsave_extension(&self, bit: u32) -> bool {
-        self.find(0xd, 1).eax >> bit & 1 != 0
-    }
-
     /// Bits of XCR0 that can be set.
     pub(crate) fn xcr0(&self) -> u64 {
         self.xcr0
     }
 
-    pub(crate) fn has(&self, feature: Feature) -> bool {
-        let Feature(leaf, register, bit) = feature;
-        let registers = self.find(leaf, 0);
-        let value = match register {
+    /// Whether the bit is set.
+    pub fn has(&self, feature: Feature) -> bool {
+        let registers = self.find(feature.leaf, feature.subleaf);
+        let value = match feature.register {
             Register::Eax => registers.eax,
             Register::Ebx => registers.ebx,
             Register::Ecx => registers.ecx,
             Register::Edx => registers.edx,
         };
-        value >> bit & 1 != 0
+        value >> feature.bit & 1 != 0
+    }
+
+    /// Whether the instructions of `feature` are there. What has no bit is there in every processor: CPUID itself, hints, and
+    /// the calls to the hypervisor, which answers them or does not.
+    pub fn announces(&self, feature: CpuidFeature) -> bool {
+        let mut bits = features::bits(feature).peekable();
+        bits.peek().is_none() || bits.any(|bit| self.has(bit))
     }
 
     fn find(&self, leaf: u32, subleaf: u32) -> CpuidRegisters {
@@ -221,6 +171,7 @@ fn set(word: &mut u32, bit: u32, value: bool) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::Efer;
 
     fn entry(leaf: u32, subleaf: Option<u32>, [eax, ebx, ecx, edx]: [u32; 4]) -> CpuidEntry {
         CpuidEntry {

@@ -1,6 +1,6 @@
 //! From instruction bytes to [`Op`]s.
 
-use iced_x86::{Decoder, DecoderError, DecoderOptions, EncodingKind, Instruction, OpKind, Register, RoundingControl};
+use iced_x86::{Decoder, DecoderError, EncodingKind, Instruction, OpKind, Register, RoundingControl};
 
 use crate::access::{Access, Stop};
 use crate::cpu::{CodeSize, Cpu, gpr};
@@ -8,13 +8,6 @@ use crate::event::Exception;
 use crate::op::vex::Extra;
 use crate::op::{Attr, Op};
 use crate::table::{Flow, Table};
-
-/// Processor-specific decoding, as the modelled processor (AMD) does it; and encodings of features that are not
-/// announced, as they were before: hints (0F 0D and 0F 18 to 0F 1F) do nothing, TZCNT and LZCNT are BSF and BSR.
-const OPTIONS: u32 = DecoderOptions::AMD
-    | DecoderOptions::FORCE_RESERVED_NOP
-    | DecoderOptions::NO_MPFX_0FBC
-    | DecoderOptions::NO_MPFX_0FBD;
 
 /// Bytes that an instruction can have.
 const LONGEST: usize = 15;
@@ -41,7 +34,7 @@ pub enum Incomplete {
 /// # Errors
 /// [`Incomplete`] if the bytes end before the instruction does.
 pub fn decode<M: Access>(table: &Table<M>, code: CodeSize, bytes: &[u8], off: u8) -> Result<Decoded<M>, Incomplete> {
-    let mut decoder = Decoder::with_ip(code.bits(), bytes, u64::from(off), OPTIONS);
+    let mut decoder = Decoder::with_ip(code.bits(), bytes, u64::from(off), table.options);
     let mut instruction = Instruction::default();
     decoder.decode_out(&mut instruction);
     if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && bytes.len() < LONGEST {
@@ -286,10 +279,11 @@ fn attributes(instruction: &Instruction, code: CodeSize, bytes: &[u8]) -> Attr {
 mod tests {
     use super::*;
     use crate::fast::Fast;
+    use crate::table::decoder_options;
     use iced_x86::code_asm::*;
 
     fn lowered(bytes: &[u8]) -> Op<Fast> {
-        let instruction = Decoder::new(64, bytes, OPTIONS).decode();
+        let instruction = Decoder::new(64, bytes, decoder_options(|_| true)).decode();
         assert!(!instruction.is_invalid());
         lower(&instruction, CodeSize::Bits64, bytes, 0)
     }
@@ -371,9 +365,18 @@ mod tests {
                 &[0xc4, 0xe1, 0x71, 0xfe, 0xc2],
                 &[0x62, 0xf1, 0x75, 0x08, 0xfe, 0xc2],
             ] {
-                assert!(!Decoder::new(64, instruction, OPTIONS).decode().is_invalid());
+                assert!(
+                    !Decoder::new(64, instruction, decoder_options(|_| true))
+                        .decode()
+                        .is_invalid()
+                );
                 let bytes = [&[prefix], instruction].concat();
-                assert!(Decoder::new(64, &bytes, OPTIONS).decode().is_invalid(), "{bytes:02x?}");
+                assert!(
+                    Decoder::new(64, &bytes, decoder_options(|_| true))
+                        .decode()
+                        .is_invalid(),
+                    "{bytes:02x?}"
+                );
             }
         }
     }

@@ -1,8 +1,9 @@
 //! The processor model that a guest sees: which instructions there are, and what CPUID says.
 
-use iced_x86::CpuidFeature;
+use iced_x86::{Code, CpuidFeature, DecoderOptions};
 
 use crate::careful::Careful;
+use crate::cpuid::{CpuidTable, Feature};
 use crate::fast::Fast;
 use crate::table::Table;
 
@@ -92,10 +93,36 @@ pub fn executes(feature: CpuidFeature) -> bool {
 impl Model {
     /// The model with everything that the emulator executes.
     pub fn new() -> Model {
+        Model::with(|_| true)
+    }
+
+    /// The model with what the emulator executes of those features that `announced` names.
+    pub fn with(announced: impl Fn(CpuidFeature) -> bool) -> Model {
+        let there_is = |feature| executes(feature) && announced(feature);
         Model {
-            fast: Table::new(executes),
-            careful: Table::new(executes),
+            fast: Table::new(there_is),
+            careful: Table::new(there_is),
         }
+    }
+
+    /// The model that announces itself as `cpuid` says: what it does not announce is #UD, or what it was before the
+    /// extension came. Feature bits are the same for all CPUs of a machine, so any one's table will do.
+    pub fn announcing(cpuid: &CpuidTable) -> Model {
+        let there = |feature| executes(feature) && cpuid.announces(feature);
+        let mut model = Model {
+            fast: Table::new(there),
+            careful: Table::new(there),
+        };
+        if !cpuid.has(Feature::LAHF_64) {
+            model.fast.options |= DecoderOptions::NO_LAHF_SAHF_64;
+            model.careful.options |= DecoderOptions::NO_LAHF_SAHF_64;
+        }
+        model
+    }
+
+    /// Whether instructions of this encoding are executed; the others are #UD.
+    pub fn supports(&self, code: Code) -> bool {
+        self.careful.form(code).is_some()
     }
 }
 

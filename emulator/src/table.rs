@@ -4,7 +4,7 @@
 //! and undefined, CPUID features) is asked there; the table adds which functions give it its meaning. An encoding
 //! without a row, or whose CPUID feature is not announced to the guest, is #UD.
 
-use iced_x86::{Code, CpuidFeature};
+use iced_x86::{Code, CpuidFeature, DecoderOptions};
 
 use crate::access::Access;
 use crate::op::Handler;
@@ -43,9 +43,26 @@ pub enum Flow {
     End,
 }
 
+/// How the decoder reads instructions, for a processor with these features: as AMD's do; and encodings of features that are
+/// not announced as they were before. Hints (0F 0D and 0F 18 to 0F 1F) do nothing, TZCNT and LZCNT are BSF and BSR, WBNOINVD
+/// is WBINVD.
+pub fn decoder_options(announced: impl Fn(CpuidFeature) -> bool) -> u32 {
+    let older = [
+        (CpuidFeature::BMI1, DecoderOptions::NO_MPFX_0FBC),
+        (CpuidFeature::LZCNT, DecoderOptions::NO_MPFX_0FBD),
+        (CpuidFeature::WBNOINVD, DecoderOptions::NO_WBNOINVD),
+    ];
+    older.into_iter().filter(|(feature, _)| !announced(*feature)).fold(
+        DecoderOptions::AMD | DecoderOptions::FORCE_RESERVED_NOP,
+        |options, (_, older)| options | older,
+    )
+}
+
 /// Forms by encoding.
 pub struct Table<M: 'static> {
     forms: Box<[Option<Form<M>>]>,
+    /// How the decoder reads encodings that have had more than one meaning.
+    pub(crate) options: u32,
 }
 
 impl<M: Access> Table<M> {
@@ -53,6 +70,7 @@ impl<M: Access> Table<M> {
     pub fn new(announced: impl Fn(CpuidFeature) -> bool) -> Table<M> {
         let mut table = Table {
             forms: vec![None; Code::values().len()].into_boxed_slice(),
+            options: decoder_options(&announced),
         };
         crate::insn::fill(&mut table);
         for code in Code::values() {

@@ -7,6 +7,7 @@
 //! | vmlinux without | entered at its 64-bit entry point by the Linux boot protocol |
 //! | vmlinuz | its payload is unpacked here and is then such a vmlinux, if it has the PVH note |
 //! | vmlinuz otherwise | loaded as it is, entered by the Linux boot protocol; it unpacks itself |
+//! | anything with a Multiboot 1 header | loaded as that or its 32-bit ELF headers say, the initramfs is its module |
 //!
 //! # Invariants
 //! - Files are checked before they are copied, so every error names the file and what was expected of it.
@@ -21,6 +22,7 @@ mod elf;
 mod entry;
 mod error;
 pub mod layout;
+mod multiboot;
 mod pvh;
 #[cfg(test)]
 pub(crate) mod test_images;
@@ -30,6 +32,7 @@ mod zero_page;
 use std::fs::File;
 use std::io::{Cursor, Read, Seek};
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use linux_loader::bootparam::setup_header;
@@ -37,9 +40,11 @@ use reprise_hypervisor::GuestMemory;
 use vm_memory::{Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, ReadVolatile};
 
 use bzimage::{BzImage, Found};
+use elf::Class;
 pub use elf::ElfError;
 pub use entry::Entry;
 pub use error::{BootError, Part};
+pub use multiboot::MultibootError;
 pub use unpack::{Format, UnpackError};
 
 /// Pages in which the initramfs is placed.
@@ -48,9 +53,9 @@ const PAGE: u64 = 4096;
 /// What a machine boots.
 #[derive(Debug, Clone, Copy)]
 pub struct Payload<'a> {
-    /// A vmlinux, bzImage or vmlinuz.
+    /// A vmlinux, bzImage, vmlinuz or Multiboot kernel.
     pub kernel: &'a Path,
-    /// A cpio archive, compressed as the kernel understands it.
+    /// A cpio archive, compressed as the kernel understands it; for a Multiboot kernel, its module.
     pub initramfs: Option<&'a Path>,
     /// The kernel's command line.
     pub command_line: &'a str,
@@ -74,12 +79,23 @@ pub fn load(memory: &GuestMemory, payload: &Payload<'_>) -> Result<Entry, BootEr
     let read = || BootError::read(Part::Kernel, path);
     let mut magic = [0; 4];
     file.read_exact(&mut magic).or_else(not_an_end).map_err(read())?;
+    let multiboot = multiboot::Header::find(&mut file).map_err(read())?;
     if magic == elf::MAGIC {
-        return load_vmlinux(memory, payload, &mut file);
+        return match multiboot {
+            // A kernel for several loaders, or a vmlinux that has the header's bytes by chance.
+            Some(header) if header.is_in_64_bit_image() && elf::has_pvh_entry(&mut file) => {
+                load_vmlinux(memory, payload, &mut file)
+            }
+            Some(header) => load_multiboot(memory, payload, &header, &mut file),
+            None => load_vmlinux(memory, payload, &mut file),
+        };
     }
     let image = match BzImage::find(&mut file).map_err(read())? {
         Found::BzImage(image) => image,
-        Found::NotABzImage => return Err(BootError::UnknownFormat { path: path.to_owned() }),
+        Found::NotABzImage => match multiboot {
+            Some(header) => return load_multiboot(memory, payload, &header, &mut file),
+            None => return Err(BootError::UnknownFormat { path: path.to_owned() }),
+        },
         Found::TooOld(version) => {
             return Err(BootError::OldBzImage {
                 path: path.to_owned(),
@@ -116,12 +132,12 @@ fn load_vmlinux(
     payload: &Payload<'_>,
     image: &mut (impl Read + Seek + ReadVolatile),
 ) -> Result<Entry, BootError> {
-    write_command_line(memory, payload.command_line, pvh::COMMAND_LINE_MAX)?;
-    let loaded = elf::load(memory, image).map_err(|source| BootError::Elf {
+    write_command_line(memory, payload.command_line.as_bytes(), pvh::COMMAND_LINE_MAX)?;
+    let loaded = elf::load(memory, image, Class::Bits64).map_err(|source| BootError::Elf {
         path: payload.kernel.to_owned(),
         source,
     })?;
-    let placed = place(memory, payload, loaded.end, low_ram_end(memory))?;
+    let placed = place(memory, payload, loaded.end, low_ram_end(memory), Where::Highest)?;
     match loaded.pvh_entry {
         Some(rip) => {
             pvh::write(memory, size(memory), &placed)?;
@@ -140,7 +156,7 @@ fn load_bzimage(
 ) -> Result<Entry, BootError> {
     write_command_line(
         memory,
-        payload.command_line,
+        payload.command_line.as_bytes(),
         image.command_line_max().min(MAX_COMMAND_LINE),
     )?;
     let ram_end = low_ram_end(memory);
@@ -155,13 +171,33 @@ fn load_bzimage(
         .load(memory, file)
         .map_err(BootError::memory(layout::HIGH_START))?;
     let top = ram_end.min(image.initramfs_max().saturating_add(1));
-    let placed = place(memory, payload, loaded.end, top)?;
+    let placed = place(memory, payload, loaded.end, top, Where::Highest)?;
     if let Some(rip) = loaded.entry_64 {
         return enter_64(memory, Some(image.header()), &placed, rip);
     }
     zero_page::write(memory, size(memory), Some(image.header()), &placed)?;
     zero_page::write_gdt_32(memory)?;
     Ok(Entry::Linux32 { rip: loaded.entry_32 })
+}
+
+fn load_multiboot(
+    memory: &GuestMemory,
+    payload: &Payload<'_>,
+    header: &multiboot::Header,
+    file: &mut File,
+) -> Result<Entry, BootError> {
+    let line = multiboot::command_line(payload.kernel.as_os_str().as_bytes(), payload.command_line);
+    write_command_line(memory, &line, MAX_COMMAND_LINE)?;
+    let loaded = header.load(memory, file).map_err(|source| BootError::Multiboot {
+        path: payload.kernel.to_owned(),
+        source,
+    })?;
+    let ram_end = low_ram_end(memory);
+    let placed = place(memory, payload, loaded.end, ram_end, Where::Lowest)?;
+    let module = payload.initramfs.map_or(&[][..], |path| path.as_os_str().as_bytes());
+    multiboot::write(memory, size(memory), ram_end, &placed, module)?;
+    zero_page::write_gdt_32(memory)?;
+    Ok(Entry::Multiboot { rip: loaded.entry })
 }
 
 fn enter_64(memory: &GuestMemory, header: Option<setup_header>, placed: &Placed, rip: u64) -> Result<Entry, BootError> {
@@ -173,8 +209,8 @@ fn enter_64(memory: &GuestMemory, header: Option<setup_header>, placed: &Placed,
 /// The room for a command line, whatever a kernel would take.
 const MAX_COMMAND_LINE: usize = (layout::LOW_END - layout::COMMAND_LINE) as usize - 1;
 
-fn write_command_line(memory: &GuestMemory, line: &str, max: usize) -> Result<(), BootError> {
-    if let Some(offset) = line.bytes().position(|byte| byte == 0) {
+fn write_command_line(memory: &GuestMemory, line: &[u8], max: usize) -> Result<(), BootError> {
+    if let Some(offset) = line.iter().position(|byte| *byte == 0) {
         return Err(BootError::CommandLineNul { offset });
     }
     if line.len() > max {
@@ -183,16 +219,30 @@ fn write_command_line(memory: &GuestMemory, line: &str, max: usize) -> Result<()
             max,
         });
     }
-    let mut bytes = line.as_bytes().to_vec();
+    let mut bytes = line.to_vec();
     bytes.push(0);
     memory
         .write_slice(&bytes, GuestAddress(layout::COMMAND_LINE))
         .map_err(BootError::memory(layout::COMMAND_LINE))
 }
 
-/// Loads the initramfs as high as possible below `top` and above the kernel, out of the way of a kernel that unpacks
-/// itself or allocates from the bottom.
-fn place(memory: &GuestMemory, payload: &Payload<'_>, kernel_end: u64, top: u64) -> Result<Placed, BootError> {
+/// Where between the kernel's end and the top an initramfs goes.
+#[derive(Clone, Copy)]
+enum Where {
+    /// Out of the way of a kernel that unpacks itself or allocates from the bottom.
+    Highest,
+    /// Right behind a kernel that allocates what follows its modules.
+    Lowest,
+}
+
+/// Loads the initramfs above the kernel and below `top`, on a page.
+fn place(
+    memory: &GuestMemory,
+    payload: &Payload<'_>,
+    kernel_end: u64,
+    top: u64,
+    wanted: Where,
+) -> Result<Placed, BootError> {
     let rsdp = payload.rsdp;
     let Some(path) = payload.initramfs else {
         return Ok(Placed { initramfs: None, rsdp });
@@ -204,7 +254,11 @@ fn place(memory: &GuestMemory, payload: &Payload<'_>, kernel_end: u64, top: u64)
     let start = top
         .checked_sub(size)
         .map(|start| start & !(PAGE - 1))
-        .filter(|start| *start >= kernel_end);
+        .filter(|start| *start >= kernel_end)
+        .map(|start| match wanted {
+            Where::Highest => start,
+            Where::Lowest => kernel_end,
+        });
     let Some(start) = start else {
         let path = path.to_owned();
         return Err(BootError::InitramfsTooLarge {

@@ -81,7 +81,7 @@ pub enum MachineEnd {
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
     /// There is nothing to boot.
-    #[error("`payload.kernel` is missing; expected the path of a vmlinux, bzImage or vmlinuz")]
+    #[error("`payload.kernel` is missing; expected the path of a vmlinux, bzImage, vmlinuz or Multiboot kernel")]
     NoKernel,
     /// Memory cannot be had.
     #[error("the machine cannot be given its memory")]

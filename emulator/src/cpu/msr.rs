@@ -178,7 +178,7 @@ impl Cpu {
             0x200..=0x20f => return when(mtrr, own.mtrr.variable[msr as usize - 0x200]),
             0x277 => return when(cpuid.has(Feature::PAT), own.pat),
             0x2ff => return when(mtrr, own.mtrr.default_type),
-            0xda0 => return when(cpuid.has_xsave_extension(3), own.xss),
+            0xda0 => return when(cpuid.has(Feature::XSAVES), own.xss),
             0xc000_0080 => self.efer.0,
             0xc000_0081 => own.star,
             0xc000_0082 => own.lstar,
@@ -241,7 +241,7 @@ impl Cpu {
                     replace(&mut own.mtrr.default_type, value, taken)
                 }
                 // No supervisor state component is announced.
-                0xda0 => cpuid.has_xsave_extension(3) && value == 0,
+                0xda0 => cpuid.has(Feature::XSAVES) && value == 0,
                 0xc000_0080 => return self.write_efer(cpuid, value),
                 0xc000_0081 => replace(&mut own.star, value, true),
                 0xc000_0082 => replace(&mut own.lstar, value, canonical),

@@ -3,6 +3,7 @@
 use crate::access::{Access, Outcome, Stop};
 use crate::careful::{Careful, Flush};
 use crate::cpu::{Cpu, Cr0, Cr4, Efer, Seg, gpr};
+use crate::cpuid::Feature;
 use crate::event::{self, Exception};
 use crate::insn::msr::{edx_eax, set_edx_eax};
 use crate::insn::segment::check_umip;
@@ -300,7 +301,7 @@ fn xgetbv(cpu: &mut Cpu, m: &mut Careful, _: &Op<Careful>) -> Outcome {
     match cpu.gpr.read::<u32>(gpr::RCX) {
         0 => {}
         // Which components are in use: a processor may say so of any that is enabled.
-        1 if m.cpuid.has_xsave_extension(2) => {}
+        1 if m.cpuid.has(Feature::XINUSE) => {}
         _ => return Err(Exception::gp(0).into()),
     }
     let value = cpu.xcr0;

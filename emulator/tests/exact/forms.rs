@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 use iced_x86::{Code, Decoder, DecoderOptions, Instruction, OpCodeOperandKind, OpKind};
 use reprise_emulator::careful::Careful;
 use reprise_emulator::model;
-use reprise_emulator::table::Table;
+use reprise_emulator::table::{Table, decoder_options};
 
 use crate::layout::{CODE, HANDLERS, M, Mode, gpa};
 
@@ -49,10 +49,9 @@ impl std::fmt::Display for Form {
 }
 
 /// As the emulator's own decoder.
-const OPTIONS: u32 = DecoderOptions::AMD
-    | DecoderOptions::FORCE_RESERVED_NOP
-    | DecoderOptions::NO_MPFX_0FBC
-    | DecoderOptions::NO_MPFX_0FBD;
+fn options() -> u32 {
+    decoder_options(model::executes)
+}
 
 /// What the emulator executes.
 pub fn supported() -> &'static [Code] {
@@ -73,7 +72,7 @@ pub fn shadowed() -> Vec<Shadowed> {
     for bits in [64, 32, 16] {
         templates(bits, |bytes| {
             let plain = Decoder::with_ip(bits, bytes, 0, DecoderOptions::NONE).decode().code();
-            let ours = Decoder::with_ip(bits, bytes, 0, OPTIONS).decode().code();
+            let ours = Decoder::with_ip(bits, bytes, 0, options()).decode().code();
             if plain != ours {
                 found.entry(plain as usize).or_insert((plain, ours));
             }
@@ -93,7 +92,7 @@ pub fn forms() -> &'static [Form] {
         }
         for bits in [64, 32, 16] {
             templates(bits, |bytes| {
-                let mut decoder = Decoder::with_ip(bits, bytes, 0, OPTIONS);
+                let mut decoder = Decoder::with_ip(bits, bytes, 0, options());
                 let instruction = decoder.decode();
                 if instruction.is_invalid() || !is_supported[instruction.code() as usize] {
                     return;
@@ -132,9 +131,9 @@ fn templates(bits: u32, mut with: impl FnMut(&[u8])) {
     }
     opcodes(bits, |opcode| {
         let bytes = [opcode, &CONSTANT].concat();
-        let one = Decoder::with_ip(bits, &bytes, 0, OPTIONS).decode();
+        let one = Decoder::with_ip(bits, &bytes, 0, options()).decode();
         let other = [opcode, &[0xc1], &CONSTANT[1..]].concat();
-        let other = Decoder::with_ip(bits, &other, 0, OPTIONS).decode();
+        let other = Decoder::with_ip(bits, &other, 0, options()).decode();
         // A ModR/M byte of 05 and one of C1 mean different things.
         if one.code() == other.code() && one.len() == other.len() && one.op_kinds().eq(other.op_kinds()) {
             with(&bytes);

@@ -156,9 +156,6 @@ impl State {
     }
 }
 
-/// TZCNT and LZCNT are not announced, so they are BSF and BSR.
-const OPTIONS: u32 = DecoderOptions::NO_MPFX_0FBC | DecoderOptions::NO_MPFX_0FBD;
-
 /// One claim.
 pub struct Row {
     pub name: &'static str,
@@ -189,7 +186,7 @@ impl Row {
     pub fn check(&self) {
         let long = self.start.view.mode == Mode::Long;
         let bits = self.start.view.code.bits();
-        let instruction = Decoder::new(bits, self.code, OPTIONS).decode();
+        let instruction = Decoder::new(bits, self.code, DecoderOptions::NONE).decode();
         assert_eq!(instruction.len(), self.code.len(), "{}: {instruction:?}", self.name);
         let repeated = instruction.has_rep_prefix() || instruction.has_repne_prefix();
         let mut ways = vec![Way::Fast];

@@ -1,23 +1,25 @@
-//! vmlinux: an ELF image, and its PVH entry point.
+//! ELF images: a vmlinux and its PVH entry point, and the 32-bit image of a Multiboot kernel.
 //!
 //! # Purpose
 //! The image is checked as a whole (System V ABI, Object Files) before a byte of it is copied, so that an error can say
 //! what was expected, and then read straight from the file into guest memory.
 
+mod class;
+
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 
-use linux_loader::elf::{EI_CLASS, EI_DATA, ELFDATA2LSB, Elf64_Ehdr, Elf64_Nhdr, Elf64_Phdr, PT_LOAD, PT_NOTE};
+use linux_loader::elf::{Elf64_Nhdr, PT_LOAD, PT_NOTE};
 use reprise_hypervisor::GuestMemory;
 use vm_memory::{ByteValued, Bytes, GuestAddress, GuestMemoryBackend, ReadVolatile};
 
 use super::layout;
+pub use class::Class;
+use class::{FileHeader, ProgramHeader};
 
 /// The four bytes at the start of every ELF image.
 pub const MAGIC: [u8; 4] = *b"\x7fELF";
 
-const CLASS_64: u8 = 2;
-const MACHINE_X86_64: u16 = 62;
 /// The note whose descriptor is the physical address of the PVH entry point (Xen, xen/include/public/elfnote.h).
 const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
 /// Notes are a few hundred bytes; more is not worth reading.
@@ -100,7 +102,7 @@ impl From<io::Error> for ElfError {
 /// What is known of an image once it lies in guest memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Loaded {
-    /// Where the image itself wants to be entered: for Linux, in 64-bit mode.
+    /// Where the image itself wants to be entered: for Linux, in 64-bit mode. For a 32-bit image, a physical address.
     pub entry: u64,
     /// Where PVH enters it, in 32-bit protected mode; `None` without the note.
     pub pvh_entry: Option<u64>,
@@ -110,17 +112,21 @@ pub struct Loaded {
 
 /// Whether the image has a PVH entry point; `false` also for what is no image at all.
 pub fn has_pvh_entry(image: &mut (impl Read + Seek)) -> bool {
-    Headers::read(image)
+    Headers::read(image, Class::Bits64)
         .and_then(|headers| headers.pvh_entry(image))
         .is_ok_and(|entry| entry.is_some())
 }
 
-/// Copies the image to the physical addresses it asks for.
+/// Copies the image, which must be of `class`, to the physical addresses it asks for.
 ///
 /// # Errors
 /// [`ElfError`]; guest memory may then hold a part of the image.
-pub fn load(memory: &GuestMemory, image: &mut (impl Read + Seek + ReadVolatile)) -> Result<Loaded, ElfError> {
-    let headers = Headers::read(image)?;
+pub fn load(
+    memory: &GuestMemory,
+    image: &mut (impl Read + Seek + ReadVolatile),
+    class: Class,
+) -> Result<Loaded, ElfError> {
+    let headers = Headers::read(image, class)?;
     let mut end = 0;
     for segment in &headers.segments {
         segment.check(memory, headers.file_size)?;
@@ -134,13 +140,7 @@ pub fn load(memory: &GuestMemory, image: &mut (impl Read + Seek + ReadVolatile))
         return Err(ElfError::Entry { entry });
     }
     for segment in &headers.segments {
-        image.seek(SeekFrom::Start(segment.offset))?;
-        let address = segment.range.start;
-        let length = usize::try_from(segment.file_size).expect("checked to lie within the file and guest memory");
-        memory
-            .read_exact_volatile_from(GuestAddress(address), image, length)
-            .map_err(|source| ElfError::Memory { address, source })?;
-        // Guest memory is all zeros before the load, so what the file does not fill needs nothing.
+        segment.copy(memory, image)?;
     }
     Ok(Loaded {
         entry: headers.entry(),
@@ -150,54 +150,41 @@ pub fn load(memory: &GuestMemory, image: &mut (impl Read + Seek + ReadVolatile))
 }
 
 struct Headers {
+    class: Class,
     file_size: u64,
-    header: Elf64_Ehdr,
+    header: FileHeader,
     segments: Vec<Segment>,
     notes: Vec<Range<u64>>,
 }
 
-struct Segment {
+/// What is copied in one piece.
+pub struct Segment {
     /// Where its bytes are in the file.
-    offset: u64,
-    file_size: u64,
-    /// Where they go.
-    range: Range<u64>,
+    pub offset: u64,
+    /// How many they are.
+    pub file_size: u64,
+    /// Where they go, and the zeros after them.
+    pub range: Range<u64>,
+    /// The address by which the image calls the first.
+    pub virtual_address: u64,
 }
 
 impl Headers {
-    fn read(image: &mut (impl Read + Seek)) -> Result<Self, ElfError> {
+    fn read(image: &mut (impl Read + Seek), class: Class) -> Result<Self, ElfError> {
         let file_size = image.seek(SeekFrom::End(0))?;
-        let header: Elf64_Ehdr = object(image, 0, file_size, "the ELF header")?;
-        let unsuitable = |what, found: u64, expected| Err(ElfError::Unsuitable { what, found, expected });
-        let ident = header.e_ident;
-        if ident[..4] != MAGIC {
-            let magic = u32::from_be_bytes([ident[0], ident[1], ident[2], ident[3]]);
-            return unsuitable("magic number", magic.into(), "0x7f 'E' 'L' 'F'");
-        }
-        if ident[EI_CLASS] != CLASS_64 {
-            return unsuitable("class", ident[EI_CLASS].into(), "2, 64-bit");
-        }
-        if u32::from(ident[EI_DATA]) != u32::from(ELFDATA2LSB) {
-            return unsuitable("data encoding", ident[EI_DATA].into(), "1, little-endian");
-        }
-        if header.e_machine != MACHINE_X86_64 {
-            return unsuitable("machine", header.e_machine.into(), "62, x86-64");
-        }
-        if usize::from(header.e_phentsize) != size_of::<Elf64_Phdr>() {
-            return unsuitable("program header size", header.e_phentsize.into(), "56");
-        }
+        let header = class.file_header(image, file_size)?;
         let mut headers = Self {
+            class,
             file_size,
             header,
             segments: Vec::new(),
             notes: Vec::new(),
         };
-        for index in 0..u64::from(headers.header.e_phnum) {
-            let offset = headers
-                .header
-                .e_phoff
-                .saturating_add(index * size_of::<Elf64_Phdr>() as u64);
-            headers.take(&object(image, offset, file_size, "the program header table")?)?;
+        for index in 0..u64::from(header.count) {
+            let offset = header
+                .program_headers
+                .saturating_add(index * class.program_header_size());
+            headers.take(&class.program_header(image, offset, file_size)?)?;
         }
         if headers.segments.is_empty() {
             return Err(ElfError::NoSegments);
@@ -206,39 +193,49 @@ impl Headers {
     }
 
     /// Notes one program header.
-    fn take(&mut self, header: &Elf64_Phdr) -> Result<(), ElfError> {
-        match header.p_type {
-            PT_LOAD if header.p_memsz > 0 => {
+    fn take(&mut self, header: &ProgramHeader) -> Result<(), ElfError> {
+        match header.kind {
+            PT_LOAD if header.memory_size > 0 => {
                 let malformed = ElfError::MalformedSegment {
-                    start: header.p_paddr,
-                    file_size: header.p_filesz,
-                    memory_size: header.p_memsz,
+                    start: header.physical_address,
+                    file_size: header.file_size,
+                    memory_size: header.memory_size,
                 };
                 let Some(end) = header
-                    .p_paddr
-                    .checked_add(header.p_memsz)
-                    .filter(|_| header.p_filesz <= header.p_memsz)
+                    .physical_address
+                    .checked_add(header.memory_size)
+                    .filter(|_| header.file_size <= header.memory_size)
                 else {
                     return Err(malformed);
                 };
                 self.segments.push(Segment {
-                    offset: header.p_offset,
-                    file_size: header.p_filesz,
-                    range: header.p_paddr..end,
+                    offset: header.offset,
+                    file_size: header.file_size,
+                    range: header.physical_address..end,
+                    virtual_address: header.virtual_address,
                 });
             }
             PT_NOTE => self
                 .notes
-                .push(header.p_offset..header.p_offset.saturating_add(header.p_filesz.min(MAX_NOTES))),
+                .push(header.offset..header.offset.saturating_add(header.file_size.min(MAX_NOTES))),
             _ => (),
         }
         Ok(())
     }
 
-    /// The entry point as a physical address: images linked at a virtual address give that one instead, though Linux
-    /// does not.
+    /// The entry point as a physical address. A 64-bit Linux gives it so, though it is linked at a virtual address;
+    /// 32-bit kernels give the virtual address that they are linked at.
     fn entry(&self) -> u64 {
-        self.header.e_entry
+        let entry = self.header.entry;
+        if self.class == Class::Bits64 {
+            return entry;
+        }
+        let within = |segment: &Segment| {
+            let offset = entry.checked_sub(segment.virtual_address)?;
+            let physical = segment.range.start + offset.min(segment.file_size);
+            (offset < segment.file_size).then_some(physical)
+        };
+        self.segments.iter().find_map(within).unwrap_or(entry)
     }
 
     fn pvh_entry(&self, image: &mut (impl Read + Seek)) -> Result<Option<u64>, ElfError> {
@@ -271,7 +268,8 @@ impl Headers {
 }
 
 impl Segment {
-    fn check(&self, memory: &GuestMemory, file_size: u64) -> Result<(), ElfError> {
+    /// Whether the file of `file_size` bytes has what it promises, and memory the room for it.
+    pub fn check(&self, memory: &GuestMemory, file_size: u64) -> Result<(), ElfError> {
         let end = self.offset.saturating_add(self.file_size);
         if end > file_size {
             return Err(ElfError::Truncated {
@@ -290,6 +288,17 @@ impl Segment {
             });
         }
         Ok(())
+    }
+
+    /// Copies it; it has been checked.
+    pub fn copy(&self, memory: &GuestMemory, image: &mut (impl Read + Seek + ReadVolatile)) -> Result<(), ElfError> {
+        image.seek(SeekFrom::Start(self.offset))?;
+        let address = self.range.start;
+        let length = usize::try_from(self.file_size).expect("checked to lie within the file and guest memory");
+        // Guest memory is all zeros before the load, so what the file does not fill needs nothing.
+        memory
+            .read_exact_volatile_from(GuestAddress(address), image, length)
+            .map_err(|source| ElfError::Memory { address, source })
     }
 }
 

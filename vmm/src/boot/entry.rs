@@ -3,7 +3,7 @@
 use reprise_emulator::cpu::segment::{Attributes, TSS32_BUSY};
 use reprise_emulator::cpu::{Cpu, Cr0, Cr4, Efer, Seg, Segment, TableRegister, gpr};
 
-use super::{layout, zero_page};
+use super::{layout, multiboot, zero_page};
 
 /// Flat code, 32-bit: execute, read, accessed; present, DPL 0, 4 GiB in pages.
 const CODE_32: Attributes = Attributes(0xc09b);
@@ -33,6 +33,11 @@ pub enum Entry {
         /// The physical address of the first instruction.
         rip: u64,
     },
+    /// Multiboot 1: 32-bit protected mode, RAX says so, RBX points at the information structure.
+    Multiboot {
+        /// The physical address of the first instruction.
+        rip: u64,
+    },
 }
 
 impl Entry {
@@ -41,7 +46,7 @@ impl Entry {
         let mut cpu = Box::new(Cpu::reset());
         let code = match self {
             Self::Linux64 { .. } => CODE_64,
-            Self::Pvh { .. } | Self::Linux32 { .. } => CODE_32,
+            Self::Pvh { .. } | Self::Linux32 { .. } | Self::Multiboot { .. } => CODE_32,
         };
         for seg in Seg::ALL {
             cpu.segments[seg] = Segment::flat(BOOT_DS, DATA);
@@ -61,6 +66,11 @@ impl Entry {
             Self::Pvh { rip } => {
                 cpu.rip = rip;
                 cpu.gpr.set(gpr::RBX, layout::START_INFO);
+            }
+            Self::Multiboot { rip } => {
+                cpu.rip = rip;
+                cpu.gpr.set(gpr::RAX, multiboot::LOADER_MAGIC);
+                cpu.gpr.set(gpr::RBX, layout::MULTIBOOT_INFO);
             }
             Self::Linux32 { rip } => {
                 cpu.rip = rip;

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::elf::ElfError;
+use super::multiboot::MultibootError;
 
 /// Which of the files it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +56,7 @@ pub enum BootError {
         path: PathBuf,
     },
     /// Some other kind of file.
-    #[error("kernel {path} is neither an ELF image (vmlinux) nor a Linux bzImage (vmlinuz)")]
+    #[error("kernel {path} is neither an ELF image (vmlinux), nor a Linux bzImage (vmlinuz), nor a Multiboot kernel")]
     UnknownFormat {
         /// Where.
         path: PathBuf,
@@ -67,6 +68,14 @@ pub enum BootError {
         path: PathBuf,
         /// What is wrong with it.
         source: ElfError,
+    },
+    /// A Multiboot kernel that cannot be loaded.
+    #[error("kernel {path} cannot be loaded as a Multiboot kernel")]
+    Multiboot {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: MultibootError,
     },
     /// A bzImage that ends before its header says.
     #[error("kernel {path} is a truncated bzImage: it has {size} bytes, its header announces {expected}")]

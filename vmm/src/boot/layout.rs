@@ -11,14 +11,20 @@ use std::ops::Range;
 pub const GDT: u64 = 0x500;
 /// `hvm_start_info` of an entry by PVH.
 pub const START_INFO: u64 = 0x6000;
-/// The list of modules that `hvm_start_info` points at.
+/// The list of modules that `hvm_start_info`, or Multiboot's information structure, points at.
 pub const MODULES: u64 = 0x6100;
+/// The information structure of an entry by Multiboot.
+pub const MULTIBOOT_INFO: u64 = 0x6200;
+/// The loader's name, for the same.
+pub const LOADER_NAME: u64 = 0x6300;
 /// `boot_params`, the "zero page" of the Linux boot protocol.
 pub const ZERO_PAGE: u64 = 0x7000;
-/// The memory map that `hvm_start_info` points at.
+/// The memory map that `hvm_start_info`, or Multiboot's information structure, points at.
 pub const MEMORY_MAP: u64 = 0x8000;
 /// Page tables that map the first 4 GiB to themselves: one PML4, one page-directory-pointer table, four directories.
 pub const PAGE_TABLES: u64 = 0x9000;
+/// The string of a Multiboot module, its path, ended by a zero byte.
+pub const MODULE_NAME: u64 = 0x1_0000;
 /// The kernel's command line, ended by a zero byte.
 pub const COMMAND_LINE: u64 = 0x2_0000;
 /// The end of conventional memory; from here to 640 KiB is what a PC keeps for its firmware.

@@ -146,3 +146,66 @@ impl BzImage {
         image
     }
 }
+
+/// A Multiboot kernel: header, then what is loaded.
+pub struct Multiboot {
+    pub flags: u32,
+    pub magic: u32,
+    /// `header_addr`, `load_addr`, `load_end_addr`, `bss_end_addr`, `entry_addr`.
+    pub addresses: Option<[u32; 5]>,
+    pub content: Vec<u8>,
+}
+
+impl Default for Multiboot {
+    fn default() -> Self {
+        Self {
+            flags: 0b11,
+            magic: 0x1bad_b002,
+            addresses: None,
+            content: b"multiboot code".to_vec(),
+        }
+    }
+}
+
+impl Multiboot {
+    /// Without a container, as an image by addresses is.
+    pub fn bytes(&self) -> Vec<u8> {
+        let flags = self.flags | u32::from(self.addresses.is_some()) << 16;
+        let checksum = 0_u32.wrapping_sub(self.magic.wrapping_add(flags));
+        let words = [self.magic, flags, checksum]
+            .into_iter()
+            .chain(self.addresses.into_iter().flatten());
+        words.flat_map(u32::to_le_bytes).chain(self.content.clone()).collect()
+    }
+
+    /// In an ELF image of one segment at 2 MiB, which begins with the header.
+    pub fn in_elf_64(&self, pvh: Option<u32>) -> Vec<u8> {
+        Elf {
+            segments: vec![Segment {
+                content: self.bytes(),
+                ..Segment::default()
+            }],
+            pvh,
+            ..Elf::default()
+        }
+        .bytes()
+    }
+
+    /// The same, of 32 bits, linked at 0xC020_0000 and entered 12 bytes from there, right behind the header.
+    pub fn in_elf_32(&self) -> Vec<u8> {
+        let content = self.bytes();
+        let mut image: Vec<u8> = b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0".to_vec();
+        image.extend([2_u16, 3].iter().flat_map(|half| half.to_le_bytes()));
+        image.extend(
+            [1_u32, 0xc020_000c, 52, 0, 0]
+                .iter()
+                .flat_map(|word| word.to_le_bytes()),
+        );
+        image.extend([52_u16, 32, 1, 0, 0, 0].iter().flat_map(|half| half.to_le_bytes()));
+        let size = u32::try_from(content.len()).unwrap();
+        let header = [PT_LOAD, 84, 0xc020_0000, 0x20_0000, size, 0x2000, 7, 4];
+        image.extend(header.iter().flat_map(|word| word.to_le_bytes()));
+        image.extend(content);
+        image
+    }
+}

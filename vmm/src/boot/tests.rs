@@ -437,3 +437,112 @@ fn a_real_kernel_unpacked_here_is_what_other_tools_unpack() {
     let ours = unpack::unpack(&image.payload(&mut file).unwrap(), unpack::MAX_UNPACKED).unwrap();
     assert!(ours == std::fs::read(unpacked).unwrap());
 }
+
+fn word(memory: &GuestMemory, address: u64) -> u32 {
+    memory.read_obj(GuestAddress(address)).unwrap()
+}
+
+#[test]
+fn a_multiboot_kernel_is_told_of_its_memory_command_line_module_and_loader() {
+    let files = Files::new();
+    let image = test_images::Multiboot::default().in_elf_32();
+    let (kernel, module) = (files.file("kernel", &image), files.file("module", &[7; 5000]));
+    let memory = memory(64 * MIB);
+    let entry = load(
+        &memory,
+        &Payload {
+            initramfs: Some(&module),
+            ..payload(&kernel)
+        },
+    )
+    .unwrap();
+    assert_eq!(entry, Entry::Multiboot { rip: 0x20_000c });
+    let field = |offset: u64| word(&memory, layout::MULTIBOOT_INFO + offset);
+    assert_eq!(
+        field(0),
+        0x24d,
+        "memory, command line, modules, memory map, loader's name"
+    );
+    assert_eq!((field(4), field(8)), (639, 63 << 10), "KiB from 0 and from 1 MiB");
+    let line = text(&memory, field(16).into());
+    assert_eq!(line, format!("{} console=ttyS0", kernel.display()));
+    assert_eq!(field(20), 1);
+    let list = u64::from(field(24));
+    let (start, end) = (word(&memory, list), word(&memory, list + 4));
+    assert_eq!((start, end - start), (0x20_2000, 5000), "on the page after the kernel");
+    assert_eq!(memory.read_obj::<u8>(GuestAddress(start.into())).unwrap(), 7);
+    assert_eq!(
+        text(&memory, word(&memory, list + 8).into()),
+        module.display().to_string()
+    );
+    assert_eq!(text(&memory, field(64).into()), "Reprise");
+    let (length, map) = (u64::from(field(44)), u64::from(field(48)));
+    let entries: Vec<[u32; 4]> = (0..length / 24)
+        .map(|index| [0, 4, 12, 20].map(|offset| word(&memory, map + 24 * index + offset)))
+        .collect();
+    assert_eq!(
+        entries,
+        [
+            [20, 0, 0x9_fc00, 1],
+            [20, 0x9_fc00, 0x400, 2],
+            [20, 0xe_0000, 0x2_0000, 2],
+            [20, 0x10_0000, 63 << 20, 1]
+        ]
+    );
+}
+
+#[test]
+fn the_multiboot_entry_is_flat_protected_mode_with_the_magic_number() {
+    let cpu = Entry::Multiboot { rip: 0x10_0020 }.cpu();
+    assert_eq!((cpu.view.mode, cpu.rip), (Mode::Protected, 0x10_0020));
+    assert_eq!(cpu.gpr.get(gpr::RAX), 0x2bad_b002);
+    assert_eq!(cpu.gpr.get(gpr::RBX), layout::MULTIBOOT_INFO);
+    assert_eq!(cpu.cr0.0, Cr0::PE | Cr0::ET);
+    assert!(!cpu.flags.interrupt());
+    for seg in Seg::ALL {
+        assert_eq!((cpu.segments[seg].base, cpu.segments[seg].limit), (0, u32::MAX));
+    }
+}
+
+#[test]
+fn a_header_in_a_64_bit_image_is_taken_only_where_pvh_does_not_say_otherwise() {
+    let files = Files::new();
+    let image = test_images::Multiboot::default();
+    let memory = memory(8 * MIB);
+    let both = files.file("both", &image.in_elf_64(Some(0x20_0004)));
+    assert_eq!(load(&memory, &payload(&both)).unwrap(), Entry::Pvh { rip: 0x20_0004 });
+    let error = load(&memory, &payload(&files.file("one", &image.in_elf_64(None)))).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            BootError::Multiboot {
+                source: MultibootError::Class64,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+}
+
+#[test]
+fn a_module_that_does_not_fit_behind_the_kernel_is_refused() {
+    let files = Files::new();
+    let kernel = files.file("kernel", &test_images::Multiboot::default().in_elf_32());
+    let module = files.file("module", &vec![0; 2 * MIB]);
+    let payload = Payload {
+        initramfs: Some(&module),
+        ..payload(&kernel)
+    };
+    let error = load(&memory(4 * MIB), &payload).unwrap_err();
+    assert!(
+        matches!(
+            error,
+            BootError::InitramfsTooLarge {
+                kernel_end: 0x20_2000,
+                ..
+            }
+        ),
+        "{error:?}"
+    );
+    assert!(load(&memory(5 * MIB), &payload).is_ok());
+}

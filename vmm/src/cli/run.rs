@@ -17,7 +17,7 @@ const CMDLINE: &str = "console=ttyS0";
 /// Boots one microVM, or restores one, and ends with it.
 #[derive(Debug, Args)]
 pub(super) struct Run {
-    /// The kernel: a vmlinux (ELF), a bzImage or a distribution's vmlinuz.
+    /// The kernel: a vmlinux (ELF), a bzImage, a distribution's vmlinuz or a Multiboot kernel.
     #[arg(long, value_name = "FILE")]
     kernel: Option<PathBuf>,
     /// The initial RAM file system.
@@ -123,7 +123,7 @@ impl Run {
 fn no_kernel() -> Failure {
     Failure::usage(format!(
         "there is no kernel to boot: --kernel FILE is missing\n\n\
-         FILE is a vmlinux (ELF), a bzImage or a distribution's vmlinuz. This makes a guest of Debian's kernel:\n\n    \
+         FILE is a vmlinux (ELF), a bzImage, a distribution's vmlinuz or a Multiboot kernel. This makes a guest of Debian's kernel:\n\n    \
          scripts/guest.sh\n    \
          reprise run --kernel target/guest/vmlinux --initramfs target/guest/initramfs.cpio.gz\n\n{}",
         usage_of("run")

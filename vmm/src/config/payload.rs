@@ -13,7 +13,7 @@ pub struct PayloadConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub firmware: Option<PathBuf>,
-    /// The kernel: a vmlinux (ELF), a bzImage or a distribution's vmlinuz.
+    /// The kernel: a vmlinux (ELF), a bzImage, a distribution's vmlinuz or a Multiboot kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<String>)]
     pub kernel: Option<PathBuf>,

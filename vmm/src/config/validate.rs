@@ -78,12 +78,12 @@ impl VmConfig {
             None => Err(value(
                 "payload.kernel",
                 "missing",
-                "the path of a vmlinux, bzImage or vmlinuz",
+                "the path of a vmlinux, bzImage, vmlinuz or Multiboot kernel",
             )),
             Some(path) if path.as_os_str().is_empty() => Err(value(
                 "payload.kernel",
                 "empty",
-                "the path of a vmlinux, bzImage or vmlinuz",
+                "the path of a vmlinux, bzImage, vmlinuz or Multiboot kernel",
             )),
             Some(_) => Ok(()),
         }

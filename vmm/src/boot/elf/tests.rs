@@ -4,7 +4,7 @@ use super::super::test_images::{Elf, Segment as Part, memory};
 use super::*;
 
 fn load_bytes(bytes: Vec<u8>) -> Result<Loaded, ElfError> {
-    load(&memory(8 << 20), &mut Cursor::new(bytes))
+    load(&memory(8 << 20), &mut Cursor::new(bytes), Class::Bits64)
 }
 
 #[test]
@@ -14,7 +14,7 @@ fn segments_go_where_they_ask_to_and_the_note_gives_the_entry() {
         pvh: Some(0x20_0004),
         ..Elf::default()
     };
-    let loaded = load(&memory, &mut Cursor::new(image.bytes())).unwrap();
+    let loaded = load(&memory, &mut Cursor::new(image.bytes()), Class::Bits64).unwrap();
     assert_eq!(
         loaded,
         Loaded {

@@ -1,0 +1,75 @@
+//! Compares the emulator with the processor that this program runs on, instruction by instruction.
+//!
+//! # Purpose
+//! Random instructions of every encoding that the emulator executes and the processor has start from random states, once on
+//! the processor, in a sandboxed child process, and once in the emulator. Everything that they leave behind is compared.
+//!
+//! # Life
+//! [`case`] makes a case ([`encode`]s an instruction, [`place`]s its operands), [`native`] and its [`sandbox`] run it on the
+//! processor, [`emulated`] in the emulator; [`compare`] tells what differs, [`mod@shrink`] makes that small, [`report`] prints it.
+//! [`lengths`] compares the decoder's edges instead.
+
+mod case;
+mod compare;
+mod dice;
+mod emulated;
+mod encode;
+mod form;
+mod native;
+mod place;
+mod report;
+mod run;
+mod sandbox;
+mod shrink;
+mod state;
+
+use std::process::ExitCode;
+
+use run::Options;
+
+const USAGE: &str = "usage: differential [--count N] [--seed S] [--family NAME] [--threads N] [--quiet] [--forms]
+  --count N      cases to run (1000000); 0 goes on until something differs
+  --seed S       where the randomness starts (1)
+  --family NAME  only families whose name contains NAME, or the instruction NAME
+  --threads N    threads, each with a child of its own (1)
+  --rows N       mismatches to print (20)
+  --forms        lists what is compared and what is not, and why";
+
+fn main() -> ExitCode {
+    let mut options = Options {
+        count: 1_000_000,
+        seed: 1,
+        family: String::new(),
+        threads: 1,
+        rows: 20,
+    };
+    let mut lists = false;
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        let mut number = || arguments.next().and_then(|text| text.parse::<u64>().ok());
+        let taken = match argument.as_str() {
+            "--count" => number().map(|count| options.count = count),
+            "--seed" => number().map(|seed| options.seed = seed),
+            "--threads" => number().map(|threads| options.threads = threads.clamp(1, 256) as usize),
+            "--rows" => number().map(|rows| options.rows = rows as usize),
+            "--family" => arguments.next().map(|family| options.family = family),
+            "--forms" => {
+                lists = true;
+                Some(())
+            }
+            _ => None,
+        };
+        if taken.is_none() {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    }
+    if lists {
+        run::list(&options);
+        return ExitCode::SUCCESS;
+    }
+    match run::run(&options) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,356 @@
+//! Runs cases in batches, on several threads, until enough have been compared.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use reprise_emulator::Model;
+
+use crate::case::{Case, Maker};
+use crate::compare::{Difference, differences, same};
+use crate::dice::Dice;
+use crate::emulated::{Emulated, Way};
+use crate::form::{self, Forms};
+use crate::native::{Native, settle};
+use crate::report::{self, Count, Mismatch};
+use crate::shrink::shrink;
+use crate::state::{BATCH, NO_VECTOR, Output, Template};
+
+/// What was asked for.
+pub struct Options {
+    /// Cases, or 0 for no end.
+    pub count: u64,
+    /// Where the randomness starts.
+    pub seed: u64,
+    /// Part of the names of families.
+    pub family: String,
+    /// Threads.
+    pub threads: usize,
+    /// Mismatches to print.
+    pub rows: usize,
+}
+
+/// Mismatches of one title that are made small.
+const SHRUNK: u64 = 1;
+
+fn forms(options: &Options) -> (Arc<Model>, Forms) {
+    let model = Arc::new(Model::with(form::host_has));
+    let mut forms = Forms::new(&Model::new(), &options.family);
+    forms.families.sort();
+    let order = forms.families.clone();
+    for form in forms.long.iter_mut().chain(&mut forms.narrow) {
+        let name = form::family(form.code);
+        form.family = order.iter().position(|family| *family == name).unwrap_or(0);
+    }
+    (model, forms)
+}
+
+/// Prints what is compared and what is not.
+pub fn list(options: &Options) {
+    let (_, forms) = forms(options);
+    println!(
+        "compared: {} encodings in 64-bit code, {} in 32-bit code",
+        forms.long.len(),
+        forms.narrow.len()
+    );
+    for (i, family) in forms.families.iter().enumerate() {
+        let count = |list: &[form::Form]| list.iter().filter(|form| form.family == i).count();
+        println!("  {family}: {} and {}", count(&forms.long), count(&forms.narrow));
+    }
+    println!("not on this processor:");
+    for (family, count) in &forms.foreign {
+        println!("  {family}: {count}");
+    }
+    println!("not in the emulator:");
+    for (family, codes) in &forms.missing {
+        println!("  {family}: {codes:?}");
+    }
+    println!("not compared:");
+    for (reason, mnemonics) in form::exclusions() {
+        println!("  {}: it {reason}", mnemonics.join(", "));
+    }
+}
+
+/// What the threads find.
+struct Findings {
+    counts: Vec<Count>,
+    /// Mismatches by title: how many, and the first.
+    mismatches: BTreeMap<String, (u64, Mismatch)>,
+}
+
+/// Runs; true if nothing differed.
+pub fn run(options: &Options) -> bool {
+    let (model, forms) = forms(options);
+    if forms.long.is_empty() && forms.narrow.is_empty() {
+        eprintln!("there is no such family");
+        return false;
+    }
+    let findings = Mutex::new(Findings {
+        counts: vec![Count::default(); forms.families.len()],
+        mismatches: BTreeMap::new(),
+    });
+    let done = AtomicU64::new(0);
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for thread in 0..options.threads {
+            let (model, forms, findings, done, stop) = (model.clone(), &forms, &findings, &done, &stop);
+            scope.spawn(move || {
+                let processor = settle(thread);
+                let mut worker = Worker {
+                    native: match Native::new() {
+                        Ok(native) => native,
+                        Err(error) => {
+                            eprintln!("no memory to share: {error}");
+                            stop.store(true, Ordering::Relaxed);
+                            return;
+                        }
+                    },
+                    emulated: Emulated::new(model, processor),
+                    maker: Maker {
+                        forms,
+                        all_flags: form::is_modelled(),
+                    },
+                    dice: Dice::new(options.seed.wrapping_mul(0x1_0000_0001).wrapping_add(thread as u64)),
+                    found: Box::new(empty_output()),
+                    expected: Box::new(empty_output()),
+                    counts: vec![Count::default(); forms.families.len()],
+                    findings,
+                };
+                while !stop.load(Ordering::Relaxed) {
+                    let before = done.fetch_add(BATCH as u64, Ordering::Relaxed);
+                    if options.count != 0 && before >= options.count {
+                        break;
+                    }
+                    let left = if options.count == 0 {
+                        BATCH as u64
+                    } else {
+                        options.count - before
+                    };
+                    if !worker.batch(left.min(BATCH as u64) as usize) && options.count == 0 {
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                }
+                let mut findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
+                for (sum, count) in findings.counts.iter_mut().zip(&worker.counts) {
+                    sum.executions += count.executions;
+                    sum.faults += count.faults;
+                    sum.skipped += count.skipped;
+                    sum.mismatches += count.mismatches;
+                    sum.masked |= count.masked;
+                }
+            });
+        }
+    });
+    let findings = findings.into_inner().unwrap_or_else(PoisonError::into_inner);
+    for (count, mismatch) in findings.mismatches.values().take(options.rows) {
+        mismatch.print();
+        println!("    ({count} times)");
+    }
+    for (title, (count, _)) in findings.mismatches.iter().skip(options.rows) {
+        println!("--- {title} ({count} times)");
+    }
+    report::table(&forms.families, &findings.counts);
+    findings.mismatches.is_empty() && !stop.load(Ordering::Relaxed)
+}
+
+fn empty_output() -> Output {
+    // Never read before it is written; only its size matters.
+    Output {
+        state: crate::state::State {
+            xsave: crate::state::Xsave([0; crate::state::XSAVE_SIZE]),
+            gpr: [0; 16],
+            rip: 0,
+            flags: 0,
+            fs_base: 0,
+            gs_base: 0,
+            selectors: [0; 6],
+            padding: [0; 2],
+        },
+        vector: 0,
+        error_code: 0,
+        cr2: 0,
+        changed: [[0; 2]; 3],
+        pages: [[0; crate::state::PAGE]; 3],
+    }
+}
+
+struct Worker<'a> {
+    native: Native,
+    emulated: Emulated,
+    maker: Maker<'a>,
+    dice: Dice,
+    found: Box<Output>,
+    expected: Box<Output>,
+    counts: Vec<Count>,
+    findings: &'a Mutex<Findings>,
+}
+
+impl Worker<'_> {
+    /// Makes, runs and compares `count` cases; true if nothing differed.
+    fn batch(&mut self, count: usize) -> bool {
+        let cases: Vec<Case> = (0..count).map(|_| self.maker.make(&mut self.dice)).collect();
+        let template = template(&mut self.dice);
+        self.emulated.set_template(&template);
+        let batch = self.native.batch();
+        *batch_template(batch) = *template;
+        batch.count = count as u64;
+        for (input, case) in batch.inputs.iter_mut().zip(&cases) {
+            *input = case.input;
+        }
+        let ran = match self.native.run() {
+            Ok(()) => count,
+            Err(lost) => {
+                let case = cases[lost.index.min(count - 1)];
+                self.note(
+                    Mismatch {
+                        case,
+                        differences: vec![Difference {
+                            field: "child".to_owned(),
+                            expected: lost.how.to_owned(),
+                            found: "goes on".to_owned(),
+                        }],
+                        way: "not at all",
+                    },
+                    1,
+                );
+                lost.index
+            }
+        };
+        let mut fine = ran == count;
+        for (i, case) in cases.iter().enumerate().take(ran) {
+            copy_output(&mut self.expected, &self.native.batch().outputs[i]);
+            if self.expected.vector == NO_VECTOR {
+                self.counts[case.family].skipped += 1;
+                continue;
+            }
+            let counts = &mut self.counts[case.family];
+            counts.executions += 1;
+            counts.faults += u64::from(!matches!(self.expected.vector, 1 | 3));
+            counts.masked |= case.mask.flags;
+            for (way, name) in ways(case) {
+                self.emulated.run(&case.input, way, &mut self.found);
+                settle_tf(way, &self.expected, &mut self.found);
+                if !same(&self.expected, &self.found, case.mask) {
+                    fine = false;
+                    self.counts[case.family].mismatches += 1;
+                    self.differs(case, way, name);
+                    break;
+                }
+            }
+        }
+        fine
+    }
+
+    /// Makes a mismatch small and notes it.
+    fn differs(&mut self, case: &Case, way: Way, name: &'static str) {
+        let list = differences(&self.expected, &self.found, case.mask);
+        let mismatch = Mismatch {
+            case: *case,
+            differences: list,
+            way: name,
+        };
+        let title = mismatch.title();
+        {
+            let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((count, _)) = findings.mismatches.get_mut(&title)
+                && *count >= SHRUNK
+            {
+                *count += 1;
+                return;
+            }
+        }
+        // The results of this batch are still wanted.
+        let outputs: Vec<Output> = self.native.batch().outputs.to_vec();
+        let count = self.native.batch().count;
+        let field = mismatch.differences.first().map(|difference| difference.field.clone());
+        let mut small = None;
+        shrink(case, |case| {
+            let list = self.run_one(case, way);
+            let differs = !list.is_empty() && list.first().map(|difference| &difference.field) == field.as_ref();
+            if differs {
+                small = Some(Mismatch {
+                    case: *case,
+                    differences: list,
+                    way: name,
+                });
+            }
+            differs
+        });
+        let batch = self.native.batch();
+        batch.count = count;
+        batch.outputs.clone_from_slice(&outputs);
+        let mismatch = small.unwrap_or(mismatch);
+        self.note_as(title, mismatch, 1);
+    }
+
+    /// Runs one case on both sides; what differs.
+    fn run_one(&mut self, case: &Case, way: Way) -> Vec<Difference> {
+        let batch = self.native.batch();
+        batch.count = 1;
+        batch.inputs[0] = case.input;
+        if self.native.run().is_err() {
+            return Vec::new();
+        }
+        copy_output(&mut self.expected, &self.native.batch().outputs[0]);
+        self.emulated.run(&case.input, way, &mut self.found);
+        settle_tf(way, &self.expected, &mut self.found);
+        if same(&self.expected, &self.found, case.mask) {
+            return Vec::new();
+        }
+        differences(&self.expected, &self.found, case.mask)
+    }
+
+    fn note(&self, mismatch: Mismatch, count: u64) {
+        self.note_as(mismatch.title(), mismatch, count);
+    }
+
+    fn note_as(&self, title: String, mismatch: Mismatch, count: u64) {
+        let mut findings = self.findings.lock().unwrap_or_else(PoisonError::into_inner);
+        findings.mismatches.entry(title).or_insert((0, mismatch)).0 += count;
+    }
+}
+
+/// The fast way did not see TF, which everything else that it leaves is to be compared with.
+fn settle_tf(way: Way, expected: &Output, found: &mut Output) {
+    if way == Way::Fast {
+        found.state.flags |= expected.state.flags & crate::emulated::TF;
+    }
+}
+
+/// How a case is executed: the careful way steps, and the fast way must come to the same.
+fn ways(case: &Case) -> impl Iterator<Item = (Way, &'static str)> {
+    let fast = case.is_single.then_some((Way::Fast, "fast"));
+    let given = if case.is_single { "careful" } else { "as given" };
+    core::iter::once((Way::Given, given)).chain(fast)
+}
+
+fn batch_template(batch: &mut crate::state::Batch) -> &mut Template {
+    &mut batch.template
+}
+
+/// Memory: mostly zeros and random bytes.
+fn template(dice: &mut Dice) -> Box<Template> {
+    let mut template = Box::new([[0; crate::state::PAGE]; 4]);
+    for page in template.iter_mut() {
+        let taste = dice.taste();
+        for word in page.chunks_exact_mut(8) {
+            word.copy_from_slice(&dice.element(taste).to_le_bytes());
+        }
+    }
+    template
+}
+
+/// Copies what there is of an outcome.
+fn copy_output(to: &mut Output, from: &Output) {
+    to.state = from.state;
+    to.vector = from.vector;
+    to.error_code = from.error_code;
+    to.cr2 = from.cr2;
+    to.changed = from.changed;
+    for page in 0..3 {
+        let [start, end] = from.changed[page].map(|at| usize::from(at).min(crate::state::PAGE));
+        if start < end {
+            to.pages[page][start..end].copy_from_slice(&from.pages[page][start..end]);
+        }
+    }
+}
