@@ -1,30 +1,39 @@
 //! The instructions, by family. Each is written once, generic over how it reaches memory ([`Access`]).
 
+mod aes;
 mod arith;
 mod available;
 mod bcd;
 mod bits;
+mod clmul;
 mod condition;
 mod control;
 mod control_reg;
 mod cpuid;
 mod far;
+mod gfni;
 mod interrupt;
 mod io;
+mod lanes;
 mod misc;
 mod mmx;
 mod mov;
 mod msr;
 mod muldiv;
 mod segment;
+mod sha;
 mod shift;
 mod shuffle;
+mod sse4;
+mod sse41;
 mod sse_float;
 mod sse_int;
 mod sse_mov;
+mod ssse3;
 mod stack;
 mod string;
 mod string_io;
+mod strings;
 mod syscall;
 mod vector;
 mod x87;
@@ -51,6 +60,7 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     muldiv::fill(table);
     segment::fill(table);
     shift::fill(table);
+    sse4::fill(table);
     sse_float::fill(table);
     sse_int::fill(table);
     sse_mov::fill(table);

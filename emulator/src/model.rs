@@ -16,6 +16,10 @@ pub struct Model {
 /// Whether the instructions of a CPUID feature are executed; the others are #UD, and must not be announced.
 pub fn executes(feature: CpuidFeature) -> bool {
     use CpuidFeature::*;
+    // Multiplications with additions are the host's own.
+    if feature == FMA {
+        return crate::native::sse::has_fma();
+    }
     matches!(
         feature,
         INTEL8086
@@ -42,6 +46,14 @@ pub fn executes(feature: CpuidFeature) -> bool {
             | FXSR
             | SSE
             | SSE2
+            | SSE3
+            | SSSE3
+            | SSE4_1
+            | SSE4_2
+            | AES
+            | PCLMULQDQ
+            | SHA
+            | GFNI
             | CLFSH
             | CMPXCHG16B
             | XSAVE
@@ -66,6 +78,9 @@ pub fn executes(feature: CpuidFeature) -> bool {
             | RDPMC
             | MOVBE
             | AVX
+            | F16C
+            | VAES
+            | VPCLMULQDQ
             | AVX2
             | AVX512F
             | AVX512BW

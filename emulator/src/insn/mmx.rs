@@ -1,4 +1,4 @@
-//! MMX, with what SSE and SSE2 added for MMX registers.
+//! MMX, with what SSE, SSE2 and SSSE3 added for MMX registers.
 //!
 //! MMi is the significand of x87 register i. Every instruction here makes the x87 stack "full and valid" with TOP
 //! at 0, and a written register's exponent all ones (SDM Vol. 1, The MMX State and the x87 FPU); EMMS then
@@ -8,7 +8,7 @@
 use iced_x86::Code::{self, *};
 
 use super::shuffle::{self, Lane, PackedImmediate, sign_mask};
-use super::{available, sse_mov};
+use super::{available, sse_mov, ssse3};
 use crate::access::{Access, Outcome, Stop};
 use crate::cpu::Cpu;
 use crate::native::packed::{self, Packed};
@@ -46,11 +46,15 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
         Psrlw Psrlw_mm_imm8, Psrld Psrld_mm_imm8, Psrlq Psrlq_mm_imm8,
         Psraw Psraw_mm_imm8, Psrad Psrad_mm_imm8,
     }
-    table.rm(
-        Pshufw_mm_mmm64_imm8,
-        immediate::<M, shuffle::Pshufw>,
-        immediate_memory::<M, shuffle::Pshufw>,
-    );
+    rows! { with_immediate(shuffle): Pshufw Pshufw_mm_mmm64_imm8, }
+    rows! { with_immediate(ssse3):
+        Pshufb Pshufb_mm_mmm64, Palignr Palignr_mm_mmm64_imm8,
+        Phaddw Phaddw_mm_mmm64, Phaddd Phaddd_mm_mmm64, Phaddsw Phaddsw_mm_mmm64,
+        Phsubw Phsubw_mm_mmm64, Phsubd Phsubd_mm_mmm64, Phsubsw Phsubsw_mm_mmm64,
+        Psignb Psignb_mm_mmm64, Psignw Psignw_mm_mmm64, Psignd Psignd_mm_mmm64,
+        Pabsb Pabsb_mm_mmm64, Pabsw Pabsw_mm_mmm64, Pabsd Pabsd_mm_mmm64,
+        Pmulhrsw Pmulhrsw_mm_mmm64, Pmaddubsw Pmaddubsw_mm_mmm64,
+    }
     moves(table);
     table.plain(Emms, |cpu, _, _| {
         available::mmx(cpu)?;
@@ -123,6 +127,10 @@ fn row_low<M: Access, O: Packed>(table: &mut Table<M>, code: Code) {
 
 fn by_count<M: Access, O: Packed>(table: &mut Table<M>, code: Code) {
     table.plain(code, count::<M, O>);
+}
+
+fn with_immediate<M: Access, O: PackedImmediate>(table: &mut Table<M>, code: Code) {
+    table.rm(code, immediate::<M, O>, immediate_memory::<M, O>);
 }
 
 fn operand<M: Access, T: Word>(cpu: &Cpu, m: &mut M, op: &Op<M>) -> Result<u64, Stop> {

@@ -1,13 +1,21 @@
-//! SSE and SSE2 floating point.
+//! Floating point in XMM registers: SSE, SSE2, and what SSE3 and SSE4.1 added.
 //!
 //! Each operation runs on the host under the guest's rounding, DAZ and FTZ with everything masked (see
 //! [`native`](crate::native)); which exception the guest gets follows from the flags raised. An operation that
 //! raises #XM leaves its destination, but MXCSR says why (SDM Vol. 1, SIMD Floating-Point Exceptions).
 
+pub(super) mod compare;
+pub(super) mod convert;
+pub(super) mod dot;
 pub(super) mod exceptions;
+pub(super) mod format;
+pub(super) mod function;
+pub(super) mod horizontal;
+pub(super) mod round;
 
 use iced_x86::Code::*;
 
+use super::vector::{Kernel, chunk};
 use super::{available, sse_int};
 use crate::access::{Access, Outcome, Stop};
 use crate::cpu::{Cpu, flags};
@@ -89,6 +97,47 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     }
     integers(table);
     mmx(table);
+    later(table);
+}
+
+/// SSE3 and SSE4.1, by the kernels of the VEX forms.
+fn later<M: Access>(table: &mut Table<M>) {
+    macro_rules! rows {
+        ($($kernel:path, $code:ident $size:literal $count:literal,)*) => {$(
+            table.rm(
+                $code,
+                |cpu, _, op| {
+                    available::sse(cpu)?;
+                    let source = cpu.fpu.xmm(op.r2);
+                    compute_by($kernel, $count, cpu, op.r1, source, op.imm as u8)
+                },
+                |cpu, m, op| {
+                    available::sse(cpu)?;
+                    let source = operand::<M, $size>(cpu, m, op)?;
+                    compute_by($kernel, $count, cpu, op.r1, source, op.imm as u8)
+                },
+            );
+        )*};
+    }
+    rows! {
+        horizontal::addsubps, Addsubps_xmm_xmmm128 16 4, horizontal::addsubpd, Addsubpd_xmm_xmmm128 16 2,
+        horizontal::haddps, Haddps_xmm_xmmm128 16 4, horizontal::haddpd, Haddpd_xmm_xmmm128 16 2,
+        horizontal::hsubps, Hsubps_xmm_xmmm128 16 4, horizontal::hsubpd, Hsubpd_xmm_xmmm128 16 2,
+        dot::dpps, Dpps_xmm_xmmm128_imm8 16 4, dot::dppd, Dppd_xmm_xmmm128_imm8 16 2,
+    }
+    rows! {
+        round::roundps, Roundps_xmm_xmmm128_imm8 16 4, round::roundpd, Roundpd_xmm_xmmm128_imm8 16 2,
+        round::roundss, Roundss_xmm_xmmm32_imm8 4 1, round::roundsd, Roundsd_xmm_xmmm64_imm8 8 1,
+    }
+}
+
+/// Computes the first `count` elements by a kernel.
+fn compute_by(kernel: Kernel, count: u32, cpu: &mut Cpu, register: u8, source: [u8; 16], imm: u8) -> Outcome {
+    let mut lanes = function::legacy(cpu.fpu.xmm(register), source, imm, (1 << count) - 1, cpu.fpu.mxcsr);
+    kernel(&mut lanes);
+    exceptions::raise(cpu, lanes.raised)?;
+    cpu.fpu.set_xmm(register, chunk(&lanes.a, 0));
+    Ok(())
 }
 
 /// Conversions between XMM and general-purpose registers.

@@ -76,7 +76,7 @@ fn by_count<M: Access, O: Packed>(table: &mut Table<M>, code: Code) {
     table.plain(code, count::<M, O>);
 }
 
-fn with_immediate<M: Access, O: PackedImmediate>(table: &mut Table<M>, code: Code) {
+pub(super) fn with_immediate<M: Access, O: PackedImmediate>(table: &mut Table<M>, code: Code) {
     table.rm(code, immediate::<M, O>, immediate_memory::<M, O>);
 }
 
@@ -111,7 +111,7 @@ fn count<M: Access, O: Packed>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome 
     Ok(())
 }
 
-fn immediate<M: Access, O: PackedImmediate>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
+pub(super) fn immediate<M: Access, O: PackedImmediate>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     available::sse(cpu)?;
     let value = O::apply(cpu.fpu.xmm(op.r1), cpu.fpu.xmm(op.r2), op.imm as u8);
     cpu.fpu.set_xmm(op.r1, value);

@@ -192,7 +192,7 @@ fn copy<M: Access>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     Ok(())
 }
 
-fn load<M: Access, A: Addressing, const ALIGNED: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+pub(super) fn load<M: Access, A: Addressing, const ALIGNED: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::sse(cpu)?;
     let at = address16::<M, A, ALIGNED>(cpu, op, Use::Read)?;
     let value = m.load_array(cpu, at)?;

@@ -22,14 +22,19 @@
 //! # Order of checks
 //! #UD, then #NM, then those of the memory operand (SDM Vol. 2, Instruction Exception Specification).
 
+mod convert;
+mod float;
 mod form;
 mod integer;
 mod kernel;
 mod lanes;
+mod later;
 mod mov;
 mod permute;
 mod resize;
 mod shell;
+
+pub(super) use lanes::{Bytes, Kernel, Lanes, chunk};
 
 use iced_x86::Code;
 

@@ -40,6 +40,25 @@ pub enum Range {
     Arithmetic(Arithmetic, Element, usize),
     /// As the conversion of this many doubles to singles does.
     Narrowing(usize),
+    /// As a multiplication and an addition with one rounding do, on all elements.
+    Fused(Fused, Element),
+}
+
+/// The signs of a × b + c.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fused {
+    /// a × b + c
+    Add,
+    /// a × b − c
+    Sub,
+    /// −(a × b) + c
+    NegatedAdd,
+    /// −(a × b) − c
+    NegatedSub,
+    /// a × b + c in odd elements, a × b − c in even ones
+    AddSub,
+    /// a × b − c in odd elements, a × b + c in even ones
+    SubAdd,
 }
 
 /// The four operations whose results can leave the range.
@@ -62,6 +81,16 @@ pub enum Element {
     Single,
     /// 64 bits.
     Double,
+}
+
+impl Element {
+    /// Size in bytes.
+    pub const fn size(self) -> usize {
+        match self {
+            Single => 4,
+            Double => 8,
+        }
+    }
 }
 
 /// An operation of a destination and a source register.
@@ -321,4 +350,42 @@ from_integer! {
     Cvtsi2ss64 "cvtsi2ss" "r";
     Cvtsi2sd32 "cvtsi2sd" "e";
     Cvtsi2sd64 "cvtsi2sd" "r";
+}
+
+/// Whether the host has FMA; without it the functions below must not run.
+pub fn has_fma() -> bool {
+    std::arch::is_x86_feature_detected!("fma")
+}
+
+macro_rules! fused {
+    ($($name:ident $instruction:literal;)*) => {$(
+        #[doc = concat!("`", $instruction, "` of `a`, `b` and `c`: the new `c`, and the flags raised.")]
+        pub fn $name(a: [u8; 16], b: [u8; 16], c: [u8; 16], mxcsr: u32) -> ([u8; 16], u32) {
+            let (a, mut b, c) = (vector(a), vector(b), vector(c));
+            // Of two NaNs the first factor's counts, which is the second operand.
+            let flags = under!(
+                mxcsr,
+                [concat!($instruction, " {b}, {a}, {c}")],
+                a = in(xmm_reg) a,
+                b = inout(xmm_reg) b,
+                c = in(xmm_reg) c,
+            );
+            (bytes(b), flags)
+        }
+    )*};
+}
+
+fused! {
+    fmaddps "vfmadd213ps";
+    fmaddpd "vfmadd213pd";
+    fmsubps "vfmsub213ps";
+    fmsubpd "vfmsub213pd";
+    fnmaddps "vfnmadd213ps";
+    fnmaddpd "vfnmadd213pd";
+    fnmsubps "vfnmsub213ps";
+    fnmsubpd "vfnmsub213pd";
+    fmaddsubps "vfmaddsub213ps";
+    fmaddsubpd "vfmaddsub213pd";
+    fmsubaddps "vfmsubadd213ps";
+    fmsubaddpd "vfmsubadd213pd";
 }

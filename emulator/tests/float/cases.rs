@@ -199,7 +199,7 @@ pub fn encodings(code: Code, random: &mut Random) -> Vec<(Vec<u8>, String)> {
                 instruction.set_memory_base(Register::RSI);
             };
             match kind {
-                K::xmm_or_mem | K::mm_or_mem | K::r32_or_mem | K::r64_or_mem if memory => {
+                K::xmm_or_mem | K::ymm_or_mem | K::mm_or_mem | K::r32_or_mem | K::r64_or_mem if memory => {
                     matters = true;
                     at_rsi(&mut instruction);
                 }
@@ -208,14 +208,21 @@ pub fn encodings(code: Code, random: &mut Random) -> Vec<(Vec<u8>, String)> {
                     matters = true;
                     at_rsi(&mut instruction);
                 }
-                K::xmm_reg | K::xmm_rm | K::xmm_or_mem => {
+                K::xmm_reg | K::xmm_rm | K::xmm_vvvv | K::xmm_is4 | K::xmm_or_mem => {
                     register(&mut instruction, Register::XMM0 + random.below(16) as u32);
+                }
+                K::ymm_reg | K::ymm_rm | K::ymm_vvvv | K::ymm_is4 | K::ymm_or_mem => {
+                    register(&mut instruction, Register::YMM0 + random.below(16) as u32);
                 }
                 K::mm_reg | K::mm_rm | K::mm_or_mem => {
                     register(&mut instruction, Register::MM0 + random.below(8) as u32);
                 }
-                K::r32_reg | K::r32_or_mem => register(&mut instruction, Register::EAX + random.below(4) as u32),
-                K::r64_reg | K::r64_or_mem => register(&mut instruction, Register::RAX + random.below(4) as u32),
+                K::r32_reg | K::r32_rm | K::r32_or_mem => {
+                    register(&mut instruction, Register::EAX + random.below(4) as u32);
+                }
+                K::r64_reg | K::r64_rm | K::r64_or_mem => {
+                    register(&mut instruction, Register::RAX + random.below(4) as u32);
+                }
                 K::st0 => register(&mut instruction, Register::ST0),
                 K::sti_opcode => register(&mut instruction, Register::ST0 + random.below(8) as u32),
                 K::ax => register(&mut instruction, Register::AX),

@@ -106,6 +106,11 @@ impl Guest {
             cpu.gpr.set(register, value);
         }
         cpu.flags = before.flags.into();
+        cpu.xcr0 |= 4;
+        for (vector, upper) in cpu.fpu.vectors.iter_mut().zip(before.upper) {
+            let upper = u128::from_le_bytes(upper);
+            (vector[2], vector[3]) = (upper as u64, (upper >> 64) as u64);
+        }
         let exit = self.go(cpu);
 
         let cpu = self.emulator.cpu();
@@ -128,6 +133,9 @@ impl Guest {
                 state.fx[160 + 16 * i..][..16].copy_from_slice(&cpu.fpu.xmm(i as u8));
             }
         }
+        for (upper, vector) in state.upper.iter_mut().zip(cpu.fpu.vectors) {
+            *upper = (u128::from(vector[3]) << 64 | u128::from(vector[2])).to_le_bytes();
+        }
         for (value, register) in state.gpr.iter_mut().zip(GPRS) {
             *value = cpu.gpr.get(register);
         }
@@ -147,6 +155,7 @@ impl Guest {
         self.poke(RAM_DATA, data);
         let mut cpu = long_mode();
         cpu.gpr.set(6, RAM_DATA);
+        cpu.xcr0 |= 4;
         change(&mut cpu);
         cpu.refresh();
         self.go(cpu) == Exit::Shutdown

@@ -4,8 +4,8 @@
 
 use std::sync::Once;
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::*;
+use iced_x86::{CpuidFeature, IcedError};
 
 use crate::state::{Outcome, State};
 
@@ -94,6 +94,14 @@ fn assemble(instruction: &[u8], at: u64) -> Result<Vec<u8>, IcedError> {
     a.lea(r15, ptr(after))?;
     a.xor(r14d, r14d)?;
     a.fxrstor64(ptr(r13))?;
+    let upper = core::mem::offset_of!(State, upper) as i32;
+    const HALVES: [AsmRegisterYmm; 16] = [
+        ymm0, ymm1, ymm2, ymm3, ymm4, ymm5, ymm6, ymm7, ymm8, ymm9, ymm10, ymm11, ymm12, ymm13, ymm14, ymm15,
+    ];
+    let halves = HALVES.into_iter().zip(0..).filter(|_| has_avx());
+    for (register, i) in halves.clone() {
+        a.vinsertf128(register, register, xmmword_ptr(r13 + upper + 16 * i), 1)?;
+    }
     for (i, register) in [rax, rcx, rdx, rbx].into_iter().enumerate() {
         a.mov(register, qword_ptr(r13 + gpr + 8 * i as i32))?;
     }
@@ -108,6 +116,12 @@ fn assemble(instruction: &[u8], at: u64) -> Result<Vec<u8>, IcedError> {
         a.mov(qword_ptr(r13 + gpr + 8 * i as i32), register)?;
     }
     a.mov(qword_ptr(r13 + trapped), r14)?;
+    for (register, i) in halves {
+        a.vextractf128(xmmword_ptr(r13 + upper + 16 * i), register, 1)?;
+    }
+    if has_avx() {
+        a.vzeroupper()?;
+    }
     a.fninit()?;
     a.ldmxcsr(dword_ptr(r13 + mxcsr))?;
     a.cld()?;
@@ -116,6 +130,20 @@ fn assemble(instruction: &[u8], at: u64) -> Result<Vec<u8>, IcedError> {
     }
     a.ret()?;
     a.assemble(at)
+}
+
+/// Whether the host has an extension that the tests ask for.
+pub fn has(feature: CpuidFeature) -> bool {
+    match feature {
+        CpuidFeature::AVX => has_avx(),
+        CpuidFeature::FMA => std::arch::is_x86_feature_detected!("fma"),
+        CpuidFeature::F16C => std::arch::is_x86_feature_detected!("f16c"),
+        _ => false,
+    }
+}
+
+fn has_avx() -> bool {
+    std::arch::is_x86_feature_detected!("avx")
 }
 
 /// SIGFPE goes on at r15 with r14 set.

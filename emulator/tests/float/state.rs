@@ -13,6 +13,8 @@ pub const DATA: usize = 1024;
 pub struct State {
     /// As FXSAVE64 stores it.
     pub fx: [u8; 512],
+    /// Bits 255:128 of YMM0 to YMM15.
+    pub upper: [[u8; 16]; 16],
     /// rax, rcx, rdx, rbx.
     pub gpr: [u64; 4],
     /// RFLAGS.
@@ -85,6 +87,7 @@ impl State {
         }
         State {
             fx,
+            upper: [(); 16].map(|()| random.vector()),
             gpr: [0; 4].map(|_| random.integer()),
             flags: random.next() & STATUS | 2,
             data,
@@ -119,6 +122,9 @@ impl Outcome {
             let range = 160 + 16 * i..176 + 16 * i;
             field(&format!("xmm{i}"), &a.fx[range.clone()], &b.fx[range]);
         }
+        for i in 0..16 {
+            field(&format!("upper half of ymm{i}"), &a.upper[i], &b.upper[i]);
+        }
         for (i, name) in ["rax", "rcx", "rdx", "rbx"].into_iter().enumerate() {
             field(name, &a.gpr[i].to_le_bytes(), &b.gpr[i].to_le_bytes());
         }
@@ -127,7 +133,8 @@ impl Outcome {
             &(a.flags & STATUS).to_le_bytes(),
             &(b.flags & STATUS).to_le_bytes(),
         );
-        field("data", &a.data, &b.data);
+        field("data", &a.data[..64], &b.data[..64]);
+        field("data beyond the operand", &a.data[64..], &b.data[64..]);
         text
     }
 }
@@ -150,7 +157,12 @@ impl Display for State {
             writeln!(f, "st({i}) {}", hex(&fx[32 + 16 * i..42 + 16 * i]))?;
         }
         for i in 0..16 {
-            writeln!(f, "xmm{i} {}", hex(&fx[160 + 16 * i..176 + 16 * i]))?;
+            writeln!(
+                f,
+                "ymm{i} {}:{}",
+                hex(&self.upper[i]),
+                hex(&fx[160 + 16 * i..176 + 16 * i])
+            )?;
         }
         writeln!(f, "data {}", hex(&self.data[..16]))
     }

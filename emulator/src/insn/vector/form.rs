@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use iced_x86::{Code, EncodingKind, Mnemonic, OpCodeInfo, OpCodeOperandKind};
 
 use super::lanes::Kernel;
-use super::{integer, mov, permute, resize};
+use super::{convert, float, integer, later, mov, permute, resize};
 
 /// A mnemonic and its meaning.
 #[derive(Debug, Clone, Copy)]
@@ -348,7 +348,15 @@ static FORMS: LazyLock<Forms> = LazyLock::new(|| {
 
 /// The rows of all families.
 fn all_rows() -> impl Iterator<Item = Row> {
-    [integer::rows(), mov::rows(), permute::rows(), resize::rows()]
+    [
+        convert::rows(),
+        float::rows(),
+        integer::rows(),
+        later::rows(),
+        mov::rows(),
+        permute::rows(),
+        resize::rows(),
+    ]
         .into_iter()
         .flatten()
 }

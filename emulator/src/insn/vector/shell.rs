@@ -83,7 +83,6 @@ fn store<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     let mut lanes = begin(cpu, form, op)?;
     lanes.c = register(cpu, form, op.r1);
     check_alignment(cpu, form, op, Use::Write)?;
-    let mxcsr = cpu.fpu.mxcsr;
     (form.kernel)(&mut lanes);
     let (size, selected) = match form.fetch {
         Fetch::Contiguous => {
@@ -109,7 +108,7 @@ fn store<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
         return raise(cpu, &lanes);
     }
     let at = Part { start: 0, length: size }.at(cpu, op, Use::Write)?;
-    if lanes.raised & !mxcsr != 0 {
+    if lanes.raised != 0 {
         m.check_write(cpu, at, size as u64)?;
         raise(cpu, &lanes)?;
     }

@@ -64,6 +64,7 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
         Fst_m32fp 0xd9 2 4, Fstp_m32fp 0xd9 3 4, Fst_m64fp 0xdd 2 8,
         Fstp_m64fp 0xdd 3 8, Fstp_m80fp 0xdb 7 10, Fist_m16int 0xdf 2 2,
         Fistp_m16int 0xdf 3 2, Fist_m32int 0xdb 2 4, Fistp_m32int 0xdb 3 4,
-        Fistp_m64int 0xdf 7 8, Fbstp_m80bcd 0xdf 6 10,
+        Fistp_m64int 0xdf 7 8, Fisttp_m16int 0xdf 1 2, Fisttp_m32int 0xdb 1 4,
+        Fisttp_m64int 0xdd 1 8, Fbstp_m80bcd 0xdf 6 10,
     }
 }
