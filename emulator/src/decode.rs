@@ -1,9 +1,11 @@
 //! From instruction bytes to [`Op`]s.
 
-use iced_x86::{Decoder, DecoderError, EncodingKind, Instruction, OpKind, Register, RoundingControl};
+use iced_x86::{
+    Code, Decoder, DecoderError, DecoderOptions, EncodingKind, Instruction, OpKind, Register, RoundingControl,
+};
 
 use crate::access::{Access, Stop};
-use crate::cpu::{CodeSize, Cpu, gpr};
+use crate::cpu::{CodeSize, Cpu, Seg, gpr};
 use crate::event::Exception;
 use crate::op::vex::Extra;
 use crate::op::{Attr, Op};
@@ -40,6 +42,11 @@ pub fn decode<M: Access>(table: &Table<M>, code: CodeSize, bytes: &[u8], off: u8
     if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && bytes.len() < LONGEST {
         return Err(Incomplete::MoreBytes);
     }
+    if instruction.code() == Code::Pause
+        && let Some(exchange) = exchange(code, &bytes[..instruction.len()])
+    {
+        instruction = exchange;
+    }
     let form = if instruction.is_invalid() {
         None
     } else {
@@ -69,6 +76,20 @@ pub fn decode<M: Access>(table: &Table<M>, code: CodeSize, bytes: &[u8], off: u8
         form.memory
     };
     Ok(Decoded { op, flow: form.flow })
+}
+
+/// What F3 90 is with REX.B: no PAUSE, but an XCHG of R8 and RAX that has a prefix too many.
+#[cold]
+fn exchange(code: CodeSize, bytes: &[u8]) -> Option<Instruction> {
+    let rex = bytes[bytes.len().checked_sub(2)?];
+    if code != CodeSize::Bits64 || rex & 0xf1 != 0x41 {
+        return None;
+    }
+    let mut plain = [0; LONGEST];
+    for (to, from) in plain.iter_mut().zip(bytes) {
+        *to = if *from == 0xf3 { 0x3e } else { *from };
+    }
+    Some(Decoder::with_ip(64, &plain[..bytes.len()], 0, DecoderOptions::AMD).decode())
 }
 
 fn undefined<M>(_: &mut Cpu, _: &mut M, _: &Op<M>) -> Result<(), Stop> {
@@ -162,7 +183,7 @@ fn lower<M>(instruction: &Instruction, code: CodeSize, bytes: &[u8], off: u8) ->
                     _ => gpr::ZERO,
                 };
                 let scale = instruction.memory_index_scale().trailing_zeros() as u8;
-                op.seg_scale = segment(instruction) << 2 | scale;
+                op.seg_scale = segment(instruction, code) << 2 | scale;
             }
             OpKind::MemoryESDI | OpKind::MemoryESEDI | OpKind::MemoryESRDI => {}
             OpKind::MemorySegSI
@@ -170,7 +191,7 @@ fn lower<M>(instruction: &Instruction, code: CodeSize, bytes: &[u8], off: u8) ->
             | OpKind::MemorySegRSI
             | OpKind::MemorySegDI
             | OpKind::MemorySegEDI
-            | OpKind::MemorySegRDI => op.seg_scale = segment(instruction) << 2,
+            | OpKind::MemorySegRDI => op.seg_scale = segment(instruction, code) << 2,
             _ => op.imm = instruction.immediate(i),
         }
     }
@@ -223,8 +244,18 @@ fn x87_opcode(instruction: &Instruction, bytes: &[u8]) -> Option<u64> {
     }
 }
 
-fn segment(instruction: &Instruction) -> u8 {
-    number(instruction.memory_segment())
+/// The segment of a memory operand. In 64-bit mode the prefixes of ES, CS, SS and DS do nothing at all: the base register alone
+/// tells whether a non-canonical address is #SS.
+fn segment(instruction: &Instruction, code: CodeSize) -> u8 {
+    match (code, instruction.segment_prefix()) {
+        (CodeSize::Bits64, Register::ES | Register::CS | Register::SS | Register::DS) => {
+            match instruction.memory_base() {
+                Register::RSP | Register::RBP | Register::ESP | Register::EBP => Seg::Ss as u8,
+                _ => Seg::Ds as u8,
+            }
+        }
+        _ => number(instruction.memory_segment()),
+    }
 }
 
 /// A register as instructions number it; AH, CH, DH and BH as [`gpr::HIGH`] says.

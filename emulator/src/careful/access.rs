@@ -104,23 +104,21 @@ impl Access for Careful {
     }
 
     fn load_bytes(&mut self, cpu: &Cpu, at: Linear, bytes: &mut [u8]) -> Result<(), Stop> {
-        let place = self.place(cpu, at, bytes.len() as u64, Intent::Read, Privilege::of(cpu.cpl()))?;
+        let place = self.operand(cpu, at, bytes.len() as u64, Intent::Read)?;
         self.read_bytes(place, bytes)
     }
 
     fn store_bytes(&mut self, cpu: &Cpu, at: Linear, bytes: &[u8]) -> Result<(), Stop> {
-        let place = self.place(cpu, at, bytes.len() as u64, Intent::Write, Privilege::of(cpu.cpl()))?;
+        let place = self.operand(cpu, at, bytes.len() as u64, Intent::Write)?;
         self.write_bytes(place, bytes)
     }
 
     fn check_write(&mut self, cpu: &Cpu, at: Linear, length: u64) -> Result<(), Stop> {
-        self.place(cpu, at, length.max(1), Intent::Write, Privilege::of(cpu.cpl()))
-            .map(|_| ())
+        self.operand(cpu, at, length.max(1), Intent::Write).map(|_| ())
     }
 
     fn check_read(&mut self, cpu: &Cpu, at: Linear, length: u64) -> Result<(), Stop> {
-        self.place(cpu, at, length.max(1), Intent::Read, Privilege::of(cpu.cpl()))
-            .map(|_| ())
+        self.operand(cpu, at, length.max(1), Intent::Read).map(|_| ())
     }
 
     fn check_move(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64) -> Result<(), Stop> {

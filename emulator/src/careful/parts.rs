@@ -16,6 +16,26 @@ pub(super) fn ones(width: u8) -> u64 {
     u64::MAX >> (64 - 8 * u32::from(width))
 }
 
+/// What the alignment check demands of an operand of `length` bytes (SDM Vol. 3, Alignment Requirements by Data Type).
+///
+/// # Errors
+/// #AC.
+pub(crate) fn check_alignment(at: Linear, length: u64) -> Result<(), Stop> {
+    let alignment = match length {
+        10 => 8,
+        // The x87 environment and state, of 16 and of 32 bits.
+        14 | 94 => 2,
+        28 | 108 => 4,
+        1 | 2 | 4 | 8 | 16 | 32 | 64 => length,
+        _ => 1,
+    };
+    if at.address.is_multiple_of(alignment) {
+        Ok(())
+    } else {
+        Err(Exception::with_code(event::AC, 0).into())
+    }
+}
+
 /// Where the bytes of an operand lie: in one page or in two.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
@@ -296,11 +316,15 @@ impl Careful {
 
     /// Translates a word, with the alignment check (SDM Vol. 3, Alignment Check Exception).
     pub(super) fn word<T: Word>(&mut self, cpu: &Cpu, at: Linear, intent: Intent) -> Result<Place, Stop> {
-        let place = self.place(cpu, at, T::SIZE as u64, intent, Privilege::of(cpu.cpl()))?;
-        if cpu.view.checks_alignment() && !at.address.is_multiple_of(T::SIZE as u64) {
-            return Err(Exception::with_code(event::AC, 0).into());
+        self.operand(cpu, at, T::SIZE as u64, intent)
+    }
+
+    /// Translates an operand of any length, with the alignment check, which on the modelled processor comes first.
+    pub(super) fn operand(&mut self, cpu: &Cpu, at: Linear, length: u64, intent: Intent) -> Result<Place, Stop> {
+        if cpu.view.checks_alignment() {
+            check_alignment(at, length)?;
         }
-        Ok(place)
+        self.place(cpu, at, length, intent, Privilege::of(cpu.cpl()))
     }
 
     pub(super) fn load_place(&mut self, place: Place) -> Result<u64, Stop> {

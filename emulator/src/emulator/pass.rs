@@ -45,13 +45,14 @@ impl Emulator {
         if self.cpu.event.is_some() {
             return self.deliver();
         }
-        let stepping = self.cpu.flags.any(flags::TF) && self.cpu.shadow != Shadow::MovSs;
+        let stepping = self.cpu.flags.any(flags::TF);
         let shadow = self.cpu.shadow;
         match self.execute() {
             Ok(()) | Err(Stop::Next | Stop::Jumped | Stop::Taken | Stop::Stay) => {
                 self.counters.instructions += 1;
                 self.end_shadow(shadow);
-                if stepping && self.cpu.event.is_none() {
+                // The trap after an instruction that loads SS is lost (SDM Vol. 3, Masking Exceptions and Interrupts).
+                if stepping && self.cpu.shadow != Shadow::MovSs && self.cpu.event.is_none() {
                     self.cpu.dr6 |= 1 << 14;
                     let vector = event::DB;
                     let source = Source::Trap;

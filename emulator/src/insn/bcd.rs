@@ -1,7 +1,7 @@
 //! Decimal adjustment (DAA DAS AAA AAS AAM AAD), SALC, BOUND: what 64-bit mode has no room for.
 //!
-//! The flags that the SDM leaves undefined are as the modelled processor's forebears leave them: SF, ZF and PF follow the
-//! result in AL; OF is clear.
+//! The flags that the SDM leaves undefined are as the modelled processor leaves them: those of the addition or subtraction
+//! that the adjustment is, on eight bits.
 
 use iced_x86::Code;
 
@@ -19,6 +19,12 @@ const AH: u8 = gpr::RAX | gpr::HIGH;
 fn set_result(cpu: &mut Cpu, al: u8, carry: bool, adjust: bool) {
     cpu.gpr.write::<u8>(gpr::RAX, u64::from(al));
     cpu.flags.set_shift::<u8>(u64::from(al), carry, false, adjust);
+}
+
+/// Whether adding (or subtracting) less than 80H has crossed the sign.
+fn overflows<const SUBTRACTS: bool>(before: u8, after: u8) -> bool {
+    let (positive, negative) = if SUBTRACTS { (after, before) } else { (before, after) };
+    positive & 0x80 == 0 && negative & 0x80 != 0
 }
 
 /// DAA, or DAS if `SUBTRACTS` (SDM Vol. 2). The carry out of the first step counts for DAS only.
@@ -41,11 +47,15 @@ fn decimal<M: Access, const SUBTRACTS: bool>(cpu: &mut Cpu, _: &mut M, _: &Op<M>
         al = step(al, 0x60);
     }
     let borrowed = SUBTRACTS && adjust && old < 6;
-    set_result(cpu, al, upper || borrowed, adjust);
+    cpu.gpr.write::<u8>(gpr::RAX, u64::from(al));
+    let overflow = overflows::<SUBTRACTS>(old, al);
+    cpu.flags
+        .set_shift::<u8>(u64::from(al), upper || borrowed, overflow, adjust);
     Ok(())
 }
 
-/// AAA, or AAS if `SUBTRACTS`: AX is adjusted as a whole, as every processor since the 80286 does.
+/// AAA, or AAS if `SUBTRACTS`: AX is adjusted as a whole, as every processor since the 80286 does. SF, ZF, PF and OF are those
+/// of AL before its upper half is cleared.
 fn unpacked<M: Access, const SUBTRACTS: bool>(cpu: &mut Cpu, _: &mut M, _: &Op<M>) -> Outcome {
     let mut ax = cpu.gpr.read::<u16>(gpr::RAX) as u16;
     let adjust = ax & 0xf > 9 || cpu.flags.adjust();
@@ -56,9 +66,9 @@ fn unpacked<M: Access, const SUBTRACTS: bool>(cpu: &mut Cpu, _: &mut M, _: &Op<M
             ax.wrapping_add(0x106)
         };
     }
-    let ax = ax & 0xff0f;
-    cpu.gpr.write::<u16>(gpr::RAX, u64::from(ax));
-    set_result(cpu, ax as u8, adjust, adjust);
+    let overflow = overflows::<SUBTRACTS>(cpu.gpr.read::<u8>(gpr::RAX) as u8, ax as u8);
+    cpu.flags.set_shift::<u8>(u64::from(ax as u8), adjust, overflow, adjust);
+    cpu.gpr.write::<u16>(gpr::RAX, u64::from(ax & 0xff0f));
     Ok(())
 }
 
@@ -75,9 +85,12 @@ fn aam<M: Access>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
 
 fn aad<M: Access>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     let (al, ah) = (cpu.gpr.read::<u8>(gpr::RAX) as u8, cpu.gpr.read::<u8>(AH) as u8);
-    let result = al.wrapping_add(ah.wrapping_mul(op.imm as u8));
+    let tens = ah.wrapping_mul(op.imm as u8);
+    let result = al.wrapping_add(tens);
+    let carries = al & tens | (al | tens) & !result;
     cpu.gpr.write::<u8>(AH, 0);
-    set_result(cpu, result, false, false);
+    cpu.gpr.write::<u8>(gpr::RAX, u64::from(result));
+    cpu.flags.set_arithmetic::<u8>(u64::from(result), u64::from(carries));
     Ok(())
 }
 

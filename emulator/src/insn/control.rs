@@ -10,7 +10,7 @@ use super::stack::{self, pop_slot, push_slot};
 use crate::access::{Access, Outcome, Stop};
 use crate::cpu::{Cpu, Seg, gpr};
 use crate::event::Exception;
-use crate::op::Op;
+use crate::op::{Attr, Op};
 use crate::operand::{Addressing, Flat, General, Use};
 use crate::paging::is_canonical;
 use crate::table::Table;
@@ -103,7 +103,11 @@ fn call_register<M: Access, W: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Ou
 /// CALL [m].
 fn call_memory<M: Access, W: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     let from = A::linear(cpu, op, W::SIZE as u64, Use::Read)?;
-    let (at, _) = push_slot::<W>(cpu)?;
+    let slot = push_slot::<W>(cpu);
+    if slot.is_err() {
+        m.check_read(cpu, from, W::SIZE as u64)?;
+    }
+    let (at, _) = slot?;
     m.check_move(cpu, from, at, W::SIZE as u64)?;
     let to = m.load::<W>(cpu, from)?.zero_extend();
     let to = target::<W>(cpu, to)?;
@@ -121,14 +125,16 @@ fn ret<M: Access, W: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
 }
 
 /// LOOP, LOOPE, LOOPNE (by `C`: 0 always, 1 while equal, 2 while not equal) with a counter of width `N`.
+///
+/// On the modelled processor a prefix F2 or F3 makes LOOPNE or LOOPE of either.
 fn loop_<M: Access, W: Word, N: Word, const C: u8>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
     let count = cpu.gpr.read::<N>(gpr::RCX).wrapping_sub(1) & N::MASK;
-    let goes_on = count != 0
-        && match C {
-            0 => true,
-            1 => cpu.flags.zero(),
-            _ => !cpu.flags.zero(),
-        };
+    let while_equal = if op.attr.is_repeated() {
+        op.attr.any(Attr::REP)
+    } else {
+        C == 1
+    };
+    let goes_on = count != 0 && (C == 0 || cpu.flags.zero() == while_equal);
     let to = if goes_on {
         Some(relative::<M, W>(cpu, op)?)
     } else {

@@ -384,20 +384,27 @@ fn ret<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     let size = T::SIZE as u8;
     let parameters = op.imm & 0xffff;
     let mut stack = Stack::current(cpu);
+    // The selector is read first, as the modelled processor does.
+    let selector = stack.peek(cpu, m, size, u64::from(size))? as u16;
     let offset = stack.pop(cpu, m, size)?;
-    let selector = stack.pop(cpu, m, size)? as u16;
-    stack.release(parameters);
+    stack.release(u64::from(size) + parameters);
     if !cpu.view.has_descriptors() {
         let cs = real_code(cpu, Pointer { selector, offset })?;
         stack.commit(cpu);
         return arrive(cpu, cs, offset);
     }
-    let code = return_code(cpu, m, selector)?;
     let cpl = rpl(selector);
     let outer = cpl > cpu.cpl();
+    // The outer stack's pointer is read before the selector is looked at more closely.
+    let outer_stack = if cpl == cpu.cpl() {
+        (0, 0)
+    } else {
+        let stack_selector = stack.peek(cpu, m, size, u64::from(size))? as u16;
+        (stack.peek(cpu, m, size, 0)?, stack_selector)
+    };
+    let code = return_code(cpu, m, selector)?;
     if outer {
-        let pointer = stack.pop(cpu, m, size)?;
-        let stack_selector = stack.pop(cpu, m, size)? as u16;
+        let (pointer, stack_selector) = outer_stack;
         stack = return_stack(cpu, m, &code, stack_selector, pointer)?;
         stack.release(parameters);
     }
@@ -465,9 +472,11 @@ fn iret_real(cpu: &mut Cpu, m: &mut Careful, size: u8) -> Outcome {
 
 fn iret_protected(cpu: &mut Cpu, m: &mut Careful, size: u8) -> Outcome {
     let mut stack = Stack::current(cpu);
+    // From the top of the frame downwards, as the modelled processor does.
+    let image = stack.peek(cpu, m, size, 2 * u64::from(size))?;
+    let selector = stack.peek(cpu, m, size, u64::from(size))? as u16;
     let offset = stack.pop(cpu, m, size)?;
-    let selector = stack.pop(cpu, m, size)? as u16;
-    let image = stack.pop(cpu, m, size)?;
+    stack.release(2 * u64::from(size));
     if image & flags::VM != 0 && size == 4 && cpu.cpl() == 0 && !cpu.view.is_ia32e() {
         return iret_to_virtual_8086(cpu, m, stack, Pointer { selector, offset }, image);
     }

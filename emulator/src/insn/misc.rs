@@ -87,7 +87,6 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
         Prefetch_m8, Prefetchw_m8, Prefetchwt1_m8, Prefetchnta_m8, Prefetcht0_m8, Prefetcht1_m8, Prefetcht2_m8,
         Prefetchreserved3_m8, Prefetchreserved4_m8, Prefetchreserved5_m8, Prefetchreserved6_m8, Prefetchreserved7_m8,
         Prefetchit0_m8, Prefetchit1_m8, Cldemote_m8,
-        Reservednop_rm16_r16_0F0D, Reservednop_rm32_r32_0F0D, Reservednop_rm64_r64_0F0D,
         Reservednop_rm16_r16_0F18, Reservednop_rm32_r32_0F18, Reservednop_rm64_r64_0F18,
         Reservednop_rm16_r16_0F19, Reservednop_rm32_r32_0F19, Reservednop_rm64_r64_0F19,
         Reservednop_rm16_r16_0F1A, Reservednop_rm32_r32_0F1A, Reservednop_rm64_r64_0F1A,

@@ -487,6 +487,8 @@ fn arpl_memory(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     check_protected(cpu)?;
     let at = General::linear(cpu, op, 2, Use::Write)?;
     let source = selector_in(cpu, op.r1);
+    // A page that cannot be read is no page that cannot be written.
+    m.check_read(cpu, at, 2)?;
     let raised = m.update(cpu, at, |destination: u16| {
         let raised = adjusted(destination, source);
         (raised.unwrap_or(destination), raised.is_some())

@@ -11,7 +11,7 @@ use crate::careful::Careful;
 use crate::cpu::{Cpu, Seg, gpr};
 use crate::event::Exception;
 use crate::op::Op;
-use crate::operand::{Addressing, Flat, General, Use};
+use crate::operand::{Addressing, Flat, General, Use, effective_address};
 use crate::table::Table;
 use crate::word::Word;
 
@@ -172,11 +172,22 @@ pub(super) fn address16<M, A: Addressing, const ALIGNED: bool>(
     op: &Op<M>,
     usage: Use,
 ) -> Result<Linear, Stop> {
-    let at = A::linear(cpu, op, 16, usage)?;
+    let at = match A::linear(cpu, op, 16, usage) {
+        // In 64-bit mode the modelled processor looks at the alignment before the canonical form.
+        Err(_) if ALIGNED && cpu.view.is_long() && !is_aligned16(cpu, op) => return Err(misaligned()),
+        at => at?,
+    };
     if ALIGNED && at.address & 15 != 0 {
         return Err(misaligned());
     }
     Ok(at)
+}
+
+/// The linear address of a memory operand in 64-bit mode, canonical or not, is a multiple of 16.
+#[cold]
+fn is_aligned16<M>(cpu: &Cpu, op: &Op<M>) -> bool {
+    let base = cpu.view.flat_base[usize::from(op.seg() & 7)];
+    effective_address(cpu, op).wrapping_add(base).is_multiple_of(16)
 }
 
 #[cold]
@@ -280,6 +291,10 @@ fn move_half<M: Access, const FROM: usize, const TO: usize>(cpu: &mut Cpu, _: &m
 /// store of its own, neighbours together.
 pub(super) fn store_masked(cpu: &Cpu, m: &mut Careful, op: &Op<Careful>, bytes: &[u8], mask: &[u8]) -> Outcome {
     let offset = cpu.gpr.get(gpr::RDI);
+    // All of it must be writable, whatever the mask: the modelled processor makes use of this freedom (APM Vol. 4, MASKMOVDQU).
+    let (all, length) = (offset & op.attr.address_mask(), bytes.len() as u64);
+    let whole = cpu.linear(Seg::from_number(op.seg()), all, length, Use::Write)?;
+    m.check_write(cpu, whole, length)?;
     let selected = |i: usize| mask.get(i).is_some_and(|byte| byte & 0x80 != 0);
     let mut start = 0;
     while start < bytes.len() {

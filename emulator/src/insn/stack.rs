@@ -73,7 +73,11 @@ fn push_immediate<M: Access, W: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> O
 /// PUSH [m].
 fn push_memory<M: Access, W: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     let from = A::linear(cpu, op, W::SIZE as u64, Use::Read)?;
-    let (at, _) = push_slot::<W>(cpu)?;
+    let slot = push_slot::<W>(cpu);
+    if slot.is_err() {
+        m.check_read(cpu, from, W::SIZE as u64)?;
+    }
+    let (at, _) = slot?;
     m.check_move(cpu, from, at, W::SIZE as u64)?;
     let value = m.load::<W>(cpu, from)?.zero_extend();
     push_value::<M, W>(cpu, m, value)
@@ -180,9 +184,14 @@ fn enter<W: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     sp.push::<W>(cpu, m, frame)?;
     let frame_pointer = sp.0;
     // All that is to be written must be writable before a frame pointer is read that may be in a device; the byte at the
-    // new top, too (SDM Vol. 2, ENTER).
+    // new top, too (SDM Vol. 2, ENTER). Faults come in the order in which an instruction would find them that did not care.
     for slot in 1..=level {
-        let at = stack_slot::<W>(cpu, frame_pointer.wrapping_sub(slot * W::SIZE as u64), Use::Write)?;
+        let distance = slot * W::SIZE as u64;
+        if slot < level {
+            let at = stack_slot::<W>(cpu, frame.wrapping_sub(distance), Use::Read)?;
+            m.check_read(cpu, at, W::SIZE as u64)?;
+        }
+        let at = stack_slot::<W>(cpu, frame_pointer.wrapping_sub(distance), Use::Write)?;
         m.check_write(cpu, at, W::SIZE as u64)?;
     }
     let end = frame_pointer.wrapping_sub(level * W::SIZE as u64 + size);

@@ -213,11 +213,12 @@ impl<M: Access> Step<M> for Compare {
     #[inline(always)]
     fn step<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
         let size = T::SIZE as u64;
-        let first = source(cpu, op, size)?;
+        // The modelled processor looks at the second operand first.
         let second = destination(cpu, op, size, Use::Read)?;
-        m.check_comparison(cpu, first, second, size)?;
-        let a = m.load::<T>(cpu, first)?.zero_extend();
+        let first = source(cpu, op, size)?;
+        m.check_comparison(cpu, second, first, size)?;
         let b = m.load::<T>(cpu, second)?.zero_extend();
+        let a = m.load::<T>(cpu, first)?.zero_extend();
         set_difference_flags::<T>(cpu, a, b);
         step_index(cpu, op, gpr::RSI, size);
         step_index(cpu, op, gpr::RDI, size);

@@ -17,11 +17,11 @@ use crate::table::Table;
 use crate::word::Word;
 
 fn ins<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
+    let (port, size) = (cpu.gpr.get(gpr::RDX) as u16, T::SIZE as u64);
+    io_permitted(cpu, m, port, T::SIZE as u8)?;
     if is_over(cpu, op) {
         return Ok(());
     }
-    let (port, size) = (cpu.gpr.get(gpr::RDX) as u16, T::SIZE as u64);
-    io_permitted(cpu, m, port, T::SIZE as u8)?;
     let to = destination(cpu, op, size, Use::Write)?;
     m.check_write(cpu, to, size)?;
     let elements = at_once::<T>(cpu, op, gpr::RDI, |size| destination(cpu, op, size, Use::Write));
@@ -36,11 +36,11 @@ fn ins<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
 }
 
 fn outs<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
+    let (port, size) = (cpu.gpr.get(gpr::RDX) as u16, T::SIZE as u64);
+    io_permitted(cpu, m, port, T::SIZE as u8)?;
     if is_over(cpu, op) {
         return Ok(());
     }
-    let (port, size) = (cpu.gpr.get(gpr::RDX) as u16, T::SIZE as u64);
-    io_permitted(cpu, m, port, T::SIZE as u8)?;
     let from = source(cpu, op, size)?;
     let elements = at_once::<T>(cpu, op, gpr::RSI, |size| source(cpu, op, size));
     let mut moved = m.port_batch(cpu, port, from, elements, Way::Out)?;
@@ -79,7 +79,7 @@ fn at_once<T: Word>(
     Elements { count, ..one }
 }
 
-/// Nothing is left of a repetition: not even the permission is asked for.
+/// Nothing is left of a repetition. The modelled processor asks for the permission all the same.
 fn is_over(cpu: &Cpu, op: &Op<Careful>) -> bool {
     op.attr.is_repeated() && cpu.gpr.get(gpr::RCX) & op.attr.address_mask() == 0
 }

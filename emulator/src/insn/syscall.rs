@@ -122,11 +122,14 @@ fn sysenter<M: Access>(cpu: &mut Cpu, _: &mut M, _: &Op<M>) -> Outcome {
 }
 
 fn sysexit<M: Access>(cpu: &mut Cpu, _: &mut M, _: &Op<M>) -> Outcome {
+    if cpu.view.mode == Mode::Real || cpu.cpl() != 0 {
+        return Err(Exception::gp(0).into());
+    }
     if cpu.efer.any(Efer::LMA) {
         return Err(Exception::ud().into());
     }
     let selector = cpu.msr.sysenter_cs as u16 & !3;
-    if cpu.view.mode == Mode::Real || selector == 0 || cpu.cpl() != 0 {
+    if selector == 0 {
         return Err(Exception::gp(0).into());
     }
     cpu.segments[Seg::Cs] = flat(selector.wrapping_add(16) | 3, CODE32, 3);

@@ -52,12 +52,7 @@ fn point<M>(cpu: &mut Cpu, op: &Op<M>) {
 fn point_at_data<M>(cpu: &mut Cpu, op: &Op<M>) {
     point(cpu, op);
     cpu.fpu.dp = effective_address(cpu, op);
-    let seg = match Seg::from_number(op.seg()) {
-        // In 64-bit mode a CS prefix does nothing.
-        Seg::Cs if cpu.view.is_long() => Seg::Ds,
-        seg => seg,
-    };
-    cpu.fpu.ds = cpu.segments[seg].selector;
+    cpu.fpu.ds = cpu.segments[Seg::from_number(op.seg())].selector;
 }
 
 /// An instruction without operands.
@@ -144,6 +139,9 @@ fn store<M: Access, const OPCODE: u8, const DIGIT: u8, const SIZE: u64>(
             8 => m.store(cpu, at, u64::from_le_bytes([b0, b1, b2, b3, b4, b5, b6, b7]))?,
             _ => m.store_bytes(cpu, at, &operand[..10])?,
         }
+    } else {
+        // The page is looked at all the same, and its fault comes first.
+        m.check_write(cpu, at, SIZE)?;
     }
     commit(cpu, &image);
     point_at_data(cpu, op);

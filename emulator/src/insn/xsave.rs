@@ -14,7 +14,7 @@ use crate::cpu::fpu::{
     AVX, COMPONENTS, Component, EXTENDED_START, F80, Fpu, LEGACY_SIZE, MXCSR_INIT, MXCSR_MASK, SSE, X87,
 };
 use crate::cpu::{Cpu, Efer, gpr};
-use crate::event::Exception;
+use crate::event::{self, Exception};
 use crate::op::Op;
 use crate::operand::{Addressing, General, Use};
 use crate::table::Table;
@@ -60,6 +60,10 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
 fn area<M>(cpu: &Cpu, op: &Op<M>, size: usize, alignment: u64, usage: Use) -> Result<Linear, Stop> {
     let at = General::linear(cpu, op, size as u64, usage)?;
     if !at.address.is_multiple_of(alignment) {
+        // FXSAVE's 16 bytes are what the alignment check knows, too.
+        if alignment == 16 && cpu.view.checks_alignment() {
+            return Err(Exception::with_code(event::AC, 0).into());
+        }
         return Err(Exception::gp(0).into());
     }
     Ok(at)
@@ -106,8 +110,10 @@ fn get_x87(fpu: &mut Fpu, wide: bool, area: &[u8]) {
     fpu.tags = area[4];
     fpu.opcode = u16::from_le_bytes(word(area, 6)) & 0x7ff;
     if wide {
-        fpu.ip = u64::from_le_bytes(word(area, 8));
-        fpu.dp = u64::from_le_bytes(word(area, 16));
+        // The processor has 48 bits of them.
+        let canonical = |pointer: u64| (pointer << 16) as i64 >> 16;
+        fpu.ip = canonical(u64::from_le_bytes(word(area, 8))) as u64;
+        fpu.dp = canonical(u64::from_le_bytes(word(area, 16))) as u64;
         fpu.cs = 0;
         fpu.ds = 0;
     } else {
@@ -177,6 +183,7 @@ fn fxsave_length(cpu: &Cpu) -> usize {
 fn fxsave<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::fxsave(cpu)?;
     let at = area(cpu, op, LEGACY_SIZE, 16, Use::Write)?;
+    m.check_write(cpu, at.offset(LEGACY_SIZE as u64 - 1), 1)?;
     let mut bytes = [0; LEGACY_END];
     put_x87(&cpu.fpu, WIDE, &mut bytes);
     put_mxcsr(&cpu.fpu, &mut bytes);
@@ -190,6 +197,7 @@ fn fxsave<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> 
 fn fxrstor<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::fxsave(cpu)?;
     let at = area(cpu, op, LEGACY_SIZE, 16, Use::Read)?;
+    m.check_read(cpu, at.offset(LEGACY_SIZE as u64 - 1), 1)?;
     let length = fxsave_length(cpu);
     let mut bytes = [0; LEGACY_END];
     m.load_bytes(cpu, at, &mut bytes[..length])?;
@@ -356,6 +364,7 @@ impl Pieces {
 fn xrstor<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::xsave(cpu)?;
     let at = area(cpu, op, EXTENDED_START, 64, Use::Read)?;
+    m.check_read(cpu, at, 1)?;
     let rfbm = requested(cpu);
     let header: [u8; 64] = m.load_array(cpu, at.offset(LEGACY_SIZE as u64))?;
     let mut fields = header.chunks_exact(8).map(|bytes| u64::from_le_bytes(word(bytes, 0)));

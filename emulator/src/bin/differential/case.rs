@@ -2,12 +2,12 @@
 
 use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 
-use crate::compare::Mask;
 use crate::dice::{Dice, Taste};
 use crate::emulated::TF;
 use crate::encode::encode;
 use crate::form::{self, Form, Forms};
-use crate::place::{Places, place, target};
+use crate::place::{Places, address, place, target};
+use crate::quirk::{Mask, mask};
 use crate::state::{
     CODE, CODE_PAGES, CS32, CS64, DATA, FLAT, Input, LDT, NO_VECTOR, PAGE, PATCHES, Patch, STACK, State, WRITABLE,
     XSAVE_SIZE, Xsave,
@@ -41,8 +41,6 @@ pub struct Case {
 pub struct Maker<'a> {
     /// What is to be executed.
     pub forms: &'a Forms,
-    /// Undefined flags are compared too.
-    pub all_flags: bool,
 }
 
 impl Maker<'_> {
@@ -108,16 +106,12 @@ impl Maker<'_> {
             patches: patches(dice, &instruction, taste, &places, &state),
         };
         let is_single = steps && !(is_string && repeats) && !sees_tf(&instruction);
-        let undefined = if self.all_flags {
-            0
-        } else {
-            undefined_flags(&instruction)
-        };
+        let operand = (0..instruction.op_count()).find_map(|i| address(&instruction, i, 0, &state, bits));
         Some(Case {
             input,
             bits,
             family: form.family,
-            mask: Mask { flags: undefined },
+            mask: mask(&instruction, operand),
             is_single,
         })
     }

@@ -1,5 +1,6 @@
 //! What differs between the processor and the emulator.
 
+use crate::quirk::Mask;
 use crate::state::{Output, State, WRITABLE};
 
 /// Flags that are compared at all: what there is in RFLAGS, but for the two that Linux forces.
@@ -16,13 +17,6 @@ pub struct Difference {
     pub found: String,
 }
 
-/// What is left out of a comparison.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Mask {
-    /// Flags that are not compared.
-    pub flags: u64,
-}
-
 const GPRS: [&str; 16] = [
     "rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", "r8", "r9", "r10", "r11", "r12", "r13", "r14", "r15",
 ];
@@ -31,21 +25,29 @@ const SEGMENTS: [&str; 6] = ["es", "cs", "ss", "ds", "fs", "gs"];
 /// Nothing differs.
 pub fn same(expected: &Output, found: &Output, mask: Mask) -> bool {
     let (a, b) = (&expected.state, &found.state);
-    let same_changes = (0..WRITABLE.len()).all(|page| {
-        let [start, end] = expected.changed[page];
-        let [own_start, own_end] = found.changed[page];
-        let is_empty = start >= end && own_start >= own_end;
-        is_empty || expected.change(page) == found.change(page)
-    });
+    let after_fault = !matches!(expected.vector, 1 | 3);
+    let same_changes = after_fault && mask.memory_after_fault
+        || (0..WRITABLE.len()).all(|page| {
+            let [start, end] = expected.changed[page];
+            let [own_start, own_end] = found.changed[page];
+            let is_empty = start >= end && own_start >= own_end;
+            is_empty || expected.change(page) == found.change(page)
+        });
     same_changes
         && expected.vector == found.vector
         && expected.error_code == found.error_code
         && (expected.vector != 14 || expected.cr2 == found.cr2)
-        && a.gpr == b.gpr
+        && (a.gpr == b.gpr || after_fault && mask.registers_after_fault)
         && a.rip == b.rip
         && (a.flags ^ b.flags) & FLAGS & !mask.flags == 0
-        && (a.fs_base, a.gs_base, a.selectors) == (b.fs_base, b.gs_base, b.selectors)
-        && same_xsave(a, b)
+        && (a.fs_base, a.gs_base) == (b.fs_base, b.gs_base)
+        && a.selectors.map(without_null_rpl) == b.selectors.map(without_null_rpl)
+        && same_xsave(a, b, after_fault && mask.x87_after_fault)
+}
+
+/// A selector, but null for one that is null with an RPL: Linux returns to its handler with IRET, which clears that.
+fn without_null_rpl(selector: u16) -> u16 {
+    if selector < 4 { 0 } else { selector }
 }
 
 /// Whether the processor tells the x87 pointers: one that saves zeros while no exception is pending does not keep them.
@@ -53,20 +55,18 @@ fn tells_pointers(state: &State) -> bool {
     state.xsave.0[2] & 0x80 != 0
 }
 
-fn same_xsave(a: &State, b: &State) -> bool {
+fn same_xsave(a: &State, b: &State, without_x87: bool) -> bool {
     let same_pointers = !tells_pointers(a) || a.xsave.0[6..24] == b.xsave.0[6..24];
     let (a, b) = (&a.xsave.0, &b.xsave.0);
-    same_pointers
-        && a[..6] == b[..6]
-        && a[24..28] == b[24..28]
-        && (0..8).all(|i| a[32 + 16 * i..][..10] == b[32 + 16 * i..][..10])
-        && a[160..416] == b[160..416]
-        && a[576..] == b[576..]
+    let same_x87 =
+        same_pointers && a[..6] == b[..6] && (0..8).all(|i| a[32 + 16 * i..][..10] == b[32 + 16 * i..][..10]);
+    (same_x87 || without_x87) && a[24..28] == b[24..28] && a[160..416] == b[160..416] && a[576..] == b[576..]
 }
 
 /// Everything that differs.
 pub fn differences(expected: &Output, found: &Output, mask: Mask) -> Vec<Difference> {
     let mut list = Vec::new();
+    let after_fault = !matches!(expected.vector, 1 | 3);
     let mut number = |field: &str, expected: u64, found: u64| {
         if expected != found {
             list.push(Difference {
@@ -82,13 +82,19 @@ pub fn differences(expected: &Output, found: &Output, mask: Mask) -> Vec<Differe
     if expected.vector == 14 && found.vector == 14 {
         number("cr2", expected.cr2, found.cr2);
     }
-    for (i, name) in GPRS.iter().enumerate() {
+    let gprs = if after_fault && mask.registers_after_fault {
+        0
+    } else {
+        GPRS.len()
+    };
+    for (i, name) in GPRS.iter().enumerate().take(gprs) {
         number(name, a.gpr[i], b.gpr[i]);
     }
     number("rip", a.rip, b.rip);
     number("rflags", a.flags & FLAGS & !mask.flags, b.flags & FLAGS & !mask.flags);
     for (i, name) in SEGMENTS.iter().enumerate() {
-        number(name, a.selectors[i].into(), b.selectors[i].into());
+        let selector = |state: &State| without_null_rpl(state.selectors[i]).into();
+        number(name, selector(a), selector(b));
     }
     number("fs base", a.fs_base, b.fs_base);
     number("gs base", a.gs_base, b.gs_base);
@@ -101,7 +107,7 @@ pub fn differences(expected: &Output, found: &Output, mask: Mask) -> Vec<Differe
         ("fip", 8, 8),
         ("fdp", 16, 8),
     ] {
-        if matches!(at, 6..24) && !tells_pointers(a) {
+        if after_fault && mask.x87_after_fault && at != 24 || matches!(at, 6..24) && !tells_pointers(a) {
             continue;
         }
         let word = |state: &State| {
@@ -119,7 +125,8 @@ pub fn differences(expected: &Output, found: &Output, mask: Mask) -> Vec<Differe
             list.push(Difference { field, expected, found });
         }
     };
-    for i in 0..8 {
+    let stack = if after_fault && mask.x87_after_fault { 0 } else { 8 };
+    for i in 0..stack {
         let register = |state: &State| {
             let mut bytes = state.xsave.get::<10>(32 + 16 * i);
             bytes.reverse();
@@ -135,21 +142,23 @@ pub fn differences(expected: &Output, found: &Output, mask: Mask) -> Vec<Differe
         };
         bytes(format!("ymm{i}"), &register(a), &register(b));
     }
-    for (page, address) in WRITABLE.iter().enumerate() {
+    let pages = if after_fault && mask.memory_after_fault {
+        0
+    } else {
+        WRITABLE.len()
+    };
+    for (page, address) in WRITABLE.iter().enumerate().take(pages) {
         let (start, now) = expected.change(page);
         let (own_start, own) = found.change(page);
         if now.is_empty() && own.is_empty() || (start, now) == (own_start, own) {
             continue;
         }
-        bytes(
-            format!(
-                "memory at {:#x} / {:#x}",
-                address + start as u64,
-                address + own_start as u64
-            ),
-            now,
-            own,
-        );
+        let text = |start: usize, bytes: &[u8]| format!("{:#x}: {}", address + start as u64, hex(bytes));
+        list.push(Difference {
+            field: "memory".to_owned(),
+            expected: text(start, now),
+            found: text(own_start, own),
+        });
     }
     list
 }

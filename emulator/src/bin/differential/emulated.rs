@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use reprise_emulator::cpu::{Attributes, Cr0, Cr4, Efer, Flags, Seg, Segment, TableRegister, fpu};
+use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters};
 use reprise_emulator::{Cpu, CpuidTable, Emulator, Entry, Exit, Host, Model, Ram};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -34,6 +35,13 @@ mod physical {
     pub const READ_ONLY: u64 = 0x12000;
     pub const WRITABLE: [u64; 3] = [0x13000, 0x14000, 0x15000];
     pub const SIZE: usize = 0x2_0000;
+
+    /// Where the four bytes at a linear address are, if a case can write them.
+    pub fn writable(linear: u64) -> Option<u64> {
+        let (page, offset) = (linear & !0xfff, linear & 0xfff);
+        let i = super::WRITABLE.iter().position(|own| *own == page)?;
+        (offset <= 0xffc).then(|| WRITABLE[i] + offset)
+    }
 }
 
 /// Where the supervisor's pages are mapped.
@@ -85,7 +93,7 @@ impl Emulated {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), physical::SIZE)]).expect("a little memory");
         let ram = Arc::new(Ram::new(memory.clone()).expect("one small region"));
         let start = start();
-        let cpuid = Arc::new(CpuidTable::default());
+        let cpuid = Arc::new(CpuidTable::new(cpuid_entries()));
         let emulator = Emulator::new(start.clone(), ram.clone(), Arc::new(Still), model, cpuid);
         let mut machine = Emulated {
             memory,
@@ -157,7 +165,8 @@ impl Emulated {
             self.poke64(physical::IDT + vector * 16 + 8, handler >> 32);
         }
         self.poke(physical::HANDLERS, &[0xf4; 256]);
-        // IST1.
+        // No I/O map, and IST1.
+        self.poke64(physical::TSS + 0x60, 0x68 << 48);
         self.poke64(physical::TSS + 0x24, HIGH + physical::EXCEPTION_STACK_END);
         let system = |base: u64, limit: u64, kind: u64| {
             limit | (base & 0xff_ffff) << 16 | (0x80 | kind) << 40 | (base >> 24 & 0xff) << 56
@@ -214,8 +223,9 @@ impl Emulated {
         self.poke(physical::READ_ONLY, &template[3]);
     }
 
-    /// Runs a case from start to end.
-    pub fn run(&mut self, input: &Input, way: Way, output: &mut Output) {
+    /// Runs a case from start to end. At `mxcsr_mask`, if anywhere, MXCSR_MASK may have been stored: it becomes what this
+    /// processor stores there.
+    pub fn run(&mut self, input: &Input, way: Way, mxcsr_mask: Option<u64>, output: &mut Output) {
         let mut cpu = self.start.clone();
         set_state(&mut cpu, &input.state, self);
         if way == Way::Fast {
@@ -231,6 +241,15 @@ impl Emulated {
         let limit = if way == Way::Fast { 1 } else { PATIENCE };
         let exit = self.emulator.run_at_most(Entry::Resume, limit);
         self.end(exit, output);
+        let stored = mxcsr_mask.and_then(physical::writable);
+        if let Some(at) = stored
+            && self
+                .memory
+                .read_obj::<u32>(GuestAddress(at))
+                .is_ok_and(|mask| mask == fpu::MXCSR_MASK)
+        {
+            self.poke(at, &(fpu::MXCSR_MASK | 1 << 17).to_le_bytes());
+        }
         self.write_code(input, &[FILLER; 16]);
         self.restore_memory(output);
     }
@@ -316,6 +335,34 @@ impl Emulated {
         };
         Segment::from_descriptor(selector, self.peek64(table + u64::from(selector & 0x78)))
     }
+}
+
+/// What this processor says of itself, as far as instructions depend on it.
+fn cpuid_entries() -> Vec<CpuidEntry> {
+    [
+        (1, None),
+        (7, Some(0)),
+        (0xd, Some(0)),
+        (0xd, Some(1)),
+        (0xd, Some(2)),
+        (0x8000_0001, None),
+    ]
+    .into_iter()
+    .map(|(leaf, subleaf)| {
+        let answer = core::arch::x86_64::__cpuid_count(leaf, subleaf.unwrap_or(0));
+        let registers = CpuidRegisters {
+            eax: answer.eax,
+            ebx: answer.ebx,
+            ecx: answer.ecx,
+            edx: answer.edx,
+        };
+        CpuidEntry {
+            leaf,
+            subleaf,
+            registers,
+        }
+    })
+    .collect()
 }
 
 /// What is the same in all cases.

@@ -103,6 +103,7 @@ pub fn excluded(mnemonic: Mnemonic) -> Option<&'static str> {
         Vmcall | Vmmcall | Vmgexit => "the hypervisor answers, or rewrites it",
         Sgdt | Sidt | Sldt | Smsw | Str => "Linux answers in place of the processor (UMIP)",
         Monitorx | Mwaitx => "waits",
+        Int1 => "comes back from some hypervisors with the wrong RIP",
         Invlpgb | Tlbsync | Pvalidate | Psmash | Rmpadjust | Rmpupdate | Rmpquery | Mcommit | Skinit => {
             "this processor has it or not, depending on who runs the virtual machine"
         }

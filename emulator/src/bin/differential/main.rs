@@ -17,6 +17,7 @@ mod encode;
 mod form;
 mod native;
 mod place;
+mod quirk;
 mod report;
 mod run;
 mod sandbox;

@@ -5,7 +5,8 @@
 
 use iced_x86::Code;
 
-use crate::access::{Access, Outcome};
+use crate::access::{Access, Linear, Outcome};
+use crate::careful::check_alignment;
 use crate::cpu::{Cpu, Cr0, fpu, gpr};
 use crate::insn::available;
 use crate::op::Op;
@@ -62,6 +63,19 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     table.plain(Code::Frstor_m108byte, frstor::<M, 28, 108>);
 }
 
+/// Looks at the last byte of an operand before the rest: a fault of its page tells that byte's address and comes first, as on
+/// the modelled processor.
+fn reach<M: Access>(cpu: &Cpu, m: &mut M, at: Linear, length: u64, usage: Use) -> Outcome {
+    if cpu.view.checks_alignment() {
+        check_alignment(at, length)?;
+    }
+    let last = at.offset(length - 1);
+    match usage {
+        Use::Read => m.check_read(cpu, last, 1),
+        Use::Write => m.check_write(cpu, last, 1),
+    }
+}
+
 fn layout(cpu: &Cpu) -> Layout {
     if cpu.cr0.any(Cr0::PE) && cpu.view.has_descriptors() {
         Layout::Protected
@@ -74,6 +88,7 @@ fn layout(cpu: &Cpu) -> Layout {
 fn fnstenv<M: Access, const N: usize>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::x87_control(cpu)?;
     let at = General::linear(cpu, op, N as u64, Use::Write)?;
+    reach(cpu, m, at, N as u64, Use::Write)?;
     let bytes: [u8; N] = environment::pack(&cpu.fpu, layout(cpu));
     m.store_bytes(cpu, at, &bytes)?;
     cpu.fpu.control |= fpu::status::EXCEPTIONS;
@@ -84,6 +99,7 @@ fn fnstenv<M: Access, const N: usize>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> O
 fn fldenv<M: Access, const N: usize>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::x87(cpu)?;
     let at = General::linear(cpu, op, N as u64, Use::Read)?;
+    reach(cpu, m, at, N as u64, Use::Read)?;
     let bytes: [u8; N] = m.load_array(cpu, at)?;
     let layout = layout(cpu);
     environment::unpack(&mut cpu.fpu, layout, &bytes);
@@ -94,6 +110,7 @@ fn fldenv<M: Access, const N: usize>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Ou
 fn fnsave<M: Access, const N: usize, const ALL: usize>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::x87_control(cpu)?;
     let at = General::linear(cpu, op, ALL as u64, Use::Write)?;
+    reach(cpu, m, at, ALL as u64, Use::Write)?;
     let head: [u8; N] = environment::pack(&cpu.fpu, layout(cpu));
     let mut bytes = [0; ALL];
     bytes[..N].copy_from_slice(&head);
@@ -106,6 +123,7 @@ fn fnsave<M: Access, const N: usize, const ALL: usize>(cpu: &mut Cpu, m: &mut M,
 fn frstor<M: Access, const N: usize, const ALL: usize>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::x87(cpu)?;
     let at = General::linear(cpu, op, ALL as u64, Use::Read)?;
+    reach(cpu, m, at, ALL as u64, Use::Read)?;
     let bytes: [u8; ALL] = m.load_array(cpu, at)?;
     let mut head = [0; N];
     head.copy_from_slice(&bytes[..N]);
