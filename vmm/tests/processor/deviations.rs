@@ -15,6 +15,9 @@ const fn deviation(image: &'static str, scene: &'static str, manual: &'static st
 
 const NO_LIMITS: &str = "SDM Vol. 3, Limit Checking; TCG checks no segment limits for data";
 
+const LIMIT_OF_TARGET: &str =
+    "SDM Vol. 2, CALL and INT n: an entry beyond the target's limit is #GP(0); TCG goes there";
+
 /// All of them. That TCG pushes no RF is taken care of elsewhere.
 pub const DEVIATIONS: &[Deviation] = &[
     deviation(
@@ -60,5 +63,32 @@ pub const DEVIATIONS: &[Deviation] = &[
         "segments",
         "the accessed bit",
         "SDM Vol. 3, Code- and Data-Segment Descriptor Types: set by loading CS too; not by TCG",
+    ),
+    deviation(
+        "transfers",
+        "call gate from level 3 to conforming code",
+        "SDM Vol. 3, Accessing a Code Segment Through a Call Gate: no change of CPL, which CS shows; TCG: RPL 0",
+    ),
+    deviation("transfers", "gates that may not be used", LIMIT_OF_TARGET),
+    deviation(
+        "transfers",
+        "stacks that a call gate cannot switch to",
+        "SDM Vol. 2, CALL: an SS that is not present is #SS(selector); TCG: #TS",
+    ),
+    deviation("transfers", "interrupts whose gate may not be used", LIMIT_OF_TARGET),
+    deviation(
+        "transfers",
+        "exceptions whose gate may not be used",
+        "SDM Vol. 3, Error Code: EXT is set in the error code of what arises in delivering an exception; not by TCG",
+    ),
+    deviation(
+        "transfers",
+        "INT3, INTO, INT1, BOUND at level 3",
+        "SDM Vol. 2, INT n/INTO/INT3/INT1: F1 is a #DB without a check of the gate's DPL; TCG: #UD",
+    ),
+    deviation(
+        "transfers",
+        "model-specific registers",
+        "SDM Vol. 2, RDMSR and WRMSR: reserved bits, types and addresses are #GP(0); TCG takes them all",
     ),
 ];

@@ -245,6 +245,7 @@ scenes:
     scene "LAR, LSL of null, beyond the limit and in an absent LDT"
     mov $bad_selectors, %edi
 1:  movzwl (%edi), %ebx
+    call space
     mov $0x55555555, %ecx
     lar %ebx, %ecx
     setz %al
