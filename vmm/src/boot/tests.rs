@@ -422,11 +422,8 @@ fn a_real_kernel_unpacked_here_is_what_other_tools_unpack() {
     let guest = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
     let (packed, unpacked) = (guest.join("vmlinuz"), guest.join("vmlinux"));
     if !packed.exists() || !unpacked.exists() {
-        assert_ne!(
-            std::env::var("REPRISE_REQUIRE").as_deref(),
-            Ok("guest"),
-            "scripts/guest.sh has not been run"
-        );
+        let required = std::env::var("REPRISE_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "guest"));
+        assert!(!required, "scripts/guest.sh has not been run");
         eprintln!("skipped: scripts/guest.sh has not been run");
         return;
     }

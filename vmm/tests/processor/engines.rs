@@ -1,0 +1,138 @@
+//! Assembles an image, and runs it.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::channel;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use reprise_hypervisor::SoftHypervisor;
+use reprise_vmm::config::{CpusConfig, MemoryConfig, PayloadConfig, VmConfig};
+use reprise_vmm::console::Console;
+use reprise_vmm::machine::{Machine, MachineEnd, MachineOptions};
+use tempfile::TempDir;
+
+/// As long as it takes.
+const LONG: Duration = Duration::from_secs(120);
+/// Where an image is linked.
+const ADDRESS: &str = "0x200000";
+/// What an image that has come to its end writes to the debug-exit port.
+const DONE: u8 = 1;
+
+/// A Multiboot kernel, ready to run.
+pub struct Image {
+    folder: TempDir,
+}
+
+impl Image {
+    pub fn assemble(name: &str) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/processor/images");
+        let object = folder.path().join("object");
+        let image = Self { folder };
+        run(Command::new("cc")
+            .args(["-m32", "-c", "-x", "assembler", "-I"])
+            .arg(&sources)
+            .arg("-o")
+            .arg(&object)
+            .arg(sources.join(format!("{name}.S"))));
+        run(Command::new("ld")
+            .args([
+                "-m",
+                "elf_i386",
+                "-nostdlib",
+                "--no-warn-rwx-segments",
+                "-Ttext",
+                ADDRESS,
+            ])
+            .arg("-o")
+            .arg(image.kernel())
+            .arg(&object));
+        image
+    }
+
+    fn kernel(&self) -> PathBuf {
+        self.folder.path().join("kernel")
+    }
+
+    /// What it prints here.
+    pub fn run_on_reprise(&self) -> String {
+        let config = VmConfig {
+            cpus: CpusConfig::of(1),
+            memory: MemoryConfig::of(64 << 20),
+            payload: PayloadConfig {
+                kernel: Some(self.kernel()),
+                ..PayloadConfig::default()
+            },
+            ..VmConfig::default()
+        };
+        let printed = Printed::default();
+        let options = MachineOptions {
+            debug_exit: true,
+            console: Some(Console::sink(Box::new(printed.clone())).unwrap()),
+            ..MachineOptions::default()
+        };
+        let (tell, ends) = channel();
+        let on_end = Box::new(move |end| tell.send(end).unwrap());
+        let machine = Machine::new(&config, &SoftHypervisor, options, on_end).unwrap();
+        machine.start();
+        let end = ends.recv_timeout(LONG);
+        machine.stop();
+        let printed = String::from_utf8_lossy(&printed.0.lock().unwrap()).into_owned();
+        assert_eq!(end, Ok(MachineEnd::DebugExit(DONE)), "printed so far: {printed}");
+        printed
+    }
+
+    /// What it prints there; `None` if there is no QEMU and need not be.
+    pub fn run_on_qemu(&self) -> Option<String> {
+        let printed = self.folder.path().join("printed");
+        let status = Command::new("qemu-system-x86_64")
+            .args(["-machine", "pc", "-accel", "tcg", "-cpu", "max", "-m", "64"])
+            .args(["-display", "none", "-nodefaults", "-no-reboot"])
+            .args(["-device", "isa-debug-exit,iobase=0xf4,iosize=1", "-serial"])
+            .arg(format!("file:{}", printed.display()))
+            .arg("-kernel")
+            .arg(self.kernel())
+            .stdin(Stdio::null())
+            .status();
+        let required = std::env::var("REPRISE_REQUIRE").is_ok_and(|what| what.split(',').any(|one| one == "qemu"));
+        match status {
+            Ok(status) => {
+                let printed = String::from_utf8_lossy(&std::fs::read(printed).unwrap()).into_owned();
+                assert_eq!(
+                    status.code(),
+                    Some(i32::from(DONE) << 1 | 1),
+                    "printed so far: {printed}"
+                );
+                Some(printed)
+            }
+            Err(error) => {
+                assert!(!required, "qemu-system-x86_64: {error}");
+                eprintln!("skipped on QEMU: {error}");
+                None
+            }
+        }
+    }
+}
+
+/// Runs a tool, which must be content.
+fn run(command: &mut Command) {
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{command:?}: {said}");
+}
+
+#[derive(Clone, Default)]
+struct Printed(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Printed {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
