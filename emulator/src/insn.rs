@@ -4,10 +4,12 @@ mod arith;
 mod available;
 mod bcd;
 mod bits;
+mod bmi;
 mod condition;
 mod control;
 mod control_reg;
 mod cpuid;
+mod direct;
 mod far;
 mod interrupt;
 mod io;
@@ -27,6 +29,7 @@ mod string;
 mod string_io;
 mod syscall;
 mod vector;
+mod wide;
 mod x87;
 mod xsave;
 
@@ -38,9 +41,11 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     arith::fill(table);
     bcd::fill(table);
     bits::fill(table);
+    bmi::fill(table);
     control::fill(table);
     control_reg::fill(table);
     cpuid::fill(table);
+    direct::fill(table);
     far::fill(table);
     interrupt::fill(table);
     io::fill(table);
@@ -59,6 +64,7 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     string_io::fill(table);
     syscall::fill(table);
     vector::fill(table);
+    wide::fill(table);
     x87::fill(table);
     xsave::fill(table);
 }
