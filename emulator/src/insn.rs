@@ -5,11 +5,13 @@ mod arith;
 mod available;
 mod bcd;
 mod bits;
+mod bmi;
 mod clmul;
 mod condition;
 mod control;
 mod control_reg;
 mod cpuid;
+mod direct;
 mod far;
 mod gfni;
 mod interrupt;
@@ -36,6 +38,7 @@ mod string_io;
 mod strings;
 mod syscall;
 mod vector;
+mod wide;
 mod x87;
 mod xsave;
 
@@ -47,9 +50,11 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     arith::fill(table);
     bcd::fill(table);
     bits::fill(table);
+    bmi::fill(table);
     control::fill(table);
     control_reg::fill(table);
     cpuid::fill(table);
+    direct::fill(table);
     far::fill(table);
     interrupt::fill(table);
     io::fill(table);
@@ -69,6 +74,7 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     string_io::fill(table);
     syscall::fill(table);
     vector::fill(table);
+    wide::fill(table);
     x87::fill(table);
     xsave::fill(table);
 }

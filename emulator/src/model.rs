@@ -87,6 +87,15 @@ pub fn executes(feature: CpuidFeature) -> bool {
             | AVX512CD
             | AVX512DQ
             | AVX512VL
+            | BMI1
+            | BMI2
+            | ADX
+            | LZCNT
+            | RDPID
+            | MOVDIRI
+            | MOVDIR64B
+            | SERIALIZE
+            | WBNOINVD
     )
 }
 
@@ -129,5 +138,102 @@ impl Model {
 impl Default for Model {
     fn default() -> Model {
         Model::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::{Code, Decoder};
+
+    use super::*;
+    use crate::cpuid::{CpuidEntry, CpuidRegisters, INSTRUCTIONS, Register};
+
+    /// A table with the given bits and no others.
+    fn table(bits: &[Feature]) -> CpuidTable {
+        let mut entries: Vec<CpuidEntry> = Vec::new();
+        for Feature {
+            leaf,
+            subleaf,
+            register,
+            bit,
+        } in bits
+        {
+            let place = entries
+                .iter()
+                .position(|entry| (entry.leaf, entry.subleaf) == (*leaf, Some(*subleaf)))
+                .unwrap_or(entries.len());
+            if place == entries.len() {
+                entries.push(CpuidEntry {
+                    leaf: *leaf,
+                    subleaf: Some(*subleaf),
+                    registers: CpuidRegisters::default(),
+                });
+            }
+            let registers = &mut entries[place].registers;
+            let word = match register {
+                Register::Eax => &mut registers.eax,
+                Register::Ebx => &mut registers.ebx,
+                Register::Ecx => &mut registers.ecx,
+                Register::Edx => &mut registers.edx,
+            };
+            *word |= 1 << bit;
+        }
+        CpuidTable::new(entries)
+    }
+
+    fn decoded(model: &Model, bytes: &[u8]) -> Code {
+        Decoder::new(64, bytes, model.careful.options).decode().code()
+    }
+
+    #[test]
+    fn each_bit_of_cpuid_brings_its_instructions_and_no_others() {
+        for (feature, bit) in INSTRUCTIONS.iter().filter(|(feature, _)| executes(*feature)) {
+            let model = Model::announcing(&table(&[*bit]));
+            let nothing = Model::announcing(&table(&[]));
+            let all = Model::new();
+            for code in Code::values() {
+                let needed = code.cpuid_features();
+                let there = model.careful.form(code).is_some();
+                if there && nothing.careful.form(code).is_none() {
+                    let coprocessor = *feature == CpuidFeature::FPU && format!("{needed:?}").contains("FPU");
+                    assert!(needed.contains(feature) || coprocessor, "{code:?} with {feature:?}");
+                }
+                if needed == [*feature] && all.careful.form(code).is_some() {
+                    assert!(there, "{code:?} with {feature:?}");
+                }
+                assert_eq!(there, model.fast.form(code).is_some(), "{code:?}: both ways agree");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_announced_is_what_it_was_before() {
+        let (old, new) = (Model::announcing(&table(&[])), Model::new());
+        for (bytes, before, now) in [
+            (&[0xf3, 0x0f, 0xbc, 0xc1][..], Code::Bsf_r32_rm32, Code::Tzcnt_r32_rm32),
+            (&[0xf3, 0x0f, 0xbd, 0xc1], Code::Bsr_r32_rm32, Code::Lzcnt_r32_rm32),
+            (&[0xf3, 0x0f, 0x09], Code::Wbinvd, Code::Wbnoinvd),
+            (&[0x9f], Code::INVALID, Code::Lahf),
+        ] {
+            assert_eq!((decoded(&old, bytes), decoded(&new, bytes)), (before, now));
+        }
+    }
+
+    #[test]
+    fn every_feature_with_rows_is_in_the_table_of_bits_or_needs_none() {
+        use CpuidFeature::*;
+        let all = Model::new();
+        let unannounced = [CPUID, CET_IBT, MULTIBYTENOP, PAUSE, RDPMC, SVM, VMX];
+        for code in Code::values().filter(|code| all.careful.form(*code).is_some()) {
+            for feature in code.cpuid_features() {
+                let has_bit = INSTRUCTIONS.iter().any(|(of, _)| of == feature);
+                let old =
+                    format!("{feature:?}").starts_with("INTEL") || matches!(feature, FPU287 | FPU287XL_ONLY | FPU387);
+                assert!(
+                    has_bit || old || unannounced.contains(feature),
+                    "{feature:?} of {code:?}"
+                );
+            }
+        }
     }
 }

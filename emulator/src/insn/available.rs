@@ -96,6 +96,15 @@ pub(super) fn sse_mmx(cpu: &Cpu) -> Outcome {
     pending(cpu)
 }
 
+/// An instruction on general-purpose registers that has a VEX prefix.
+#[inline(always)]
+pub(super) fn vex_integer(cpu: &Cpu) -> Outcome {
+    if cpu.view.has_descriptors() {
+        return Ok(());
+    }
+    Err(Exception::ud().into())
+}
+
 /// FXSAVE and FXRSTOR.
 pub(super) fn fxsave(cpu: &Cpu) -> Outcome {
     x87_control(cpu)

@@ -63,6 +63,12 @@ fn mfence<M: Access>(_: &mut Cpu, _: &mut M, _: &Op<M>) -> Outcome {
     Ok(())
 }
 
+/// SERIALIZE. Instructions are executed one after the other here; like MFENCE it lets no load pass an earlier store.
+fn serialize<M: Access>(_: &mut Cpu, _: &mut M, _: &Op<M>) -> Outcome {
+    fence(Ordering::SeqCst);
+    Ok(())
+}
+
 /// CLFLUSH and its kin: there is no cache, but the line's address must be one that may be read.
 fn flush_line<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     let at = General::linear(cpu, op, 1, Use::Read)?;
@@ -103,6 +109,7 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     for code in [Mfence, Mfence_F1, Mfence_F2, Mfence_F3, Mfence_F4, Mfence_F5, Mfence_F6, Mfence_F7] {
         table.plain(code, mfence::<M>);
     }
+    table.plain(Serialize, serialize::<M>);
     for code in [Clflush_m8, Clflushopt_m8, Clwb_m8] {
         table.plain(code, flush_line::<M>);
     }

@@ -1,4 +1,4 @@
-//! BT, BTS, BTR, BTC, BSF, BSR, POPCNT (SDM Vol. 2).
+//! BT, BTS, BTR, BTC, BSF, BSR, POPCNT, TZCNT, LZCNT (SDM Vol. 2).
 
 use crate::world::M;
 
@@ -22,4 +22,7 @@ rows! { scans;
     "of zero BSR leaves the destination whole": "bsr ax, cx", rax = 5, cx = 0 => f = ZF;
     "POPCNT counts": "popcnt rax, [rbx]", m = u64::MAX => rax = 64, f = 0;
     "POPCNT of nothing": "popcnt ax, [rbx]", rax = u64::MAX, m = 0u16 => ax = 0, f = ZF;
+    "TZCNT of zero is the width, and carries": "tzcnt ax, [rbx]", m = 0u16 => ax = 16, f = CF;
+    "LZCNT counts down from the operand's own top": "lzcnt eax, [rbx]", m = 0x0001_0000u32 => rax = 15, f = 0;
+    "LZCNT of the highest bit is zero": "lzcnt rax, [rbx]", m = 1u64 << 63 => rax = 0, f = ZF;
 }

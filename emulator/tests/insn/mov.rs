@@ -92,7 +92,6 @@ rows! { hints;
     "PAUSE does nothing": "pause", rax = 0 => ;
     "fences do nothing to registers": "mfence", rax = 0 => ;
     "CLFLUSH of nowhere is #GP": "clflush [rbx]", rbx = 1 << 62 => fault = (13, Some(0));
-    "TZCNT that is not announced is BSF": "tzcnt eax, ecx", eax = 7, ecx = 0 => f = ZF;
 }
 
 /// The other registers mean what the rows above take them to mean.

@@ -108,9 +108,14 @@ fn compare(text: &str, code: &[u8], native: fn(&mut [u64; 5], &mut u64), limit: 
 }
 
 macro_rules! same_as_the_processor {
-    ($($test:ident: $limit:expr, $count:literal, $($text:literal)*;)*) => {$(
+    ($($test:ident $(if $feature:tt)*: $limit:expr, $count:literal, $($text:literal)*;)*) => {$(
         #[test]
         fn $test() {
+            $(
+                if !is_x86_feature_detected!($feature) {
+                    return;
+                }
+            )*
             $(compare($text, code!($text), native!($text), $limit, $count);)*
         }
     )*};
@@ -184,6 +189,19 @@ same_as_the_processor! {
         "btr rax, rcx" "btc ax, cx" "btc eax, ecx" "btc rax, rcx" "bt eax, 31" "bts rax, 63" "btr dx, 3" "btc esi, 0"
         "bsf ax, cx" "bsf eax, ecx" "bsf rax, rcx" "bsr ax, cx" "bsr eax, ecx" "bsr rax, rcx"
         "popcnt ax, cx" "popcnt eax, ecx" "popcnt rax, rcx";
+    counts_of_zeros if "bmi1" if "lzcnt": |_| (), 100,
+        "tzcnt ax, cx" "tzcnt eax, ecx" "tzcnt rax, rcx" "lzcnt ax, cx" "lzcnt eax, ecx" "lzcnt rax, rcx";
+    bit_manipulation if "bmi1": |_| (), 200,
+        "andn eax, ecx, edx" "andn rax, rcx, rdx" "bextr eax, ecx, edx" "bextr rax, rcx, rdx" "blsi eax, ecx" "blsi rax, rcx"
+        "blsmsk eax, ecx" "blsmsk rax, rcx" "blsr eax, ecx" "blsr rax, rcx" "blsr rcx, rcx" "andn rdi, rdi, rdi";
+    more_bit_manipulation if "bmi2": |_| (), 200,
+        "bzhi eax, ecx, edx" "bzhi rax, rcx, rdx" "mulx eax, ecx, esi" "mulx rax, rcx, rsi" "mulx rax, rax, rdx"
+        "mulx edx, ecx, edx" "pdep eax, ecx, edx" "pdep rax, rcx, rdx" "pext eax, ecx, edx" "pext rax, rcx, rdx"
+        "rorx eax, ecx, 7" "rorx rax, rcx, 33" "rorx eax, ecx, 32" "rorx rax, rcx, 255" "sarx eax, ecx, edx"
+        "sarx rax, rcx, rdx" "shlx eax, ecx, edx" "shlx rax, rcx, rdx" "shrx eax, ecx, edx" "shrx rax, rcx, rdx"
+        "shrx rdx, rdx, rdx";
+    carry_chains if "adx": |_| (), 200,
+        "adcx eax, ecx" "adcx rax, rcx" "adox eax, ecx" "adox rax, rcx" "adox rdx, rdx";
     conditions: |_| (), 50,
         "seto al" "setno al" "setb al" "setae al" "sete al" "setne al" "setbe al" "seta al" "sets al" "setns al" "setp al"
         "setnp al" "setl al" "setge al" "setle al" "setg al" "cmovo ax, cx" "cmovno eax, ecx" "cmovb rax, rcx" "cmovae ax, cx"
