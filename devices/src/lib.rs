@@ -13,6 +13,7 @@
 //! | [`acpi`] | power button, power-off, reset, PM timer |
 //! | [`rtc`] | the clock that knows the date |
 //! | [`i8042`] | the keyboard controller, without a keyboard |
+//! | [`pci`] | a root bus, configuration space, BARs, MSI and MSI-X |
 //! | [`debug_exit`], [`debugcon`], [`post`] | ports for tests and firmware |
 //! | [`Interrupt`], [`Clock`], [`MachineEvents`] | what a device needs of its machine: a line, the time, somebody who resets it |
 //!
@@ -80,6 +81,7 @@ pub mod event;
 pub mod i8042;
 pub mod interrupt;
 pub mod output;
+pub mod pci;
 pub mod post;
 pub mod rtc;
 pub mod serial;
