@@ -18,7 +18,8 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use reprise_devices::{Bus, Device, Response, Space as BusSpace};
 use reprise_emulator::cpu::{Attributes, Cr0, Cr4, Efer, Seg, Segment, gpr};
 use reprise_hypervisor::{
-    Access, Answer, GuestMemory, Hypervisor, IoRequest, SoftHypervisor, Space, Vcpu, Vm, VmEntry, VmExit, VmSettings,
+    Access, Answer, CpuModel, GuestMemory, Hypervisor, IoRequest, SoftHypervisor, Space, Vcpu, Vm, VmEntry, VmExit,
+    VmSettings,
 };
 use rustix::time::{ClockId, clock_gettime};
 use vm_memory::{Bytes, GuestAddress};
@@ -77,6 +78,7 @@ impl Machine {
                 vcpus: 1,
                 memory: memory.clone(),
                 hyperv: false,
+                model: CpuModel::Host,
             })
             .expect("one vCPU");
         let mut vcpu = vm.create_vcpu(0).expect("the first");

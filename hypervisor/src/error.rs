@@ -24,6 +24,14 @@ pub enum HypervisorError {
         /// The index asked for.
         index: u32,
     },
+    /// A processor model that does not work here.
+    #[error("CPU model {model} needs {missing}, which does not work here")]
+    CpuModel {
+        /// The model's name.
+        model: &'static str,
+        /// The instruction set extension that is missing.
+        missing: String,
+    },
     /// Guest memory that the CPU cannot execute from.
     #[error("guest memory cannot be used")]
     Memory {

@@ -10,14 +10,14 @@
 //!
 //! ```
 //! use reprise_hypervisor::{
-//!     Access, Answer, GuestMemory, Hypervisor, SoftHypervisor, VmEntry, VmExit, VmSettings,
+//!     Access, Answer, CpuModel, GuestMemory, Hypervisor, SoftHypervisor, VmEntry, VmExit, VmSettings,
 //! };
 //! use vm_memory::{Bytes, GuestAddress};
 //!
 //! let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10000)])?;
 //! //                    in al, 0x60  out 0x80, al
 //! memory.write_slice(&[0xe4, 0x60, 0xe6, 0x80], GuestAddress(0x1000))?;
-//! let vm = SoftHypervisor.create_vm(VmSettings { vcpus: 1, memory, hyperv: false })?;
+//! let vm = SoftHypervisor.create_vm(VmSettings { vcpus: 1, memory, hyperv: false, model: CpuModel::Host })?;
 //! let mut vcpu = vm.create_vcpu(0)?;
 //!
 //! let mut cpu = vcpu.cpu()?;
@@ -33,7 +33,8 @@
 //! ```
 //!
 //! # Map
-//! - [`vm`], [`vcpu`]: what a backend is; [`exit`]: what crosses the boundary; [`error`]: what can go wrong.
+//! - [`vm`], [`vcpu`]: what a backend is; [`exit`]: what crosses the boundary; [`error`]: what can go wrong;
+//!   [`model`]: which processor a guest sees.
 //! - [`state`]: what a snapshot holds of a machine and its vCPUs.
 //! - [`soft`]: the backend whose CPU is software; [`kvm`]: that which runs on the host's KVM.
 #![deny(unsafe_code)]
@@ -41,6 +42,7 @@
 pub mod error;
 pub mod exit;
 pub mod kvm;
+pub mod model;
 pub mod soft;
 pub mod state;
 #[cfg(test)]
@@ -51,6 +53,7 @@ pub mod vm;
 pub use error::{HypervisorError, StateError, VcpuError};
 pub use exit::{Access, Answer, IoRequest, RequestId, Space, VmEntry, VmExit};
 pub use kvm::KvmHypervisor;
+pub use model::CpuModel;
 pub use soft::SoftHypervisor;
 pub use state::{VcpuState, VmState};
 pub use vcpu::{Kick, Vcpu};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::{GuestMemory, HypervisorError, Vcpu, VmState};
+use crate::{CpuModel, GuestMemory, HypervisorError, Vcpu, VmState};
 
 /// Which backend this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,6 +23,8 @@ pub struct VmSettings {
     /// Whether the guest finds Hyper-V's interface (CPUID leaves, MSRs, hypercalls) and not KVM's. A guest uses one of them,
     /// and kvmclock and the like are gone with the other.
     pub hyperv: bool,
+    /// Which processor the guest sees.
+    pub model: CpuModel,
 }
 
 /// Makes virtual machines.

@@ -31,7 +31,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
-pub use cpus::{CpuAffinity, CpuFeatures, CpuTopology, CpusConfig};
+pub use cpus::{CpuAffinity, CpuFeatures, CpuModel, CpuTopology, CpusConfig};
 pub use delay::{DelayConfig, DelayTime};
 pub use devices::{BalloonConfig, DeviceConfig, RngConfig, UserDeviceConfig, VdpaConfig, VsockConfig};
 pub use error::ConfigError;

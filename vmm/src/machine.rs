@@ -265,6 +265,7 @@ impl Machine {
             vcpus,
             memory: memory.clone(),
             hyperv: config.cpus.kvm_hyperv,
+            model: config.cpus.model.into(),
         })?;
         let shared = Arc::new(Shared::new(vcpus as usize, on_end));
         let parts = Parts {

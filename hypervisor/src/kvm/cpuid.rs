@@ -10,7 +10,7 @@ use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters};
 use reprise_emulator::paging::PHYSICAL_BITS;
 
 use super::xsave::Layout;
-use crate::soft;
+use crate::{CpuModel, soft};
 
 /// Leaf 1 ECX: XSAVE.
 const XSAVE: u32 = 1 << 26;
@@ -36,12 +36,12 @@ const CONTROL_EXTENDED_8_EBX: u32 = 1 << 12 // IBPB
 const APIC_BUS_KHZ: u32 = 1_000_000;
 
 /// What CPUID says on vCPU `index` (its APIC id) of a machine with `vcpus` vCPUs, on a KVM that can announce `supported`
-/// and whose guests' time-stamp counters run at `khz`.
-pub fn model(supported: &[kvm_cpuid_entry2], index: u32, vcpus: u32, khz: u32) -> Vec<CpuidEntry> {
+/// and whose guests' time-stamp counters run at `khz`; no more than `model` has.
+pub fn model(supported: &[kvm_cpuid_entry2], index: u32, vcpus: u32, khz: u32, model: CpuModel) -> Vec<CpuidEntry> {
     let find = |leaf, subleaf| find(supported, leaf, subleaf);
     let host = find(1, 0);
     let has_xsave = host.ecx & XSAVE != 0;
-    let mut entries = soft::cpuid::entries(index, vcpus, false);
+    let mut entries = soft::cpuid::entries(index, vcpus, false, model);
     entries.retain(|entry| entry.leaf != 0xd || has_xsave);
     for CpuidEntry {
         leaf,
@@ -173,7 +173,9 @@ mod tests {
 
     /// A KVM that can announce everything, on a processor of another make.
     fn everything() -> Vec<kvm_cpuid_entry2> {
-        let mut list: Vec<_> = to_kvm(&soft::cpuid::entries(0, 1, false)).as_slice().to_vec();
+        let mut list: Vec<_> = to_kvm(&soft::cpuid::entries(0, 1, false, CpuModel::Host))
+            .as_slice()
+            .to_vec();
         for entry in &mut list {
             if !matches!(entry.function, 0 | 0xb | 0xd) {
                 (entry.eax, entry.ebx, entry.ecx, entry.edx) = (u32::MAX, u32::MAX, u32::MAX, u32::MAX);
@@ -194,7 +196,10 @@ mod tests {
 
     #[test]
     fn nothing_is_announced_that_the_emulator_does_not_execute() {
-        let (soft, kvm) = (soft::cpuid::entries(1, 2, false), model(&everything(), 1, 2, 1_000_000));
+        let (soft, kvm) = (
+            soft::cpuid::entries(1, 2, false, CpuModel::Host),
+            model(&everything(), 1, 2, 1_000_000, CpuModel::Host),
+        );
         for leaf in [1, 7, 0x8000_0001] {
             let (soft, kvm) = (registers(&soft, leaf), registers(&kvm, leaf));
             assert_eq!((kvm.ecx, kvm.ebx), (soft.ecx, soft.ebx), "leaf {leaf:#x}");
@@ -206,7 +211,7 @@ mod tests {
 
     #[test]
     fn nothing_is_announced_that_kvm_does_not_have() {
-        let kvm = model(&[], 0, 2, 1_000_000);
+        let kvm = model(&[], 0, 2, 1_000_000, CpuModel::Host);
         assert_eq!(registers(&kvm, 1).ecx, HYPERVISOR | TSC_DEADLINE);
         assert_eq!(registers(&kvm, 1).edx, HTT);
         for leaf in [7, 0xd, 0x4000_0001, 0x8000_0007, 0x8000_0021] {
@@ -219,8 +224,8 @@ mod tests {
     fn the_order_is_the_soft_models_and_kvm_takes_the_table() {
         let places =
             |model: &[CpuidEntry]| -> Vec<_> { model.iter().map(|entry| (entry.leaf, entry.subleaf)).collect() };
-        let kvm = model(&everything(), 0, 1, 2_450_000);
-        assert_eq!(places(&kvm), places(&soft::cpuid::entries(0, 1, false)));
+        let kvm = model(&everything(), 0, 1, 2_450_000, CpuModel::Host);
+        assert_eq!(places(&kvm), places(&soft::cpuid::entries(0, 1, false, CpuModel::Host)));
         assert_eq!(to_kvm(&kvm).as_slice().len(), kvm.len());
     }
 

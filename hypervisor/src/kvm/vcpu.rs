@@ -80,7 +80,7 @@ impl KvmVcpu {
         })?;
         run.synchronise_registers();
         let khz = fd.get_tsc_khz().of_vm("KVM_GET_TSC_KHZ")?;
-        let model = cpuid::model(machine.supported.as_slice(), index, machine.vcpus, khz);
+        let model = cpuid::model(machine.supported.as_slice(), index, machine.vcpus, khz, machine.model);
         fd.set_cpuid2(&cpuid::to_kvm(&model)).of_vm("KVM_SET_CPUID2")?;
         let msrs = machine.msrs.get_or_init(|| msrs::Known::probe(&fd)).clone();
         let shape = Shape {

@@ -8,15 +8,15 @@ use kvm_bindings::{
     KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_msi, kvm_pit_config,
 };
 use kvm_ioctls::{Kvm, VmFd};
-use reprise_emulator::Ram;
 use reprise_emulator::ram::PAGE_SIZE;
+use reprise_emulator::{CpuidTable, Ram};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::error::{KvmError, Named};
 use super::lines::{LINES, Lines, Source};
 use super::vcpu::KvmVcpu;
-use super::{msrs, sys};
-use crate::{HypervisorError, InterruptLine, Vcpu, Vm, VmSettings, VmState};
+use super::{cpuid, msrs, sys};
+use crate::{CpuModel, HypervisorError, InterruptLine, Vcpu, Vm, VmSettings, VmState};
 
 /// Where KVM may put a page table and a task state segment of its own: four pages below the firmware's place, where
 /// there is no RAM.
@@ -34,6 +34,8 @@ pub struct Machine {
     pub ram: Arc<Ram>,
     /// The number of vCPUs.
     pub vcpus: u32,
+    /// The processor that guests see.
+    pub model: CpuModel,
     /// What KVM can announce.
     pub supported: CpuId,
     /// Length of a run structure.
@@ -61,7 +63,12 @@ impl KvmVm {
     /// # Errors
     /// [`HypervisorError`] if there are too many or no vCPUs, or KVM refuses something.
     pub fn new(kvm: &Kvm, max: u32, settings: VmSettings) -> Result<Self, HypervisorError> {
-        let VmSettings { vcpus, memory, hyperv } = settings;
+        let VmSettings {
+            vcpus,
+            memory,
+            hyperv,
+            model,
+        } = settings;
         if hyperv {
             return Err(KvmError::HyperV.into());
         }
@@ -69,7 +76,10 @@ impl KvmVm {
             return Err(HypervisorError::VcpuCount { wanted: vcpus, max });
         }
         let ram = Arc::new(Ram::new(memory).map_err(|source| HypervisorError::Memory { source })?);
-        let machine = Machine::new(kvm, vcpus, ram)?;
+        let machine = Machine::new(kvm, vcpus, model, ram)?;
+        // What is left of the model where KVM and the emulator are both asked.
+        let announced = CpuidTable::new(cpuid::model(machine.supported.as_slice(), 0, vcpus, 1_000_000, model));
+        model.check(|feature| announced.announces(feature))?;
         Ok(Self {
             machine: Arc::new(machine),
             made: Mutex::new(vec![false; vcpus as usize].into()),
@@ -78,7 +88,7 @@ impl KvmVm {
 }
 
 impl Machine {
-    fn new(kvm: &Kvm, vcpus: u32, ram: Arc<Ram>) -> Result<Self, KvmError> {
+    fn new(kvm: &Kvm, vcpus: u32, model: CpuModel, ram: Arc<Ram>) -> Result<Self, KvmError> {
         let fd = kvm.create_vm().map_err(|error| match error.errno() {
             libc::EBUSY => KvmError::Busy,
             _ => Err::<(), _>(error).of_vm("KVM_CREATE_VM").expect_err("it is an error"),
@@ -118,6 +128,7 @@ impl Machine {
         Ok(Self {
             lines: Lines::default(),
             vcpus,
+            model,
             supported: kvm
                 .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
                 .of_vm("KVM_GET_SUPPORTED_CPUID")?,

@@ -1,7 +1,8 @@
 //! What CPUID says: the model of the processor.
 //!
 //! # What it is
-//! A processor of AMD's family 19h with a brand of its own. What it announces is what the emulator executes, and no more.
+//! A processor of AMD's family 19h with a brand of its own. What it announces is what the emulator executes of what the
+//! [`CpuModel`] includes, and no more.
 //! It is immune to every attack on speculation, as it does not speculate, and says so wherever there is a bit for it;
 //! so a guest spends nothing on mitigations.
 //! # What is left to the emulator
@@ -10,6 +11,7 @@
 
 mod features;
 mod hypervisor;
+mod state;
 #[cfg(test)]
 mod tests;
 
@@ -17,6 +19,7 @@ use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters};
 use reprise_emulator::paging::PHYSICAL_BITS;
 
 use super::clock::TSC_KHZ;
+use crate::CpuModel;
 use features::Word;
 
 /// Family 19h, model 1, stepping 1.
@@ -27,14 +30,8 @@ const BRAND: &[u8; 48] = b"Reprise Software CPU\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\
 const MAX_BASIC: u32 = 0x15;
 const MAX_EXTENDED: u32 = 0x8000_0021;
 
-/// Bits of linear addresses.
-const LINEAR_BITS: u32 = 48;
 /// Bytes of a cache line, and of what CLFLUSH and MONITOR work on.
 const LINE: u32 = 64;
-/// The XSAVE area with x87 and SSE state: legacy region and header.
-const XSAVE_AREA: u32 = 576;
-/// XCR0 bits that can be set: x87 and SSE.
-const XCR0: u32 = 0b11;
 
 /// A cache, as the topology leaves describe it.
 struct Cache {
@@ -83,8 +80,8 @@ const CACHES: [Cache; 4] = [
 const HAS_SUBLEAVES: [u32; 4] = [0x7, 0xb, 0xd, 0x8000_001d];
 
 /// What CPUID says on vCPU `index` (its APIC id) of a machine with `vcpus` vCPUs: cores of one package, one thread each. The
-/// hypervisor is Hyper-V, or KVM.
-pub fn entries(index: u32, vcpus: u32, hyperv: bool) -> Vec<CpuidEntry> {
+/// hypervisor is Hyper-V, or KVM. What is announced is what `model` includes and what the emulator executes.
+pub fn entries(index: u32, vcpus: u32, hyperv: bool, model: CpuModel) -> Vec<CpuidEntry> {
     let mut list = Vec::new();
     let mut add = |leaf, subleaf, [eax, ebx, ecx, edx]: [u32; 4]| {
         list.push(CpuidEntry {
@@ -93,6 +90,8 @@ pub fn entries(index: u32, vcpus: u32, hyperv: bool) -> Vec<CpuidEntry> {
             registers: CpuidRegisters { eax, ebx, ecx, edx },
         });
     };
+    let word = |word: Word| word.value(model);
+    let linear_bits = if model.has_everything() { 57 } else { 48 };
     let cores = vcpus.max(1);
     // How many bits of an APIC id tell the cores of a package apart.
     let core_bits = cores.next_power_of_two().trailing_zeros();
@@ -102,28 +101,28 @@ pub fn entries(index: u32, vcpus: u32, hyperv: bool) -> Vec<CpuidEntry> {
     add(0, 0, [MAX_BASIC, vendor_b, vendor_c, vendor_d]);
     let threads = if several { features::HTT } else { 0 };
     let ebx = index.min(0xff) << 24 | cores.min(0xff) << 16 | (LINE / 8) << 8;
-    add(
-        1,
-        0,
-        [SIGNATURE, ebx, Word::OneEcx.value(), Word::OneEdx.value() | threads],
-    );
+    add(1, 0, [SIGNATURE, ebx, word(Word::OneEcx), word(Word::OneEdx) | threads]);
     // The APIC timer always runs.
     add(6, 0, [1 << 2, 0, 0, 0]);
     add(
         7,
         0,
-        [
-            0,
-            Word::SevenEbx.value(),
-            Word::SevenEcx.value(),
-            Word::SevenEdx.value(),
-        ],
+        [0, word(Word::SevenEbx), word(Word::SevenEcx), word(Word::SevenEdx)],
     );
     add(0xb, 0, [0, 1, 1 << 8, index]);
     add(0xb, 1, [core_bits, cores, 2 << 8 | 1, index]);
     add(0xb, 2, [0, 0, 2, index]);
-    add(0xd, 0, [XCR0, XSAVE_AREA, XSAVE_AREA, 0]);
-    add(0xd, 1, [Word::XsaveEax.value(), XSAVE_AREA, 0, 0]);
+    let components: Vec<_> = state::components(model).collect();
+    let xcr0 = components
+        .iter()
+        .fold(state::LEGACY, |bits, component| bits | component.bit());
+    let end = components.iter().map(|component| component.offset + component.size);
+    let area = end.fold(state::BASE, u32::max);
+    add(0xd, 0, [xcr0, area, area, 0]);
+    add(0xd, 1, [word(Word::XsaveEax), state::BASE, 0, 0]);
+    for component in components {
+        add(0xd, component.number, [component.size, component.offset, 0, 0]);
+    }
     // The time-stamp counter is the crystal, 1 GHz.
     add(0x15, 0, [1, 1, TSC_KHZ * 1000, 0]);
 
@@ -144,8 +143,8 @@ pub fn entries(index: u32, vcpus: u32, hyperv: bool) -> Vec<CpuidEntry> {
         [
             SIGNATURE,
             0,
-            Word::ExtendedOneEcx.value() | legacy,
-            Word::ExtendedOneEdx.value(),
+            word(Word::ExtendedOneEcx) | legacy,
+            word(Word::ExtendedOneEdx),
         ],
     );
     for (leaf, part) in (0x8000_0002..).zip(BRAND.chunks_exact(16)) {
@@ -168,8 +167,8 @@ pub fn entries(index: u32, vcpus: u32, hyperv: bool) -> Vec<CpuidEntry> {
         0x8000_0008,
         0,
         [
-            LINEAR_BITS << 8 | PHYSICAL_BITS,
-            features::EXTENDED_8_EBX,
+            linear_bits << 8 | PHYSICAL_BITS,
+            word(Word::ExtendedEightEbx),
             core_bits << 12 | (cores - 1),
             0,
         ],

@@ -55,15 +55,13 @@ struct Counters {
 impl SoftVcpu {
     /// vCPU `index` of the machine. The bootstrap processor runs from the reset vector, the others wait for INIT and
     /// SIPI.
-    pub fn new(index: usize, machine: Arc<Machine>, ram: Arc<Ram>, model: Arc<Model>) -> Self {
+    pub fn new(index: usize, machine: Arc<Machine>, ram: Arc<Ram>, model: Arc<Model>, cpuid: CpuidTable) -> Self {
         let mut cpu = Cpu::reset();
         if index != 0 {
             cpu.activity = Activity::WaitForSipi;
         }
         let surroundings = Arc::new(Surroundings::new(Arc::clone(&machine.chipset)));
-        let vcpus = machine.chipset.seats().len() as u32;
-        let hyperv = machine.partition.is_some();
-        let cpuid = Arc::new(CpuidTable::new(super::cpuid::entries(index as u32, vcpus, hyperv)));
+        let cpuid = Arc::new(cpuid);
         let emulator = Emulator::new(cpu, Arc::clone(&ram), surroundings.clone(), model, Arc::clone(&cpuid));
         machine.chipset.seats()[index].bell.connect(emulator.attention());
         Self {

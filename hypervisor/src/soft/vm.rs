@@ -3,14 +3,15 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use reprise_emulator::{Model, Ram};
+use reprise_emulator::model::executes;
+use reprise_emulator::{CpuidTable, Model, Ram};
 
 use super::chipset::{Chipset, LINES};
 use super::hyperv::Partition;
 use super::ioapic::MessageBus;
 use super::message::decode_msi;
 use super::vcpu::SoftVcpu;
-use crate::{HypervisorError, InterruptLine, StateError, Vcpu, Vm, VmSettings, VmState};
+use crate::{CpuModel, HypervisorError, InterruptLine, StateError, Vcpu, Vm, VmSettings, VmState};
 
 /// The most vCPUs of a machine: their ids are below 255, which in the 8 bits of an IO-APIC's entry means everyone.
 pub const MAX_VCPUS: u32 = 255;
@@ -61,6 +62,7 @@ pub struct SoftVm {
     machine: Arc<Machine>,
     ram: Arc<Ram>,
     model: Arc<Model>,
+    cpu_model: CpuModel,
     /// Which vCPUs were made.
     made: Mutex<Box<[bool]>>,
 }
@@ -71,19 +73,27 @@ impl SoftVm {
     /// # Errors
     /// [`HypervisorError`] if there are too many or no vCPUs, or the memory is not of whole pages.
     pub fn new(settings: VmSettings) -> Result<Self, HypervisorError> {
-        let VmSettings { vcpus, memory, hyperv } = settings;
+        let VmSettings {
+            vcpus,
+            memory,
+            hyperv,
+            model,
+        } = settings;
         if !(1..=MAX_VCPUS).contains(&vcpus) {
             return Err(HypervisorError::VcpuCount {
                 wanted: vcpus,
                 max: MAX_VCPUS,
             });
         }
+        model.check(executes)?;
         let ram = Ram::new(memory).map_err(|source| HypervisorError::Memory { source })?;
         let count = vcpus as usize;
+        let table = CpuidTable::new(super::cpuid::entries(0, vcpus, hyperv, model));
         Ok(Self {
             machine: Arc::new(Machine::new(count, hyperv)?),
             ram: Arc::new(ram),
-            model: Arc::new(Model::new()),
+            model: Arc::new(Model::announcing(&table)),
+            cpu_model: model,
             made: Mutex::new(vec![false; count].into()),
         })
     }
@@ -102,7 +112,9 @@ impl Vm for SoftVm {
             Arc::clone(&self.ram),
             Arc::clone(&self.model),
         );
-        Ok(Box::new(SoftVcpu::new(place, machine, ram, model)))
+        let (vcpus, hyperv) = (made.len() as u32, machine.partition.is_some());
+        let cpuid = CpuidTable::new(super::cpuid::entries(index, vcpus, hyperv, self.cpu_model));
+        Ok(Box::new(SoftVcpu::new(place, machine, ram, model, cpuid)))
     }
 
     fn interrupt_line(&self, gsi: u32) -> Result<Arc<dyn InterruptLine>, HypervisorError> {
@@ -190,6 +202,7 @@ mod tests {
             vcpus,
             memory,
             hyperv: false,
+            model: CpuModel::Host,
         }
     }
 

@@ -7,7 +7,7 @@ use reprise_emulator::cpu::{Activity, Cr0, Seg, Segment, gpr};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::vm::SoftVm;
-use crate::{GuestMemory, Vcpu, Vm, VmSettings};
+use crate::{CpuModel, GuestMemory, Vcpu, Vm, VmSettings};
 
 /// Where [`World::real`] and [`World::flat`] begin.
 pub(super) const CODE: u64 = 0x1000;
@@ -47,6 +47,7 @@ impl World {
             vcpus,
             memory: memory.clone(),
             hyperv,
+            model: CpuModel::Host,
         })
         .unwrap();
         Self { memory, vm }

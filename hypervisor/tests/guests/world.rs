@@ -8,8 +8,8 @@ use reprise_emulator::Cpu;
 use reprise_emulator::cpu::segment::Attributes;
 use reprise_emulator::cpu::{Activity, Cr0, Cr4, Efer, Seg, Segment, gpr};
 use reprise_hypervisor::{
-    Access, Answer, GuestMemory, Hypervisor, IoRequest, KvmHypervisor, RequestId, SoftHypervisor, Space, Vcpu, Vm,
-    VmEntry, VmExit, VmSettings,
+    Access, Answer, CpuModel, GuestMemory, Hypervisor, IoRequest, KvmHypervisor, RequestId, SoftHypervisor, Space,
+    Vcpu, Vm, VmEntry, VmExit, VmSettings,
 };
 use vm_memory::{Bytes, GuestAddress};
 
@@ -67,6 +67,7 @@ impl World {
             vcpus,
             memory: memory.clone(),
             hyperv: false,
+            model: CpuModel::Host,
         };
         let vm = hypervisor.create_vm(settings).unwrap();
         Self { memory, vm }

@@ -97,6 +97,7 @@ fn read<T: DeserializeOwned>(object: Map<String, Value>) -> Result<T, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::CpuModel;
 
     #[test]
     fn cpus_are_a_number_or_the_names_of_the_config() {
@@ -105,6 +106,8 @@ mod tests {
         }
         assert_eq!(cpus("boot=1,max=4").unwrap().max_vcpus, 4);
         assert!(cpus("2,kvm_hyperv=on").unwrap().kvm_hyperv);
+        assert_eq!(cpus("2,model=v3").unwrap().model, CpuModel::V3);
+        assert_eq!(cpus("boot=1,model=host").unwrap(), CpusConfig::of(1));
         for text in [
             "",
             "many",
@@ -114,6 +117,8 @@ mod tests {
             "boot=1,sockets=2",
             "2,2",
             "boot=4294967296",
+            "1,model=v5",
+            "1,model=on",
         ] {
             assert!(cpus(text).is_err(), "{text}");
         }

@@ -31,6 +31,9 @@ pub struct CpusConfig {
     /// Optional parts of the processor.
     #[serde(default)]
     pub features: CpuFeatures,
+    /// Which processor the guest sees. A member of our own, which cloud-hypervisor's API does not have. Default: host.
+    #[serde(default)]
+    pub model: CpuModel,
 }
 
 impl CpusConfig {
@@ -45,6 +48,7 @@ impl CpusConfig {
             nested: true,
             affinity: Vec::new(),
             features: CpuFeatures::default(),
+            model: CpuModel::default(),
         }
     }
 
@@ -56,6 +60,33 @@ impl CpusConfig {
 impl Default for CpusConfig {
     fn default() -> Self {
         Self::of(1)
+    }
+}
+
+/// Which processor a guest sees: its instruction set extensions. What is not announced is an undefined instruction. A level
+/// that does not work here is refused by the name of what is missing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum CpuModel {
+    /// Everything that works here.
+    #[default]
+    Host,
+    /// x86-64-v2 (SSE4.2, POPCNT), with AES, PCLMULQDQ and RDRAND.
+    V2,
+    /// x86-64-v3 (AVX2, FMA, BMI2), with ADX, RDSEED, SHA, CLFLUSHOPT and CLWB.
+    V3,
+    /// x86-64-v4 (AVX-512).
+    V4,
+}
+
+impl From<CpuModel> for reprise_hypervisor::CpuModel {
+    fn from(model: CpuModel) -> Self {
+        match model {
+            CpuModel::Host => Self::Host,
+            CpuModel::V2 => Self::V2,
+            CpuModel::V3 => Self::V3,
+            CpuModel::V4 => Self::V4,
+        }
     }
 }
 

@@ -5,8 +5,8 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use reprise_emulator::Cpu;
 use reprise_hypervisor::{
-    Access, GuestMemory, Hypervisor, HypervisorError, HypervisorKind, InterruptLine, IoRequest, Kick, RequestId,
-    SoftHypervisor, Space, Vcpu, VcpuError, VcpuState, Vm, VmEntry, VmExit, VmSettings, VmState,
+    Access, CpuModel, GuestMemory, Hypervisor, HypervisorError, HypervisorKind, InterruptLine, IoRequest, Kick,
+    RequestId, SoftHypervisor, Space, Vcpu, VcpuError, VcpuState, Vm, VmEntry, VmExit, VmSettings, VmState,
 };
 use vm_memory::GuestAddress;
 
@@ -309,6 +309,7 @@ fn real(vcpus: usize) -> (VmState, VcpuState) {
         vcpus,
         memory,
         hyperv: false,
+        model: CpuModel::Host,
     };
     let vm = SoftHypervisor.create_vm(settings).unwrap();
     (vm.state().unwrap(), vm.create_vcpu(0).unwrap().state().unwrap())

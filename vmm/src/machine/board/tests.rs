@@ -4,7 +4,7 @@ use std::sync::mpsc::{self, Receiver};
 use proptest::prelude::*;
 use reprise_devices::acpi::ports;
 use reprise_devices::{MachineEvent, Response, Space};
-use reprise_hypervisor::{GuestMemory, Hypervisor, SoftHypervisor, VmSettings};
+use reprise_hypervisor::{CpuModel, GuestMemory, Hypervisor, SoftHypervisor, VmSettings};
 use vm_memory::GuestAddress;
 
 use super::*;
@@ -102,6 +102,7 @@ fn build(console: Option<&Arc<Console>>, delays: &[DelayConfig]) -> (Arc<dyn Vm>
             vcpus: 1,
             memory,
             hyperv: false,
+            model: CpuModel::Host,
         })
         .unwrap();
     let (tell, events) = mpsc::channel();

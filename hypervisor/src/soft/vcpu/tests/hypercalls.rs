@@ -12,7 +12,7 @@ use super::super::super::lapic::Now;
 use super::super::super::message::{Delivery, Destination, Message};
 use super::super::super::vm::SoftVm;
 use super::*;
-use crate::{GuestMemory, VmSettings};
+use crate::{CpuModel, GuestMemory, VmSettings};
 
 /// Where the code of vCPU 0 and of vCPU 1 is.
 const CODES: [u64; 2] = [0x1000, 0x2000];
@@ -39,6 +39,11 @@ struct Two {
     machine: Arc<Machine>,
     ram: Arc<Ram>,
     model: Arc<Model>,
+}
+
+/// What vCPU `index` of two answers.
+fn cpuid(index: usize, hyperv: bool) -> CpuidTable {
+    CpuidTable::new(crate::soft::cpuid::entries(index as u32, 2, hyperv, CpuModel::Host))
 }
 
 type Code<'a> = &'a dyn Fn(&mut CodeAssembler) -> Result<(), IcedError>;
@@ -85,7 +90,13 @@ impl Two {
             Arc::clone(&self.ram),
             Arc::clone(&self.model),
         );
-        let mut vcpu = SoftVcpu::new(index, machine, ram, model);
+        let mut vcpu = SoftVcpu::new(
+            index,
+            machine,
+            ram,
+            model,
+            cpuid(index, self.machine.partition.is_some()),
+        );
         vcpu.emulator.change(|cpu| {
             cpu.cr0.0 |= Cr0::PE | Cr0::PG;
             cpu.cr3 = 0x1_0000;
@@ -322,7 +333,7 @@ fn a_call_that_waits_is_saved_and_answered_in_another_machine() {
             Arc::clone(&other.ram),
             Arc::clone(&other.model),
         );
-        SoftVcpu::new(index, machine, ram, model)
+        SoftVcpu::new(index, machine, ram, model, cpuid(index, true))
     });
     let states = [&caller, &parked].map(|vcpu| vcpu.state().unwrap());
     let shared = two.machine.partition.as_ref().unwrap().state();
@@ -355,6 +366,7 @@ fn what_guests_of_kvm_and_of_hyper_v_have_set_up_is_saved() {
         vcpus: 1,
         memory: kvm.memory.clone(),
         hyperv,
+        model: CpuModel::Host,
     };
     let [old, new] = [true, true].map(|hyperv| SoftVm::new(settings(hyperv)).unwrap());
     let mut state = old.state().unwrap();
