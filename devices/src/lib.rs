@@ -14,6 +14,7 @@
 //! | [`rtc`] | the clock that knows the date |
 //! | [`i8042`] | the keyboard controller, without a keyboard |
 //! | [`pci`] | a root bus, configuration space, BARs, MSI and MSI-X |
+//! | [`virtio`] | virtio devices behind PCI: disk, entropy |
 //! | [`debug_exit`], [`debugcon`], [`post`] | ports for tests and firmware |
 //! | [`Interrupt`], [`Clock`], [`MachineEvents`] | what a device needs of its machine: a line, the time, somebody who resets it |
 //!
@@ -88,6 +89,7 @@ pub mod serial;
 mod sync;
 #[cfg(test)]
 mod testing;
+pub mod virtio;
 
 pub use acpi::{Acpi, AcpiState};
 pub use bus::{Bus, BusError, Completion, Device, Response, Space, Ticket};

@@ -24,7 +24,7 @@ pub mod msix;
 pub mod root;
 pub mod spec;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 
 pub use config::{Bar, ConfigSpace, Identity};
 pub use function::{Function, FunctionState, Registers};

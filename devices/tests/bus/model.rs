@@ -192,6 +192,6 @@ pub fn operate(bytes: &[u8]) -> (usize, usize) {
         }
     }
     let claimed: u64 = bus.claims().iter().map(|claim| claim.last - claim.start + 1).sum();
-    assert_eq!(claimed, model.iter().map(|owners| owners.len() as u64).sum());
+    assert_eq!(claimed, model.iter().map(|owners| owners.len() as u64).sum::<u64>());
     (reached, late)
 }

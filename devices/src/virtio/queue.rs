@@ -1,0 +1,390 @@
+//! A queue and the thread that serves it.
+//!
+//! # Invariants
+//! - The thread holds the queue itself while it serves, and no lock: whoever wants to reset, pause or notify waits for nothing
+//!   but a few instructions. Only [`QueueThread::set_paused`], which no vCPU calls, waits for the request that is being served.
+//! - After a reset the thread takes no further request from the old rings, and what it holds is thrown away, never put back.
+//!
+//! # Life
+//! idle -[`QueueThread::start`]-> ready -bell-> serving -> ready; -[`QueueThread::reset`]-> idle, as soon as the thread has let
+//! go.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+use virtio_queue::{Error, Queue, QueueOwnedT, QueueState, QueueT};
+
+use super::chain::Segments;
+use super::device::{Handled, QueueHandler};
+use super::dma::Dma;
+use super::interrupts::Interrupts;
+use crate::sync::lock;
+
+/// Requests served before the driver is told, if there are always more.
+const BATCH: u32 = 32;
+/// Bytes of a used ring besides its elements: flags, index, avail_event.
+const USED_RING_META: u64 = 6;
+/// Bytes of an element of a used ring.
+const USED_ELEMENT: u64 = 8;
+
+/// What a device's queues count together.
+#[derive(Debug, Default)]
+pub(super) struct QueueCounters {
+    pub(super) requests: AtomicU64,
+    pub(super) malformed: AtomicU64,
+    pub(super) notifications: AtomicU64,
+    pub(super) interrupts: AtomicU64,
+}
+
+/// The registers' end of a queue's thread. Dropped, it ends the thread.
+pub(super) struct QueueThread {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+struct Shared {
+    name: String,
+    index: usize,
+    dma: Dma,
+    interrupts: Arc<Interrupts>,
+    counters: Arc<QueueCounters>,
+    control: Mutex<Control>,
+    /// Told when the thread has let go of its queue.
+    idle: Condvar,
+    /// The thread shall let go as soon as the request that it serves is done.
+    leave: AtomicBool,
+    bell: OwnedFd,
+}
+
+#[derive(Default)]
+struct Control {
+    queue: Option<Queue>,
+    features: u64,
+    /// Counts resets and starts: what the thread took under an earlier number is thrown away.
+    epoch: u64,
+    serving: bool,
+    paused: bool,
+    /// The function may not access memory.
+    barred: bool,
+    ended: bool,
+}
+
+impl Control {
+    fn may_serve(&self) -> bool {
+        self.queue.is_some() && !self.paused && !self.barred && !self.ended
+    }
+}
+
+impl QueueThread {
+    /// A thread called `name` that serves queue `index` with `handler`, once it is started.
+    ///
+    /// # Errors
+    /// The operating system's, if it has no thread or no event descriptor.
+    pub(super) fn spawn(
+        name: String,
+        index: usize,
+        dma: Dma,
+        interrupts: Arc<Interrupts>,
+        counters: Arc<QueueCounters>,
+        handler: Box<dyn QueueHandler>,
+    ) -> io::Result<Self> {
+        let shared = Arc::new(Shared {
+            name,
+            index,
+            dma,
+            interrupts,
+            counters,
+            control: Mutex::new(Control {
+                barred: true,
+                ..Control::default()
+            }),
+            idle: Condvar::new(),
+            leave: AtomicBool::new(false),
+            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+        });
+        let theirs = Arc::clone(&shared);
+        // The kernel shows the first 15 bytes.
+        let thread = thread::Builder::new()
+            .name(shared.name.clone())
+            .spawn(move || theirs.run(handler))?;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+
+    /// The driver has made buffers available.
+    pub(super) fn notify(&self) {
+        self.shared.ring();
+    }
+
+    /// Serves `queue` from now on, for a driver that has accepted `features`.
+    pub(super) fn start(&self, queue: Queue, features: u64) {
+        let mut control = lock(&self.shared.control);
+        control.queue = Some(queue);
+        control.features = features;
+        control.epoch += 1;
+        drop(control);
+        self.shared.ring();
+    }
+
+    /// Forgets the queue.
+    pub(super) fn reset(&self) {
+        let mut control = lock(&self.shared.control);
+        control.queue = None;
+        control.epoch += 1;
+        if control.serving {
+            self.shared.leave.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the thread is at work.
+    pub(super) fn is_serving(&self) -> bool {
+        lock(&self.shared.control).serving
+    }
+
+    /// Says whether the function may access memory.
+    pub(super) fn set_barred(&self, barred: bool) {
+        let mut control = lock(&self.shared.control);
+        control.barred = barred;
+        self.shared.settle(&control);
+    }
+
+    /// Stops (true) or continues (false) serving. Once stopped, nothing happens until continued: this waits for the request
+    /// that is being served, until `deadline` at most. False if it is being served still.
+    pub(super) fn set_paused(&self, paused: bool, deadline: Instant) -> bool {
+        let mut control = lock(&self.shared.control);
+        control.paused = paused;
+        self.shared.settle(&control);
+        while paused && control.serving {
+            let Some(left) = deadline
+                .checked_duration_since(Instant::now())
+                .filter(|left| !left.is_zero())
+            else {
+                return false;
+            };
+            let waited = self.shared.idle.wait_timeout(control, left);
+            control = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    /// Where the queue is, if it was started. It is quiet: paused, or not started.
+    pub(super) fn state(&self) -> Option<QueueState> {
+        lock(&self.shared.control).queue.as_ref().map(Queue::state)
+    }
+}
+
+impl Drop for QueueThread {
+    fn drop(&mut self) {
+        lock(&self.shared.control).ended = true;
+        self.shared.leave.store(true, Ordering::SeqCst);
+        self.shared.ring();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!(queue = self.shared.name, "the thread of a queue panicked");
+        }
+    }
+}
+
+/// How serving ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Served {
+    /// There are no more requests; the driver will notify.
+    All,
+    /// There is a request that cannot be answered before the source can be read.
+    Awaits,
+    /// Somebody wants the thread to let go.
+    Left,
+    /// The rings are none.
+    Broken,
+}
+
+impl Shared {
+    /// Rings the bell. It can only fail for having been rung 2^64 - 2 times since the thread last looked.
+    fn ring(&self) {
+        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+    }
+
+    /// Has the thread look again, or let go.
+    fn settle(&self, control: &Control) {
+        if control.paused || control.barred {
+            if control.serving {
+                self.leave.store(true, Ordering::SeqCst);
+            }
+        } else {
+            self.ring();
+        }
+    }
+
+    fn run(&self, mut handler: Box<dyn QueueHandler>) {
+        let mut segments = Segments::default();
+        let mut awaits = false;
+        let mut begun = 0;
+        loop {
+            if let Err(error) = self.wait(&*handler, awaits) {
+                tracing::error!(queue = self.name, %error, "a queue cannot be waited for any more");
+                self.interrupts.need_reset();
+                return;
+            }
+            let mut control = lock(&self.control);
+            if control.ended {
+                return;
+            }
+            if !control.may_serve() {
+                awaits = false;
+                continue;
+            }
+            let Some(mut queue) = control.queue.take() else {
+                continue;
+            };
+            let (epoch, features) = (control.epoch, control.features);
+            control.serving = true;
+            // Whoever wants it to leave from here on, finds it serving.
+            self.leave.store(false, Ordering::SeqCst);
+            drop(control);
+
+            if begun != epoch {
+                handler.begin(features);
+                begun = epoch;
+            }
+            let served = self.serve(&mut queue, &mut *handler, &mut segments).unwrap_or_else(|error| {
+                tracing::warn!(queue = self.name, %error, "the rings of a queue cannot be used; its device needs a reset");
+                Served::Broken
+            });
+            awaits = served == Served::Awaits;
+
+            let mut control = lock(&self.control);
+            control.serving = false;
+            if control.epoch == epoch && served != Served::Broken {
+                control.queue = Some(queue);
+            }
+            if served == Served::Left && control.may_serve() {
+                // Asked to leave by something that is over by now.
+                self.ring();
+            }
+            let is_current = control.epoch == epoch;
+            drop(control);
+            if served == Served::Broken && is_current {
+                self.counters.malformed.fetch_add(1, Ordering::Relaxed);
+                self.interrupts.need_reset();
+            }
+            self.idle.notify_all();
+        }
+    }
+
+    /// Waits until the bell has rung, or the source can be read if somebody awaits it.
+    fn wait(&self, handler: &dyn QueueHandler, awaits: bool) -> io::Result<()> {
+        let source = handler.source().filter(|_| awaits);
+        let mut fds = vec![PollFd::from_borrowed_fd(self.bell.as_fd(), PollFlags::IN)];
+        fds.extend(source.map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN)));
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        // A source that is gone for good would have this thread spin; it is read like any other, and refuses then.
+        if fds.len() > 1
+            && fds[1]
+                .revents()
+                .intersects(PollFlags::ERR | PollFlags::HUP | PollFlags::NVAL)
+        {
+            thread::sleep(Duration::from_millis(10));
+        }
+        match rustix::io::read(&self.bell, &mut [0; 8]) {
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn serve(
+        &self,
+        queue: &mut Queue,
+        handler: &mut dyn QueueHandler,
+        segments: &mut Segments,
+    ) -> Result<Served, Error> {
+        let memory = self.dma.memory();
+        let served = loop {
+            queue.disable_notification(memory)?;
+            let served = self.drain(queue, handler, segments)?;
+            if served != Served::All || !queue.enable_notification(memory)? {
+                break served;
+            }
+        };
+        self.ring_written(queue);
+        Ok(served)
+    }
+
+    /// Serves what is available, and tells the driver.
+    fn drain(
+        &self,
+        queue: &mut Queue,
+        handler: &mut dyn QueueHandler,
+        segments: &mut Segments,
+    ) -> Result<Served, Error> {
+        let memory = self.dma.memory();
+        let mut untold = 0;
+        let served = loop {
+            if self.leave.load(Ordering::SeqCst) {
+                break Served::Left;
+            }
+            let Some(chain) = queue.iter(memory)?.next() else {
+                break Served::All;
+            };
+            let head = chain.head_index();
+            let handled = segments
+                .gather(chain, queue.size())
+                .and_then(|()| handler.handle(&segments.chain(&self.dma)));
+            let length = match handled {
+                Ok(Handled::Used(length)) => length,
+                Ok(Handled::NotNow) => {
+                    queue.go_to_previous_position();
+                    break Served::Awaits;
+                }
+                Err(error) => {
+                    // A guest could have it told without end.
+                    if self.counters.malformed.fetch_add(1, Ordering::Relaxed) == 0 {
+                        tracing::warn!(queue = self.name, %error, "a request is malformed");
+                    }
+                    0
+                }
+            };
+            self.counters.requests.fetch_add(1, Ordering::Relaxed);
+            queue.add_used(memory, head, length)?;
+            untold += 1;
+            if untold == BATCH {
+                self.tell(queue)?;
+                untold = 0;
+            }
+        };
+        if untold > 0 {
+            self.tell(queue)?;
+        }
+        Ok(served)
+    }
+
+    /// Tells the driver that buffers were used, if it wants to know.
+    fn tell(&self, queue: &mut Queue) -> Result<(), Error> {
+        self.ring_written(queue);
+        if queue.needs_notification(self.dma.memory())? {
+            self.counters.interrupts.fetch_add(1, Ordering::Relaxed);
+            self.interrupts.queue_used(self.index);
+        }
+        Ok(())
+    }
+
+    /// The used ring was written.
+    fn ring_written(&self, queue: &Queue) {
+        let length = USED_RING_META + USED_ELEMENT * u64::from(queue.size());
+        self.dma.written(queue.used_ring(), length);
+    }
+}
+
+#[cfg(test)]
+mod tests;
