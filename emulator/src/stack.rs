@@ -67,6 +67,11 @@ impl Stack {
         Stack::long(cpu.segments[Seg::Ss], cpu.gpr.get(gpr::RSP), cpu.cpl())
     }
 
+    /// The same stack in the eyes of 64-bit code, or of 16- or 32-bit code.
+    pub(crate) fn seen_from(self, long: bool) -> Stack {
+        Stack { long, ..self }
+    }
+
     fn mask(&self) -> u64 {
         if self.long {
             u64::MAX

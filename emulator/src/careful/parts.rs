@@ -16,6 +16,14 @@ pub(super) fn ones(width: u8) -> u64 {
     u64::MAX >> (64 - 8 * u32::from(width))
 }
 
+fn check_canonical(cpu: &Cpu, at: Linear, length: u64) -> Result<(), Stop> {
+    let last = at.address.wrapping_add(length - 1);
+    if cpu.view.is_ia32e() && !(paging::is_canonical(cpu, at.address) && paging::is_canonical(cpu, last)) {
+        return Err(non_canonical(at));
+    }
+    Ok(())
+}
+
 /// What the alignment check demands of an operand of `length` bytes (SDM Vol. 3, Alignment Requirements by Data Type).
 ///
 /// # Errors
@@ -293,12 +301,10 @@ impl Careful {
         intent: Intent,
         privilege: Privilege,
     ) -> Result<Place, Stop> {
+        check_canonical(cpu, at, length)?;
         let mask = if cpu.view.is_ia32e() { u64::MAX } else { 0xffff_ffff };
         let linear = at.address & mask;
         let last = at.address.wrapping_add(length - 1) & mask;
-        if cpu.view.is_ia32e() && !(paging::is_canonical(cpu, linear) && paging::is_canonical(cpu, last)) {
-            return Err(non_canonical(at));
-        }
         let first_length = (PAGE_SIZE - linear % PAGE_SIZE).min(length);
         let first = self.translate(cpu, linear, intent, privilege)?;
         let second = if first_length < length {
@@ -322,6 +328,7 @@ impl Careful {
     /// Translates an operand of any length, with the alignment check, which on the modelled processor comes first.
     pub(super) fn operand(&mut self, cpu: &Cpu, at: Linear, length: u64, intent: Intent) -> Result<Place, Stop> {
         if cpu.view.checks_alignment() {
+            check_canonical(cpu, at, length)?;
             check_alignment(at, length)?;
         }
         self.place(cpu, at, length, intent, Privilege::of(cpu.cpl()))

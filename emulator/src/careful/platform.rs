@@ -1,6 +1,6 @@
 //! What only careful instructions do: instruction bytes, descriptors and task state, ports, MSRs, hypercalls.
 
-use super::parts::ones;
+use super::parts::{Place, ones};
 use super::{Careful, Flush};
 use crate::access::{Linear, Stop};
 use crate::cpu::{Cpu, Seg};
@@ -111,8 +111,15 @@ impl Careful {
     /// # Errors
     /// As [`Access::store`](crate::access::Access::store).
     pub fn store_at<T: Word>(&mut self, cpu: &Cpu, cpl: u8, at: Linear, value: T) -> Result<(), Stop> {
-        let place = self.place(cpu, at, T::SIZE as u64, Intent::Write, Privilege::of(cpl))?;
+        let place = self.place_at::<T>(cpu, cpl, at, Intent::Write)?;
         self.stage_place(place, value.zero_extend())
+    }
+
+    fn place_at<T: Word>(&mut self, cpu: &Cpu, cpl: u8, at: Linear, intent: Intent) -> Result<Place, Stop> {
+        if cpl == cpu.cpl() {
+            return self.word::<T>(cpu, at, intent);
+        }
+        self.place(cpu, at, T::SIZE as u64, intent, Privilege::of(cpl))
     }
 
     /// Reads with the rights of privilege level `cpl`.
@@ -120,7 +127,7 @@ impl Careful {
     /// # Errors
     /// As [`Access::load`](crate::access::Access::load).
     pub fn load_at<T: Word>(&mut self, cpu: &Cpu, cpl: u8, at: Linear) -> Result<T, Stop> {
-        let place = self.place(cpu, at, T::SIZE as u64, Intent::Read, Privilege::of(cpl))?;
+        let place = self.place_at::<T>(cpu, cpl, at, Intent::Read)?;
         Ok(T::truncate(self.load_place(place)?))
     }
 

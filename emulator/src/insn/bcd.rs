@@ -21,10 +21,11 @@ fn set_result(cpu: &mut Cpu, al: u8, carry: bool, adjust: bool) {
     cpu.flags.set_shift::<u8>(u64::from(al), carry, false, adjust);
 }
 
-/// Whether adding (or subtracting) less than 80H has crossed the sign.
-fn overflows<const SUBTRACTS: bool>(before: u8, after: u8) -> bool {
+/// Whether adding (or subtracting) a little to (from) `before` has crossed the sign.
+fn overflows<const SUBTRACTS: bool, T: Word>(before: T, after: T) -> bool {
+    let is_negative = |value: T| value.zero_extend() >> (T::BITS - 1) != 0;
     let (positive, negative) = if SUBTRACTS { (after, before) } else { (before, after) };
-    positive & 0x80 == 0 && negative & 0x80 != 0
+    !is_negative(positive) && is_negative(negative)
 }
 
 /// DAA, or DAS if `SUBTRACTS` (SDM Vol. 2). The carry out of the first step counts for DAS only.
@@ -48,14 +49,14 @@ fn decimal<M: Access, const SUBTRACTS: bool>(cpu: &mut Cpu, _: &mut M, _: &Op<M>
     }
     let borrowed = SUBTRACTS && adjust && old < 6;
     cpu.gpr.write::<u8>(gpr::RAX, u64::from(al));
-    let overflow = overflows::<SUBTRACTS>(old, al);
+    let overflow = overflows::<SUBTRACTS, u8>(old, al);
     cpu.flags
         .set_shift::<u8>(u64::from(al), upper || borrowed, overflow, adjust);
     Ok(())
 }
 
 /// AAA, or AAS if `SUBTRACTS`: AX is adjusted as a whole, as every processor since the 80286 does. SF, ZF, PF and OF are those
-/// of AL before its upper half is cleared.
+/// of AX before the upper half of AL is cleared.
 fn unpacked<M: Access, const SUBTRACTS: bool>(cpu: &mut Cpu, _: &mut M, _: &Op<M>) -> Outcome {
     let mut ax = cpu.gpr.read::<u16>(gpr::RAX) as u16;
     let adjust = ax & 0xf > 9 || cpu.flags.adjust();
@@ -66,8 +67,8 @@ fn unpacked<M: Access, const SUBTRACTS: bool>(cpu: &mut Cpu, _: &mut M, _: &Op<M
             ax.wrapping_add(0x106)
         };
     }
-    let overflow = overflows::<SUBTRACTS>(cpu.gpr.read::<u8>(gpr::RAX) as u8, ax as u8);
-    cpu.flags.set_shift::<u8>(u64::from(ax as u8), adjust, overflow, adjust);
+    let overflow = overflows::<SUBTRACTS, u16>(cpu.gpr.read::<u16>(gpr::RAX) as u16, ax);
+    cpu.flags.set_shift::<u16>(u64::from(ax), adjust, overflow, adjust);
     cpu.gpr.write::<u16>(gpr::RAX, u64::from(ax & 0xff0f));
     Ok(())
 }

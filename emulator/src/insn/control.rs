@@ -78,10 +78,17 @@ fn jump_memory<M: Access, W: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: 
     Ok(())
 }
 
-/// Pushes the return address and goes to `to`, which has been checked.
+/// Pushes the return address and goes to `to`, if that is a target; a fault of the push comes first.
 #[inline(always)]
-fn call_to<M: Access, W: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>, to: u64) -> Outcome {
+fn call_to<M: Access, W: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>, to: Result<u64, Stop>) -> Outcome {
     let (at, sp) = push_slot::<W>(cpu)?;
+    let to = match to {
+        Ok(to) => to,
+        Err(stop) => {
+            m.check_write(cpu, at, W::SIZE as u64)?;
+            return Err(stop);
+        }
+    };
     m.store::<W>(cpu, at, W::truncate(op.next_ip(cpu)))?;
     stack::set_pointer::<W>(cpu, sp);
     cpu.rip = to;
@@ -90,13 +97,13 @@ fn call_to<M: Access, W: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>, to: u64) ->
 
 /// CALL rel.
 fn call<M: Access, W: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
-    let to = relative::<M, W>(cpu, op)?;
+    let to = relative::<M, W>(cpu, op);
     call_to::<M, W>(cpu, m, op, to)
 }
 
 /// CALL r.
 fn call_register<M: Access, W: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
-    let to = target::<W>(cpu, cpu.gpr.get(op.r1))?;
+    let to = target::<W>(cpu, cpu.gpr.get(op.r1));
     call_to::<M, W>(cpu, m, op, to)
 }
 
@@ -110,7 +117,7 @@ fn call_memory<M: Access, W: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: 
     let (at, _) = slot?;
     m.check_move(cpu, from, at, W::SIZE as u64)?;
     let to = m.load::<W>(cpu, from)?.zero_extend();
-    let to = target::<W>(cpu, to)?;
+    let to = target::<W>(cpu, to);
     call_to::<M, W>(cpu, m, op, to)
 }
 

@@ -276,6 +276,10 @@ fn call(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>, target: Pointer, size:
     let (cs, offset) = match Target::read(cpu, m, target.selector, Reason::Call)? {
         Target::Code(code) => {
             check_direct(cpu, &code)?;
+            // The pushes are already the called code's: from 64-bit code to 32-bit code they are made with ESP.
+            if cpu.view.is_ia32e() {
+                stack = stack.seen_from(descriptor::is_long_code(cpu, &code.segment));
+            }
             push(&mut stack, cpu, m, size)?;
             (enter(cpu, m, code, target.offset, cpu.cpl())?, target.offset)
         }
@@ -397,14 +401,13 @@ fn ret<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     let outer = cpl > cpu.cpl();
     // The outer stack's pointer is read before the selector is looked at more closely.
     let outer_stack = if cpl == cpu.cpl() {
-        (0, 0)
+        None
     } else {
         let stack_selector = stack.peek(cpu, m, size, u64::from(size))? as u16;
-        (stack.peek(cpu, m, size, 0)?, stack_selector)
+        Some((stack.peek(cpu, m, size, 0)?, stack_selector))
     };
     let code = return_code(cpu, m, selector)?;
-    if outer {
-        let (pointer, stack_selector) = outer_stack;
+    if let Some((pointer, stack_selector)) = outer_stack {
         stack = return_stack(cpu, m, &code, stack_selector, pointer)?;
         stack.release(parameters);
     }
@@ -480,13 +483,17 @@ fn iret_protected(cpu: &mut Cpu, m: &mut Careful, size: u8) -> Outcome {
     if image & flags::VM != 0 && size == 4 && cpu.cpl() == 0 && !cpu.view.is_ia32e() {
         return iret_to_virtual_8086(cpu, m, stack, Pointer { selector, offset }, image);
     }
-    let code = return_code(cpu, m, selector)?;
     let cpl = rpl(selector);
     let outer = cpl > cpu.cpl();
-    // 64-bit mode always has a stack pointer to return to.
-    if outer || cpu.view.is_long() {
-        let pointer = stack.pop(cpu, m, size)?;
-        let stack_selector = stack.pop(cpu, m, size)? as u16;
+    // 64-bit mode always has a stack pointer to return to. It is read before the selector is looked at more closely.
+    let outer_stack = if cpl == cpu.cpl() && !cpu.view.is_long() {
+        None
+    } else {
+        let stack_selector = stack.peek(cpu, m, size, u64::from(size))? as u16;
+        Some((stack.peek(cpu, m, size, 0)?, stack_selector))
+    };
+    let code = return_code(cpu, m, selector)?;
+    if let Some((pointer, stack_selector)) = outer_stack {
         stack = return_stack(cpu, m, &code, stack_selector, pointer)?;
     }
     let cs = enter(cpu, m, code, offset, cpl)?;

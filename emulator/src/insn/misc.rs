@@ -106,6 +106,10 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     ] {
         table.plain(code, nop::<M>);
     }
+    // Prefetches exist with memory operands only (APM Vol. 3, PREFETCH).
+    for code in [Reservednop_rm16_r16_0F0D, Reservednop_rm32_r32_0F0D, Reservednop_rm64_r64_0F0D] {
+        table.rm(code, |_, _, _| Err(Exception::ud().into()), nop::<M>);
+    }
     for code in [Mfence, Mfence_F1, Mfence_F2, Mfence_F3, Mfence_F4, Mfence_F5, Mfence_F6, Mfence_F7] {
         table.plain(code, mfence::<M>);
     }

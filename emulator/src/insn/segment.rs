@@ -485,10 +485,20 @@ fn arpl_register(cpu: &mut Cpu, _: &mut Careful, op: &Op<Careful>) -> Outcome {
 
 fn arpl_memory(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     check_protected(cpu)?;
-    let at = General::linear(cpu, op, 2, Use::Write)?;
+    let at = General::linear(cpu, op, 2, Use::Read)?;
     let source = selector_in(cpu, op.r1);
-    // A page that cannot be read is no page that cannot be written.
     m.check_read(cpu, at, 2)?;
+    let writable = General::linear(cpu, op, 2, Use::Write).and_then(|at| m.check_write(cpu, at, 2));
+    // What cannot be written may stay as it is.
+    if let Err(Stop::Fault(fault)) = writable {
+        let raised = adjusted(m.load::<u16>(cpu, at)?, source);
+        if raised.is_some() {
+            return Err(fault.into());
+        }
+        set_zero(cpu, false);
+        return Ok(());
+    }
+    writable?;
     let raised = m.update(cpu, at, |destination: u16| {
         let raised = adjusted(destination, source);
         (raised.unwrap_or(destination), raised.is_some())

@@ -173,8 +173,8 @@ pub(super) fn address16<M, A: Addressing, const ALIGNED: bool>(
     usage: Use,
 ) -> Result<Linear, Stop> {
     let at = match A::linear(cpu, op, 16, usage) {
-        // In 64-bit mode the modelled processor looks at the alignment before the canonical form.
-        Err(_) if ALIGNED && cpu.view.is_long() && !is_aligned16(cpu, op) => return Err(misaligned()),
+        // The modelled processor looks at the alignment before the limit and the canonical form.
+        Err(_) if ALIGNED && !is_aligned16(cpu, op) => return Err(misaligned()),
         at => at?,
     };
     if ALIGNED && at.address & 15 != 0 {
@@ -183,10 +183,13 @@ pub(super) fn address16<M, A: Addressing, const ALIGNED: bool>(
     Ok(at)
 }
 
-/// The linear address of a memory operand in 64-bit mode, canonical or not, is a multiple of 16.
+/// The linear address of a memory operand, allowed or not, is a multiple of 16.
 #[cold]
 fn is_aligned16<M>(cpu: &Cpu, op: &Op<M>) -> bool {
-    let base = cpu.view.flat_base[usize::from(op.seg() & 7)];
+    let base = match cpu.view.is_long() {
+        true => cpu.view.flat_base[usize::from(op.seg() & 7)],
+        false => cpu.segments[Seg::from_number(op.seg())].base,
+    };
     effective_address(cpu, op).wrapping_add(base).is_multiple_of(16)
 }
 

@@ -109,6 +109,9 @@ fn pop_memory<M: Access, W: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &
     set_pointer::<W>(cpu, sp);
     let to = A::linear(cpu, op, W::SIZE as u64, Use::Write);
     cpu.gpr.set(gpr::RSP, old);
+    if to.is_err() {
+        m.check_read(cpu, from, W::SIZE as u64)?;
+    }
     let to = to?;
     m.check_move(cpu, from, to, W::SIZE as u64)?;
     let value = m.load::<W>(cpu, from)?;

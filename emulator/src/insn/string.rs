@@ -215,7 +215,11 @@ impl<M: Access> Step<M> for Compare {
         let size = T::SIZE as u64;
         // The modelled processor looks at the second operand first.
         let second = destination(cpu, op, size, Use::Read)?;
-        let first = source(cpu, op, size)?;
+        let first = source(cpu, op, size);
+        if first.is_err() {
+            m.check_read(cpu, second, size)?;
+        }
+        let first = first?;
         m.check_comparison(cpu, second, first, size)?;
         let b = m.load::<T>(cpu, second)?.zero_extend();
         let a = m.load::<T>(cpu, first)?.zero_extend();

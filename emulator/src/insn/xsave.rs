@@ -60,8 +60,8 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
 fn area<M>(cpu: &Cpu, op: &Op<M>, size: usize, alignment: u64, usage: Use) -> Result<Linear, Stop> {
     let at = General::linear(cpu, op, size as u64, usage)?;
     if !at.address.is_multiple_of(alignment) {
-        // FXSAVE's 16 bytes are what the alignment check knows, too.
-        if alignment == 16 && cpu.view.checks_alignment() {
+        // The alignment check, where it is on, comes first, and knows but the alignment of FXSAVE's fields.
+        if alignment == 16 && cpu.view.checks_alignment() && !at.address.is_multiple_of(4) {
             return Err(Exception::with_code(event::AC, 0).into());
         }
         return Err(Exception::gp(0).into());

@@ -63,17 +63,20 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     table.plain(Code::Frstor_m108byte, frstor::<M, 28, 108>);
 }
 
-/// Looks at the last byte of an operand before the rest: a fault of its page tells that byte's address and comes first, as on
+/// Looks at the first field of an operand, then at the last byte: a fault of the second page tells that byte's address, as on
 /// the modelled processor.
 fn reach<M: Access>(cpu: &Cpu, m: &mut M, at: Linear, length: u64, usage: Use) -> Outcome {
     if cpu.view.checks_alignment() {
         check_alignment(at, length)?;
     }
-    let last = at.offset(length - 1);
-    match usage {
-        Use::Read => m.check_read(cpu, last, 1),
-        Use::Write => m.check_write(cpu, last, 1),
+    let field = if matches!(length, 14 | 94) { 2 } else { 4 };
+    for (at, length) in [(at, field), (at.offset(length - 1), 1)] {
+        match usage {
+            Use::Read => m.check_read(cpu, at, length)?,
+            Use::Write => m.check_write(cpu, at, length)?,
+        }
     }
+    Ok(())
 }
 
 fn layout(cpu: &Cpu) -> Layout {
