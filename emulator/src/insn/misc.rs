@@ -6,6 +6,7 @@ use iced_x86::Code;
 
 use crate::access::{Access, Outcome};
 use crate::cpu::{Cpu, flags, gpr};
+use crate::event::Exception;
 use crate::op::Op;
 use crate::operand::{Addressing, General, Use};
 use crate::table::Table;
