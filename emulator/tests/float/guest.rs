@@ -155,7 +155,6 @@ impl Guest {
         self.poke(RAM_DATA, data);
         let mut cpu = long_mode();
         cpu.gpr.set(6, RAM_DATA);
-        cpu.xcr0 |= 4;
         change(&mut cpu);
         cpu.refresh();
         self.go(cpu) == Exit::Shutdown
@@ -176,7 +175,10 @@ impl Guest {
     /// The instruction is #UD.
     pub fn is_undefined(&mut self, instruction: &[u8]) -> bool {
         // With an operand of zeros no other exception is to be had.
-        self.faults(instruction, &[0; DATA], |cpu| cpu.gpr.set(7, RAM_DATA))
+        self.faults(instruction, &[0; DATA], |cpu| {
+            cpu.gpr.set(7, RAM_DATA);
+            cpu.xcr0 |= 4;
+        })
     }
 
     fn go(&mut self, cpu: Cpu) -> Exit {
