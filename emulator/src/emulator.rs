@@ -136,6 +136,17 @@ impl Emulator {
         self.forget(Flush::All);
     }
 
+    /// Becomes another processor model: one that executes what `model` says and announces itself as `cpuid` says. The CPU's
+    /// state must be one that it can be in.
+    pub fn set_model(&mut self, model: Arc<Model>, cpuid: Arc<CpuidTable>) {
+        self.model = model;
+        self.careful.cpuid = cpuid;
+        self.kept = None;
+        // Blocks are decoded for a model.
+        self.blocks.clear();
+        self.forget(Flush::All);
+    }
+
     /// The instruction in flight, if there is one: to be saved with [`cpu`](Self::cpu).
     pub fn in_flight(&self) -> Option<InFlight> {
         self.careful.save()

@@ -132,6 +132,16 @@ pub enum StateError {
         /// What this one answers, if it has that leaf.
         own: Option<CpuidRegisters>,
     },
+    /// The time-stamp counters ran at another frequency, and cannot be made to here.
+    #[error(
+        "the saved machine's time-stamp counters run at {saved} kHz; here they run at {own} kHz, and this host's KVM cannot scale them"
+    )]
+    TscFrequency {
+        /// In the saved machine, in kHz.
+        saved: u32,
+        /// Here, in kHz.
+        own: u32,
+    },
     /// A register that no machine can show like this.
     #[error("{register} cannot be {value:#x}")]
     Register {

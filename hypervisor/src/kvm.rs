@@ -18,6 +18,9 @@
 //! - The signal SIGRTMIN+1 is used to get threads out of KVM_RUN. It must not be blocked there.
 
 mod capabilities;
+mod chips;
+mod clock;
+mod counters;
 mod cpu;
 mod cpuid;
 mod error;
@@ -26,10 +29,13 @@ mod exchange;
 mod failure;
 mod kick;
 mod lines;
+mod local_apic;
 mod msrs;
+mod pit;
 mod registers;
 mod rescue;
 mod segments;
+mod software;
 mod sys;
 mod vcpu;
 mod vm;

@@ -39,6 +39,7 @@
 //! - [`soft`]: the backend whose CPU is software; [`kvm`]: that which runs on the host's KVM.
 #![deny(unsafe_code)]
 
+mod cpu_model;
 pub mod error;
 pub mod exit;
 pub mod kvm;
@@ -47,6 +48,7 @@ pub mod soft;
 pub mod state;
 #[cfg(test)]
 mod testing;
+mod tsc;
 pub mod vcpu;
 pub mod vm;
 

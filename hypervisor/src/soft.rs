@@ -12,18 +12,18 @@
 
 mod alarm;
 mod chipset;
-mod clock;
+pub(crate) mod clock;
 pub(crate) mod cpuid;
 mod doorbell;
 mod hypercall;
 mod hyperv;
-mod ioapic;
+pub(crate) mod ioapic;
 mod kvmclock;
-mod lapic;
+pub(crate) mod lapic;
 mod message;
 mod msr;
-mod pic;
-mod pit;
+pub(crate) mod pic;
+pub(crate) mod pit;
 #[cfg(test)]
 mod snapshots;
 mod steal;

@@ -3,7 +3,8 @@
 //! # Purpose
 //! [`VmState`] is what the vCPUs share, [`VcpuState`] what each has of its own; guest memory and devices are somebody
 //! else's. Fields bear the names that the specifications give their registers. A moment is in nanoseconds of the machine's
-//! clock, which stands at [`VmState::clock`]: what has three milliseconds left has them left after a restore too.
+//! clock, which stands at [`VmState::clock`]: what has three milliseconds left has them left after a restore too. A tick is
+//! one of the time-stamp counter.
 //! # Taking
 //! The machine is paused, no vCPU is inside `run`, and nobody touches an interrupt line or sends a message meanwhile. Should
 //! somebody do so all the same, the order *devices, machine, vCPUs* is the safe one: it may save an interrupt without its
@@ -39,6 +40,9 @@ pub struct VmState {
     pub vcpus: u32,
     /// The machine's clock, in nanoseconds since the machine was made less the time it was paused; below 2⁶².
     pub clock: u64,
+    /// The frequency of the vCPUs' time-stamp counters, in kHz.
+    #[serde(default = "one_gigahertz")]
+    pub tsc_khz: u32,
     /// The IO-APIC.
     pub io_apic: IoApicState,
     /// The two 8259A interrupt controllers.
@@ -49,6 +53,11 @@ pub struct VmState {
     pub lowest_priority_turn: u32,
     /// What Hyper-V's virtual processors share; none in a machine with KVM's interface.
     pub hyperv: Option<HypervState>,
+}
+
+/// The time-stamp counters' frequency in machines whose state does not tell it, in kHz.
+fn one_gigahertz() -> u32 {
+    1_000_000
 }
 
 /// The registers that Hyper-V's virtual processors share (TLFS).
@@ -65,7 +74,8 @@ pub struct HypervState {
 /// What one vCPU has of its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct VcpuState {
-    /// Everything that CPUID answered. It is compared, not restored: a guest does not survive another CPU model.
+    /// Everything that CPUID answers. A restored vCPU answers the same, and is refused where something that it announces is
+    /// not there: a guest does not survive another CPU model.
     pub cpuid: Vec<CpuidEntry>,
     /// The architectural state of the processor.
     pub cpu: Box<Cpu>,
@@ -82,8 +92,11 @@ pub struct VcpuState {
 /// The model-specific registers of a vCPU that belong to the platform and not to the processor.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct PlatformMsrs {
-    /// IA32_TSC_ADJUST: what the time-stamp counter, in ticks of a nanosecond, is ahead of the machine's clock.
+    /// IA32_TSC_ADJUST, in ticks.
     pub tsc_adjust: u64,
+    /// What the time-stamp counter, less IA32_TSC_ADJUST, is ahead of the machine's clock in ticks.
+    #[serde(default)]
+    pub tsc_start: u64,
     /// MSR_KVM_WALL_CLOCK_NEW.
     pub kvm_wall_clock: u64,
     /// MSR_KVM_SYSTEM_TIME_NEW.

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{Careful, OBTAINED, STORES, Store, Waiting};
 use crate::ram::PAGE_SIZE;
 use crate::replay::{CAPACITY, Entry, Kind, Question};
-use crate::request::{Direction, Request, Space};
+use crate::request::{Direction, Request, RequestId, Space};
 
 /// An instruction that has begun and not ended: what it has read, what it waits for, and, if it has retired already,
 /// which of its stores are left.
@@ -50,6 +50,36 @@ pub enum InFlightError {
 }
 
 impl InFlight {
+    /// An instruction that has retired elsewhere: a device has yet to take the store that `request` is, and then those in
+    /// `left`, each with its place, its width and what is stored. `None` if that is no instruction in flight.
+    pub fn retired(request: Request, left: &[(Space, u64, u8, u64)]) -> Option<InFlight> {
+        let store = |&(space, address, width, value): &(Space, u64, u8, u64)| Store {
+            space,
+            address,
+            width,
+            value,
+        };
+        let own = InFlight {
+            record: Vec::new(),
+            waiting: Some(Waiting {
+                request,
+                question: None,
+            }),
+            stores: left.iter().map(store).collect(),
+            obtained: Vec::new(),
+        };
+        own.validate().is_ok().then_some(own)
+    }
+
+    /// The same, its request known as `id`.
+    #[must_use]
+    pub fn renamed(mut self, id: RequestId) -> InFlight {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.request.id = id;
+        }
+        self
+    }
+
     /// The request whose answer the instruction waits for; `None` if only stores to RAM are left of it.
     pub fn request(&self) -> Option<Request> {
         self.waiting.map(|waiting| waiting.request)

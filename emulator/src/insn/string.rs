@@ -213,7 +213,7 @@ impl<M: Access> Step<M> for Compare {
     #[inline(always)]
     fn step<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
         let size = T::SIZE as u64;
-        // The modelled processor looks at the second operand first.
+        // The modelled processor checks the second operand first; what is asked first of two devices is the first.
         let second = destination(cpu, op, size, Use::Read)?;
         let first = source(cpu, op, size);
         if first.is_err() {
@@ -221,8 +221,8 @@ impl<M: Access> Step<M> for Compare {
         }
         let first = first?;
         m.check_comparison(cpu, second, first, size)?;
-        let b = m.load::<T>(cpu, second)?.zero_extend();
         let a = m.load::<T>(cpu, first)?.zero_extend();
+        let b = m.load::<T>(cpu, second)?.zero_extend();
         set_difference_flags::<T>(cpu, a, b);
         step_index(cpu, op, gpr::RSI, size);
         step_index(cpu, op, gpr::RDI, size);

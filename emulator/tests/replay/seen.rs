@@ -62,8 +62,8 @@ fn rule_2_whatever_is_read_is_recorded_once_and_in_order() {
         |linear: u64| [PML4, PML4 + 0x1000, PML4 + 0x2000, entry_of(linear)].map(|address| (Kind::PageTable, address));
     let mut expected = walk(CODE).to_vec();
     expected.extend([0].map(|offset| (Kind::Fetch, CODE + offset)));
-    expected.extend(walk(DATA));
     expected.extend(walk(DEVICE));
+    expected.extend(walk(DATA));
     expected.push((Kind::Data, DATA));
     assert_eq!(asked(guest.emulator.record()), expected);
     for entry in guest.emulator.record() {

@@ -90,6 +90,12 @@ pub enum KvmVcpuError {
         /// What it said.
         source: io::Error,
     },
+    /// The machine's clock does not tell the time.
+    #[error("the machine's clock cannot be read")]
+    Clock {
+        /// Why.
+        source: Box<KvmError>,
+    },
     /// A model-specific register does not take its value.
     #[error("KVM refused {value:#x} for model-specific register {msr:#x}")]
     Msr {

@@ -121,6 +121,23 @@ impl Exchange {
         more
     }
 
+    /// The accesses behind the one that is under way; their names say nothing.
+    pub fn rest(&self, run: &RunPage) -> Vec<IoRequest> {
+        let mut own = Self { ..*self };
+        own.done += usize::from(own.request.size);
+        let mut rest = Vec::new();
+        while own.next(run, own.request.id) {
+            rest.push(own.request);
+            own.done += usize::from(own.request.size);
+        }
+        rest
+    }
+
+    /// Goes on with `next`, as `id`, although the run structure does not have it any more.
+    pub fn ask_instead(&mut self, next: IoRequest, id: RequestId) {
+        self.request = IoRequest { id, ..next };
+    }
+
     fn ask(&mut self, run: &RunPage, id: RequestId) {
         let (address, size) = match self.space {
             Space::Port => (self.address, self.element),

@@ -1,8 +1,8 @@
 //! Interrupt lines: several sources may assert one, and KVM is told what becomes of it.
 //!
 //! # Wiring
-//! As on the soft backend: line `n` is the IO-APIC's pin `n` and, below 16, the PICs' IRQ `n`. The PIT, which is the
-//! kernel's, is GSI 0: IRQ 0 of the PICs and pin 2 of the IO-APIC. So pin 0 has a GSI of its own.
+//! As on the soft backend: line `n` is the IO-APIC's pin `n` and, below 16, the PICs' IRQ `n`. The PIT is GSI 0: IRQ 0 of the
+//! PICs and pin 2 of the IO-APIC. So pin 0 has a GSI of its own.
 //! # Invariants
 //! - What KVM was told of a line is what its sources say, except between a restore and the machine's first going on.
 
@@ -23,10 +23,10 @@ pub const LINES: usize = 24;
 
 /// The GSI of the IO-APIC's pin 0.
 const PIN_0: u32 = LINES as u32;
-/// The GSI that the kernel's PIT asserts.
-const PIT: u32 = 0;
+/// The GSI that the PIT asserts.
+const PIT: u32 = super::pit::GSI;
 /// The IO-APIC's pin that the PIT drives.
-const PIT_PIN: u32 = 2;
+pub const PIT_PIN: u32 = 2;
 
 /// Who asserts what.
 #[derive(Debug, Default)]
@@ -70,16 +70,14 @@ impl Lines {
         }
     }
 
-    #[expect(dead_code, reason = "snapshots follow")]
-    /// Tells KVM that the lines are as the bits of `levels` say, whatever their sources say.
-    pub fn place(&self, vm: &VmFd, levels: u32) {
+    /// Takes it that KVM knows the lines to be as the bits of `levels` say, whatever their sources say.
+    pub fn assume(&self, levels: u32) {
         let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for (line, own) in lines.iter_mut().enumerate() {
-            tell(vm, line, own, levels >> line & 1 != 0);
+            own.told = levels >> line & 1 != 0;
         }
     }
 
-    #[expect(dead_code, reason = "snapshots follow")]
     /// The lines' levels as KVM knows them, line 0 in bit 0.
     pub fn levels(&self) -> u32 {
         let lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);

@@ -20,8 +20,9 @@ use std::sync::{Arc, OnceLock};
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
     KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION,
-    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_regs, kvm_run, kvm_run__bindgen_ty_1,
-    kvm_run__bindgen_ty_1__bindgen_ty_6, kvm_run__bindgen_ty_1__bindgen_ty_23, kvm_userspace_memory_region, kvm_xsave,
+    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_ioapic_state, kvm_irqchip, kvm_pic_state, kvm_regs,
+    kvm_run, kvm_run__bindgen_ty_1, kvm_run__bindgen_ty_1__bindgen_ty_6, kvm_run__bindgen_ty_1__bindgen_ty_23,
+    kvm_userspace_memory_region, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
@@ -327,6 +328,62 @@ pub fn set_memory_slot(vm: &VmFd, slot: u32, region: &GuestRegionMmap<()>) -> io
     unsafe { vm.set_user_memory_region(region) }.map_err(|error| io::Error::from_raw_os_error(error.errno()))
 }
 
+/// The PIC in a chip's state; other chips' states are misread.
+pub fn pic(chip: &kvm_irqchip) -> kvm_pic_state {
+    // SAFETY: the union is bytes throughout, all of them initialised, and every value of this field is valid.
+    unsafe { chip.chip.pic }
+}
+
+/// The IO-APIC in a chip's state; other chips' states are misread.
+pub fn io_apic(chip: &kvm_irqchip) -> kvm_ioapic_state {
+    // SAFETY: as in `pic`.
+    unsafe { chip.chip.ioapic }
+}
+
+/// The IO-APIC's redirection entries.
+pub fn io_apic_entries(state: &kvm_ioapic_state) -> [u64; 24] {
+    // SAFETY: both fields of an entry are its 64 bits.
+    state.redirtbl.map(|entry| unsafe { entry.bits })
+}
+
+/// A PIC as KVM takes it.
+pub fn of_pic(id: u32, pic: kvm_pic_state) -> kvm_irqchip {
+    // The other fields are larger, and not to be left uninitialised.
+    let mut chip = kvm_irqchip {
+        chip_id: id,
+        ..kvm_irqchip::default()
+    };
+    chip.chip.pic = pic;
+    chip
+}
+
+/// An IO-APIC as KVM takes it.
+pub fn of_io_apic(id: u32, io_apic: kvm_ioapic_state) -> kvm_irqchip {
+    let mut chip = kvm_irqchip {
+        chip_id: id,
+        ..kvm_irqchip::default()
+    };
+    chip.chip.ioapic = io_apic;
+    chip
+}
+
+/// KVM_RUN by somebody who may only look at the vCPU: with the flag set that makes it return at once, all it does is to
+/// complete the last exit.
+///
+/// # Errors
+/// What KVM says: EINTR when all is complete.
+pub fn complete(vcpu: &VcpuFd) -> io::Result<()> {
+    // SAFETY: the argument must be 0; what the kernel writes besides is the run structure, which is mapped as long as the
+    // vCPU is, and is reached through pointers only.
+    match unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_RUN, 0) } {
+        0.. => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// KVM_RUN: _IO(KVMIO, 0x80).
+const KVM_RUN: libc::c_ulong = 0xae80;
+
 /// Loads x87 and vector state.
 ///
 /// # Errors
@@ -335,15 +392,6 @@ pub fn set_xsave(vcpu: &VcpuFd, area: &kvm_xsave) -> Result<(), kvm_ioctls::Erro
     // SAFETY: KVM reads no more than the 4096 bytes of the structure unless this process has asked for components
     // beyond them (arch_prctl), which we never do.
     unsafe { vcpu.set_xsave(area) }
-}
-
-#[expect(dead_code, reason = "snapshots follow")]
-/// Nanoseconds of CLOCK_MONOTONIC, which is what KVM means by a moment.
-pub fn monotonic_now() -> i64 {
-    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: writes to the structure that it is given. This clock is there on every Linux.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
-    now.tv_sec.saturating_mul(1_000_000_000).saturating_add(now.tv_nsec)
 }
 
 /// The signal that gets a thread out of KVM_RUN. Its handler does nothing.

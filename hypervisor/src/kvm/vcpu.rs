@@ -6,8 +6,12 @@
 //! # Invariants
 //! - While an access is under way, KVM_RUN is not called, and KVM stands at the instruction that reads, or behind the one
 //!   that writes.
+//! - An instruction that was in flight when the state that was restored was taken is finished in software, and KVM_RUN not
+//!   called before.
 //! - `obtained` is what the instruction under RIP has read from devices, if KVM has begun with it.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -24,16 +28,22 @@ use super::error::{KvmError, KvmVcpuError, Named};
 use super::exchange::{Exchange, Senseless};
 use super::failure::{EmulationFailure, Obtained};
 use super::kick::KvmKick;
+use super::software::Software;
 use super::sys::{Exit, RunPage};
 use super::vm::Machine;
 use super::{cpuid, msrs};
+use crate::soft::lapic::Lapic;
+use crate::soft::pit::Pit;
 use crate::{Answer, IoRequest, Kick, RequestId, StateError, Vcpu, VcpuError, VcpuState, VmEntry, VmExit};
+
+mod state;
 
 /// No instruction makes so many exits.
 const MOST_EXITS: u32 = 1024;
 
 /// One vCPU on KVM.
 pub struct KvmVcpu {
+    index: u32,
     pub(super) fd: VcpuFd,
     run: RunPage,
     pub(super) machine: Arc<Machine>,
@@ -44,6 +54,14 @@ pub struct KvmVcpu {
     pub(super) beside: Box<Cpu>,
     /// The accesses of the last exit, while one is under way.
     exchange: Option<Exchange>,
+    /// Stores of the last exit's instruction that KVM has told already, as it had to complete it to be looked at.
+    ahead: RefCell<Option<VecDeque<IoRequest>>>,
+    /// An instruction that is finished in software.
+    pub(super) software: Option<Box<Software>>,
+    /// What is put into KVM when the vCPU runs first after it was restored.
+    restored: Option<Restored>,
+    /// The host's rate of the time-stamp counter, in kHz.
+    khz: u32,
     /// What devices have answered to the instruction under RIP, and the registers then.
     obtained: Vec<Obtained>,
     obtained_by: kvm_regs,
@@ -53,6 +71,15 @@ pub struct KvmVcpu {
     /// The machine's pauses that the guest was told of.
     pauses: u32,
     counters: Counters,
+}
+
+/// What KVM counts from the moment on that it is told, and so is told late.
+#[derive(Debug, Clone, Copy)]
+struct Restored {
+    tsc_start: u64,
+    tsc_adjust: u64,
+    /// IA32_TSC_DEADLINE, of a timer in that mode.
+    tsc_deadline: u64,
 }
 
 /// What this vCPU has done.
@@ -82,6 +109,7 @@ impl KvmVcpu {
         let khz = fd.get_tsc_khz().of_vm("KVM_GET_TSC_KHZ")?;
         let model = cpuid::model(machine.supported.as_slice(), index, machine.vcpus, khz, machine.model);
         fd.set_cpuid2(&cpuid::to_kvm(&model)).of_vm("KVM_SET_CPUID2")?;
+        machine.counters.count_at(khz);
         let msrs = machine.msrs.get_or_init(|| msrs::Known::probe(&fd)).clone();
         let shape = Shape {
             msrs,
@@ -89,6 +117,11 @@ impl KvmVcpu {
             has_xsave: cpuid::has_xsave(&model),
         };
         let vcpu = Self {
+            index,
+            khz,
+            ahead: RefCell::new(None),
+            software: None,
+            restored: None,
             kick: KvmKick::new(run.exit_flag()),
             run,
             cpuid: Arc::new(CpuidTable::new(model)),
@@ -108,13 +141,24 @@ impl KvmVcpu {
         if index != 0 {
             cpu.activity = Activity::WaitForSipi;
         }
-        cpu::write(&vcpu.fd, &vcpu.shape, &cpu).map_err(|source| KvmError::FirstState { source })?;
+        let first = |source| KvmError::FirstState { source };
+        cpu::write(&vcpu.fd, &vcpu.shape, &cpu).map_err(first)?;
+        vcpu.set_local_apic(&Lapic::new(index as usize).state())
+            .map_err(first)?;
         Ok(vcpu)
     }
 
-    fn new_id(&mut self) -> RequestId {
+    pub(super) fn new_id(&mut self) -> RequestId {
         self.last_id += 1;
         RequestId(self.last_id)
+    }
+
+    /// Puts a processor into KVM in place of the one that is there.
+    pub(super) fn replace(&mut self, cpu: &Cpu) -> Result<(), KvmVcpuError> {
+        cpu::write(&self.fd, &self.shape, cpu)?;
+        (*self.beside).clone_from(cpu);
+        self.shutdown = cpu.activity == Activity::Shutdown;
+        Ok(())
     }
 
     /// Takes an answer; what the same exit asks next.
@@ -124,8 +168,17 @@ impl KvmVcpu {
             self.counters.stale_answers += 1;
             return None;
         };
-        self.obtained.extend(exchange.answer(&mut self.run, answer.value));
         self.last_id += 1;
+        if let Some(ahead) = self.ahead.get_mut() {
+            if let Some(next) = ahead.pop_front() {
+                exchange.ask_instead(next, RequestId(self.last_id));
+                self.counters.device_accesses += 1;
+                return Some(VmExit::Io(*exchange.request()));
+            }
+            (self.exchange, *self.ahead.get_mut()) = (None, None);
+            return None;
+        }
+        self.obtained.extend(exchange.answer(&mut self.run, answer.value));
         if exchange.next(&self.run, RequestId(self.last_id)) {
             self.counters.device_accesses += 1;
             return Some(VmExit::Io(*exchange.request()));
@@ -163,6 +216,10 @@ impl KvmVcpu {
             },
         };
         match exit {
+            Exit::Port { port, .. } if Pit::claims(port) => {
+                self.obtained.clear();
+                return self.serve_ports(&exit).map(|()| None);
+            }
             Exit::Port { .. } | Exit::Memory { .. } => return self.begin(&exit).map(Some),
             // What was obtained is the failure's, if it was for the same instruction.
             Exit::Emulation { bytes, length } => {
@@ -209,6 +266,34 @@ impl KvmVcpu {
         Ok(VmExit::Io(request))
     }
 
+    /// Accesses to ports of a chip that is kept here.
+    fn serve_ports(&mut self, exit: &Exit) -> Result<(), VcpuError> {
+        let Exit::Port {
+            write,
+            port,
+            size,
+            count,
+            data,
+        } = *exit
+        else {
+            return Err(self.unexpected(exit).into());
+        };
+        let failed = |source: KvmError| KvmVcpuError::Clock {
+            source: Box::new(source),
+        };
+        for element in 0..count as usize {
+            let place = data.saturating_add(element * usize::from(size));
+            if write {
+                let value = self.run.load(place, size);
+                self.machine.write_ports(port, size, value).map_err(failed)?;
+            } else {
+                let value = self.machine.read_ports(port, size).map_err(failed)?;
+                self.run.store(place, size, value.unwrap_or(u64::MAX));
+            }
+        }
+        Ok(())
+    }
+
     fn failure(&mut self, bytes: &[u8]) -> Result<EmulationFailure, VcpuError> {
         let obtained = std::mem::take(&mut self.obtained);
         let registers = self.run.registers();
@@ -234,10 +319,15 @@ impl KvmVcpu {
     /// Ends the access that is under way without an answer: whatever KVM makes of it is overwritten by whoever calls this.
     fn cancel(&mut self) -> Result<(), KvmVcpuError> {
         self.obtained.clear();
+        self.software = None;
+        let completed = self.ahead.get_mut().take().is_some();
         let Some(exchange) = self.exchange.take() else {
             return Ok(());
         };
         self.counters.cancellations += 1;
+        if completed {
+            return Ok(());
+        }
         if !exchange.is_write() {
             // KVM completes the instruction in its next KVM_RUN, come what may. It must not store what was never read, so
             // it is to fault instead: at the page tables, which are where there is no memory, or at the segments' limits.
@@ -305,17 +395,13 @@ impl KvmVcpu {
     }
 }
 
-/// Snapshots of vCPUs are not made yet.
-fn unsaved() -> KvmVcpuError {
-    KvmVcpuError::Call {
-        call: "a snapshot",
-        source: io::ErrorKind::Unsupported.into(),
-    }
-}
-
 impl Vcpu for KvmVcpu {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
-        if let VmEntry::Answer(answer) = entry
+        if self.software.is_some() {
+            if let Some(exit) = self.go_on_in_software(entry)? {
+                return Ok(exit);
+            }
+        } else if let VmEntry::Answer(answer) = entry
             && let Some(next) = self.answer(answer)
         {
             return Ok(next);
@@ -323,6 +409,7 @@ impl Vcpu for KvmVcpu {
         if let Some(request) = self.waiting() {
             return Err(VcpuError::AnswerOwed { waiting: request.id });
         }
+        self.start_counters()?;
         self.tell_of_pauses();
         loop {
             if self.shutdown {
@@ -335,6 +422,10 @@ impl Vcpu for KvmVcpu {
     }
 
     fn cpu(&self) -> Result<Box<Cpu>, VcpuError> {
+        if let Some(software) = &self.software {
+            return Ok(Box::new(software.cpu().clone()));
+        }
+        self.complete_writes();
         let mut cpu = cpu::read(&self.fd, &self.shape, &self.beside)?;
         if self.shutdown {
             cpu.activity = Activity::Shutdown;
@@ -345,22 +436,23 @@ impl Vcpu for KvmVcpu {
     fn set_cpu(&mut self, cpu: &Cpu) -> Result<(), VcpuError> {
         cpu.check(&self.cpuid).map_err(StateError::from)?;
         self.cancel()?;
-        cpu::write(&self.fd, &self.shape, cpu)?;
-        (*self.beside).clone_from(cpu);
-        self.shutdown = cpu.activity == Activity::Shutdown;
+        self.replace(cpu)?;
         Ok(())
     }
 
     fn state(&self) -> Result<VcpuState, VcpuError> {
-        Err(unsaved().into())
+        self.save()
     }
 
-    fn restore(&mut self, _state: VcpuState) -> Result<(), VcpuError> {
-        Err(unsaved().into())
+    fn restore(&mut self, state: VcpuState) -> Result<(), VcpuError> {
+        self.go_on_from(state)
     }
 
     fn waiting(&self) -> Option<IoRequest> {
-        self.exchange.as_ref().map(|exchange| *exchange.request())
+        match &self.software {
+            Some(software) => software.waiting(),
+            None => self.exchange.as_ref().map(|exchange| *exchange.request()),
+        }
     }
 
     /// Nothing ends the wait here: the local APIC is the kernel's, and it serves an INIT when the vCPU runs.

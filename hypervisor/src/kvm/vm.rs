@@ -5,17 +5,21 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::{
     CpuId, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X86_USER_SPACE_MSR,
-    KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_UNKNOWN, KVM_PIT_SPEAKER_DUMMY, kvm_enable_cap, kvm_msi, kvm_pit_config,
+    KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap, kvm_msi,
 };
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VmFd};
 use reprise_emulator::ram::PAGE_SIZE;
 use reprise_emulator::{CpuidTable, Ram};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
+use super::clock::Clock;
+use super::counters::Counters;
 use super::error::{KvmError, Named};
 use super::lines::{LINES, Lines, Source};
+use super::pit::Timer;
 use super::vcpu::KvmVcpu;
-use super::{cpuid, msrs, sys};
+use super::{chips, cpuid, msrs, sys};
+use crate::soft::pit::Pit;
 use crate::{CpuModel, HypervisorError, InterruptLine, Vcpu, Vm, VmSettings, VmState};
 
 /// Where KVM may put a page table and a task state segment of its own: four pages below the firmware's place, where
@@ -23,11 +27,17 @@ use crate::{CpuModel, HypervisorError, InterruptLine, Vcpu, Vm, VmSettings, VmSt
 const IDENTITY_MAP: u64 = 0xfffb_c000;
 const TASK_STATE: usize = 0xfffb_d000;
 
+mod state;
+
 /// What lives as long as anybody holds on to the machine.
 #[derive(Debug)]
 pub struct Machine {
     /// KVM's end.
-    pub fd: VmFd,
+    pub fd: Arc<VmFd>,
+    /// The machine's clock.
+    pub clock: Arc<Clock>,
+    /// The interval timer.
+    pub pit: Timer,
     /// Who asserts which interrupt line.
     pub lines: Lines,
     /// Guest memory, as the emulator sees it.
@@ -46,8 +56,10 @@ pub struct Machine {
     pub msrs: OnceLock<msrs::Known>,
     /// How often the clock was stopped and went on.
     pub pauses: AtomicU32,
-    /// The clock while the machine is paused.
-    held: Mutex<Option<u64>>,
+    /// KVM can have time-stamp counters count at another rate than the host's.
+    pub scales: bool,
+    /// The vCPUs' time-stamp counters.
+    pub counters: Counters,
 }
 
 /// A virtual machine on KVM.
@@ -93,6 +105,7 @@ impl Machine {
             libc::EBUSY => KvmError::Busy,
             _ => Err::<(), _>(error).of_vm("KVM_CREATE_VM").expect_err("it is an error"),
         })?;
+        let fd = Arc::new(fd);
         fd.set_identity_map_address(IDENTITY_MAP)
             .of_vm("KVM_SET_IDENTITY_MAP_ADDR")?;
         fd.set_tss_address(TASK_STATE).of_vm("KVM_SET_TSS_ADDR")?;
@@ -117,15 +130,13 @@ impl Machine {
             fd.enable_cap(&enable).of_vm(call)?;
         }
         fd.create_irq_chip().of_vm("KVM_CREATE_IRQCHIP")?;
-        fd.create_pit2(kvm_pit_config {
-            // The kernel answers at port 0x61.
-            flags: KVM_PIT_SPEAKER_DUMMY,
-            ..kvm_pit_config::default()
-        })
-        .of_vm("KVM_CREATE_PIT2")?;
         Lines::wire(&fd)?;
+        chips::power_up(&fd)?;
+        let clock = Arc::new(Clock::new(Arc::clone(&fd)));
         map_memory(&fd, &ram)?;
         Ok(Self {
+            pit: Timer::new(Arc::clone(&fd), Arc::clone(&clock))?,
+            clock,
             lines: Lines::default(),
             vcpus,
             model,
@@ -140,33 +151,65 @@ impl Machine {
                 .unwrap_or(0),
             msrs: OnceLock::new(),
             pauses: AtomicU32::new(0),
-            held: Mutex::new(None),
+            scales: kvm.check_extension(Cap::TscControl),
+            counters: Counters::default(),
             ram,
             fd,
         })
     }
 
-    /// Stops (true) or continues (false) the clock.
+    /// Stops (true) or continues (false) the clock and what counts by it.
     fn set_paused(&self, paused: bool) -> Result<(), KvmError> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if paused == held.is_some() {
-            return Ok(());
-        }
         if paused {
-            *held = Some(self.fd.get_clock().of_vm("KVM_GET_CLOCK")?.clock);
-            return Ok(());
+            self.clock.hold()?;
+        } else {
+            self.lines.settle(&self.fd);
+            self.counters.forget();
+            if self.clock.release()? {
+                self.pauses.fetch_add(1, Ordering::SeqCst);
+            }
         }
-        self.lines.settle(&self.fd);
-        if let Some(clock) = held.take() {
-            self.fd
-                .set_clock(&kvm_bindings::kvm_clock_data {
-                    clock,
-                    ..kvm_bindings::kvm_clock_data::default()
-                })
-                .of_vm("KVM_SET_CLOCK")?;
-            self.pauses.fetch_add(1, Ordering::SeqCst);
-        }
+        self.pit.clock_changed();
         Ok(())
+    }
+
+    /// Reads `size` bytes of ports, one port after the other; `None` if the first is none of a chip that is kept here.
+    ///
+    /// # Errors
+    /// What KVM says of the time.
+    pub fn read_ports(&self, port: u16, size: u8) -> Result<Option<u64>, KvmError> {
+        if !Pit::claims(port) {
+            return Ok(None);
+        }
+        self.pit
+            .work(|pit, now| {
+                (0..size.min(8)).fold(0, |value, offset| {
+                    let byte = match port.wrapping_add(u16::from(offset)) {
+                        port if Pit::claims(port) => pit.read(port, now),
+                        _ => 0xff,
+                    };
+                    value | u64::from(byte) << (8 * offset)
+                })
+            })
+            .map(Some)
+    }
+
+    /// Writes `size` bytes of ports, one port after the other; false if the first is none of a chip that is kept here.
+    ///
+    /// # Errors
+    /// What KVM says of the time.
+    pub fn write_ports(&self, port: u16, size: u8, value: u64) -> Result<bool, KvmError> {
+        if !Pit::claims(port) {
+            return Ok(false);
+        }
+        for offset in 0..size.min(8) {
+            let port = port.wrapping_add(u16::from(offset));
+            if Pit::claims(port) {
+                self.pit
+                    .work(|pit, now| pit.write(port, (value >> (8 * offset)) as u8, now))?;
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -181,14 +224,6 @@ fn map_memory(fd: &VmFd, ram: &Ram) -> Result<(), KvmError> {
         })?;
     }
     Ok(())
-}
-
-/// Snapshots of machines are not made yet.
-fn unsaved() -> KvmError {
-    KvmError::Call {
-        call: "a snapshot",
-        source: std::io::ErrorKind::Unsupported.into(),
-    }
 }
 
 impl Vm for KvmVm {
@@ -238,10 +273,10 @@ impl Vm for KvmVm {
     }
 
     fn state(&self) -> Result<VmState, HypervisorError> {
-        Err(unsaved().into())
+        self.machine.save()
     }
 
-    fn restore(&self, _state: &VmState) -> Result<(), HypervisorError> {
-        Err(unsaved().into())
+    fn restore(&self, state: &VmState) -> Result<(), HypervisorError> {
+        self.machine.go_on_from(state)
     }
 }

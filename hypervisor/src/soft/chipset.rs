@@ -9,7 +9,7 @@
 
 mod state;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::alarm::Alarms;
@@ -20,6 +20,7 @@ use super::lapic::{Effect, Lapic};
 use super::message::{Delivery, Destination, Message};
 use super::pic::Pic;
 use super::pit::Pit;
+use crate::tsc::TscRate;
 
 /// The number of interrupt lines.
 pub const LINES: usize = ioapic::PINS;
@@ -57,6 +58,8 @@ impl Seat {
 pub struct Chipset {
     /// The machine's clock.
     pub clock: Clock,
+    /// How fast the vCPUs' time-stamp counters count, in kHz.
+    tsc_khz: AtomicU32,
     /// The deadlines of the vCPUs, by index, and then that of the PIT.
     pub alarms: Alarms,
     seats: Box<[Seat]>,
@@ -74,6 +77,7 @@ impl Chipset {
     pub fn new(vcpus: usize) -> Self {
         let chipset = Self {
             clock: Clock::new(),
+            tsc_khz: AtomicU32::new(TscRate::GIGAHERTZ.khz()),
             alarms: Alarms::new(vcpus + 1),
             seats: (0..vcpus).map(Seat::new).collect(),
             ioapic: Mutex::new(IoApic::new()),
@@ -86,6 +90,12 @@ impl Chipset {
         // masked, so that it does not rise when somebody looks at it.
         chipset.with_pit(|_, _| ());
         chipset
+    }
+
+    /// How fast the vCPUs' time-stamp counters count.
+    #[inline]
+    pub fn tsc_rate(&self) -> TscRate {
+        TscRate::new(self.tsc_khz.load(Ordering::Relaxed)).unwrap_or(TscRate::GIGAHERTZ)
     }
 
     /// The vCPUs, by index.

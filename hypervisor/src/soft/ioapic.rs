@@ -36,7 +36,7 @@ const REMOTE_IRR: u64 = 1 << 14;
 const LEVEL: u64 = 1 << 15;
 const MASKED: u64 = 1 << 16;
 /// Bits of an entry that the guest writes: all but delivery status, remote IRR and the reserved ones.
-const WRITABLE: u64 = 0xff00_0000_0001_afff;
+pub const WRITABLE: u64 = 0xff00_0000_0001_afff;
 
 /// Takes messages to the local APICs.
 pub trait MessageBus {

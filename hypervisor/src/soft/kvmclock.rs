@@ -1,8 +1,8 @@
 //! kvmclock: the time of day and the machine's time, in structures the guest reads in its own memory.
 //!
 //! The layout and its protocol are those of Linux' `Documentation/virt/kvm/x86/msr.rst`: the version is odd while a
-//! structure is being written. As the time-stamp counter ticks in nanoseconds and stands still with the machine's clock,
-//! a structure stays right until the guest changes its counter.
+//! structure is being written. As the time-stamp counter follows the machine's clock and stands still with it, a structure
+//! stays right until the guest changes its counter.
 
 use std::sync::atomic::{Ordering, fence};
 
@@ -12,34 +12,49 @@ use reprise_emulator::paging::PHYSICAL_BITS;
 use super::clock::Clock;
 use super::lapic::Now;
 use crate::state::PlatformMsrs;
+use crate::tsc::TscRate;
 
 /// MSR: where the time of day shall be written.
 pub const MSR_WALL_CLOCK: u32 = 0x4b56_4d00;
 /// MSR: where this vCPU's time shall be written, bit 0 set.
 pub const MSR_SYSTEM_TIME: u32 = 0x4b56_4d01;
 
-/// `tsc_to_system_mul` and `tsc_shift` for a counter of 1 GHz: (ticks << 1) * 2³¹ / 2³².
-const MULTIPLIER: u32 = 1 << 31;
-const SHIFT: u32 = 1;
 /// `flags`: the counters of all vCPUs agree.
 const TSC_STABLE: u32 = 1;
 
 /// The kvmclock of one vCPU.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct KvmClock {
     wall_clock: u64,
     system_time: u64,
     version: u32,
+    rate: TscRate,
 }
 
 impl KvmClock {
+    /// A clock before the guest knows of it, beside a time-stamp counter of this rate.
+    pub fn new(rate: TscRate) -> Self {
+        Self {
+            wall_clock: 0,
+            system_time: 0,
+            version: 0,
+            rate,
+        }
+    }
+
+    /// How fast the time-stamp counter counts.
+    pub fn rate(&self) -> TscRate {
+        self.rate
+    }
+
     /// The clock whose MSRs are as `state` says. The structures in memory are restored with the memory; they stay right, as
     /// the machine's clock and the counter go on from where they were.
-    pub fn from_state(state: &PlatformMsrs) -> Self {
+    pub fn from_state(state: &PlatformMsrs, rate: TscRate) -> Self {
         Self {
             wall_clock: state.kvm_wall_clock,
             system_time: state.kvm_system_time,
             version: state.kvm_clock_version & !1,
+            rate,
         }
     }
 
@@ -80,6 +95,7 @@ impl KvmClock {
     /// Writes this vCPU's time again, after its time-stamp counter was changed.
     pub fn refresh(&mut self, ram: &Ram, now: Now) {
         if self.system_time & 1 != 0 {
+            let (shift, multiplier) = self.rate.kvmclock_scale();
             let halves = |value: u64| [value as u32, (value >> 32) as u32];
             let ([tsc_low, tsc_high], [time_low, time_high]) = (halves(now.tsc), halves(now.clock));
             let words = [
@@ -88,8 +104,8 @@ impl KvmClock {
                 tsc_high,
                 time_low,
                 time_high,
-                MULTIPLIER,
-                SHIFT | TSC_STABLE << 8,
+                multiplier,
+                u32::from(shift as u8) | TSC_STABLE << 8,
             ];
             self.publish(ram, self.system_time & !1, &words);
         }
@@ -141,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_guest_computes_the_machine_time_from_its_counter() {
-        let (ram, clock, mut kvmclock) = (ram(), Clock::new(), KvmClock::default());
+        let (ram, clock, mut kvmclock) = (ram(), Clock::new(), KvmClock::new(TscRate::GIGAHERTZ));
         let now = Now {
             clock: 5_000_000_123,
             tsc: 77,
@@ -155,7 +171,7 @@ mod tests {
 
     #[test]
     fn each_update_raises_the_version_by_two() {
-        let (ram, clock, mut kvmclock) = (ram(), Clock::new(), KvmClock::default());
+        let (ram, clock, mut kvmclock) = (ram(), Clock::new(), KvmClock::new(TscRate::GIGAHERTZ));
         let now = Now { clock: 1, tsc: 1 };
         for version in [2, 4, 6] {
             kvmclock.write_msr(MSR_SYSTEM_TIME, 0x1001, &ram, &clock, now);
@@ -167,7 +183,7 @@ mod tests {
 
     #[test]
     fn the_wall_clock_is_the_time_of_day_at_the_start_of_the_machine() {
-        let (ram, clock, mut kvmclock) = (ram(), Clock::new(), KvmClock::default());
+        let (ram, clock, mut kvmclock) = (ram(), Clock::new(), KvmClock::new(TscRate::GIGAHERTZ));
         let before = clock.wall_at_zero().as_secs();
         kvmclock.write_msr(MSR_WALL_CLOCK, 0x40, &ram, &clock, Now { clock: 0, tsc: 0 });
         let words = words(&ram, 0x40, 3);
@@ -177,7 +193,7 @@ mod tests {
 
     #[test]
     fn addresses_that_are_odd_or_nowhere_get_nothing() {
-        let (ram, clock, mut kvmclock) = (ram(), Clock::new(), KvmClock::default());
+        let (ram, clock, mut kvmclock) = (ram(), Clock::new(), KvmClock::new(TscRate::GIGAHERTZ));
         let now = Now { clock: 1, tsc: 1 };
         for address in [0x1003, 0xffff_ffff_ffff_fff1, 0x10_0001, 0x1ff1] {
             assert!(kvmclock.write_msr(MSR_SYSTEM_TIME, address, &ram, &clock, now));
@@ -189,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_disabled_clock_is_not_written() {
-        let (ram, clock, mut kvmclock) = (ram(), Clock::new(), KvmClock::default());
+        let (ram, clock, mut kvmclock) = (ram(), Clock::new(), KvmClock::new(TscRate::GIGAHERTZ));
         kvmclock.write_msr(MSR_SYSTEM_TIME, 0x1000, &ram, &clock, Now { clock: 1, tsc: 1 });
         kvmclock.refresh(&ram, Now { clock: 9, tsc: 2 });
         assert_eq!(words(&ram, 0x1000, 8), [0; 8]);

@@ -111,6 +111,7 @@ impl Lapic {
             startup: self.startup,
             svr: 0xff,
             lvt: [lvt::MASKED; lvt::COUNT],
+            timer: fresh.timer.clone().at_rate(self.timer.rate()),
             ..fresh
         };
     }

@@ -13,6 +13,7 @@ use super::kvmclock::KvmClock;
 use super::lapic::{GeneralProtection, Now};
 use super::steal::{MSR_STEAL_TIME, RunDelay, StealTime};
 use crate::state::PlatformMsrs;
+use crate::tsc::TscRate;
 
 const IA32_TIME_STAMP_COUNTER: u32 = 0x10;
 const IA32_APIC_BASE: u32 = 0x1b;
@@ -25,8 +26,10 @@ const X2APIC_LAST: u32 = 0x83f;
 #[derive(Debug)]
 pub struct Surroundings {
     chipset: Arc<Chipset>,
-    /// IA32_TSC_ADJUST: what the counter is ahead of the machine's clock.
+    /// IA32_TSC_ADJUST.
     adjust: AtomicU64,
+    /// What the counter is ahead of the machine's clock besides: nothing, unless it began on another backend.
+    start: AtomicU64,
 }
 
 impl Surroundings {
@@ -35,6 +38,7 @@ impl Surroundings {
         Self {
             chipset,
             adjust: AtomicU64::new(0),
+            start: AtomicU64::new(0),
         }
     }
 
@@ -43,8 +47,14 @@ impl Surroundings {
         let clock = self.chipset.clock.now();
         Now {
             clock,
-            tsc: clock.wrapping_add(self.adjust.load(Ordering::Relaxed)),
+            tsc: self.unadjusted(clock).wrapping_add(self.adjust.load(Ordering::Relaxed)),
         }
+    }
+
+    /// The CPU's counter at this moment of the machine's clock, less IA32_TSC_ADJUST.
+    fn unadjusted(&self, clock: u64) -> u64 {
+        let ticks = self.chipset.tsc_rate().ticks(clock);
+        ticks.wrapping_add(self.start.load(Ordering::Relaxed))
     }
 }
 
@@ -98,7 +108,7 @@ impl Msrs {
                 assist_page: 0,
             },
             None => Interface::Kvm {
-                clock: KvmClock::default(),
+                clock: KvmClock::new(surroundings.chipset.tsc_rate()),
                 steal: StealTime::default(),
                 delay: RunDelay::default(),
             },
@@ -114,7 +124,7 @@ impl Msrs {
     /// What INIT does: KVM's registers are as after power-up, so that nothing is written behind the back of whom it starts.
     pub fn init(&mut self) {
         if let Interface::Kvm { clock, steal, .. } = &mut self.interface {
-            *clock = KvmClock::default();
+            *clock = KvmClock::new(clock.rate());
             *steal = StealTime::default();
         }
     }
@@ -139,6 +149,7 @@ impl Msrs {
     pub fn state(&self) -> PlatformMsrs {
         let mut state = PlatformMsrs {
             tsc_adjust: self.surroundings.adjust.load(Ordering::Relaxed),
+            tsc_start: self.surroundings.start.load(Ordering::Relaxed),
             ..PlatformMsrs::default()
         };
         match &self.interface {
@@ -154,9 +165,14 @@ impl Msrs {
     /// Replaces the registers but for those of the local APIC.
     pub fn restore(&mut self, state: &PlatformMsrs) {
         self.surroundings.adjust.store(state.tsc_adjust, Ordering::Relaxed);
+        self.surroundings.start.store(state.tsc_start, Ordering::Relaxed);
+        let rate = self.surroundings.chipset.tsc_rate();
         match &mut self.interface {
             Interface::Kvm { clock, steal, delay } => {
-                *clock = KvmClock::from_state(state);
+                *clock = KvmClock::from_state(state, rate);
+                if rate != TscRate::GIGAHERTZ {
+                    clock.refresh(&self.ram, self.surroundings.now());
+                }
                 *steal = StealTime::from_state(state);
                 *delay = RunDelay::default();
             }
@@ -210,7 +226,10 @@ impl Msrs {
         match msr {
             IA32_TIME_STAMP_COUNTER | IA32_TSC_ADJUST => {
                 let own = msr == IA32_TSC_ADJUST;
-                let adjust = if own { value } else { value.wrapping_sub(now.clock) };
+                let adjust = match own {
+                    true => value,
+                    false => value.wrapping_sub(surroundings.unadjusted(now.clock)),
+                };
                 surroundings.adjust.store(adjust, Ordering::Relaxed);
                 if let Interface::Kvm { clock, .. } = interface {
                     clock.refresh(ram, surroundings.now());

@@ -50,6 +50,13 @@ impl Pic {
         })
     }
 
+    /// The pair, once the second one's output has reached the first.
+    #[must_use]
+    pub fn cascaded(mut self) -> Self {
+        self.cascade();
+        self
+    }
+
     /// Whether `port` is one of this pair's: 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1.
     pub fn claims(port: u16) -> bool {
         matches!(port, 0x20 | 0x21 | 0xa0 | 0xa1 | 0x4d0 | 0x4d1)

@@ -6,4 +6,5 @@ mod accesses;
 mod interrupts;
 mod kicks;
 mod registers;
+mod snapshots;
 mod world;

@@ -27,19 +27,25 @@ pub const DEVICE: u64 = 0x3000_0000;
 const GDT: u64 = 0x900;
 const PAGE_TABLES: u64 = 0x10000;
 
-/// Runs `test` on every backend that there is here. `REPRISE_REQUIRE=kvm` makes it an error if that is not one of them.
+/// Runs `test` on every backend that there is here.
 pub fn on_each(test: impl Fn(&dyn Hypervisor)) {
     eprintln!("on the soft backend");
     test(&SoftHypervisor);
+    if let Some(kvm) = kvm() {
+        eprintln!("on KVM");
+        test(&kvm);
+    }
+}
+
+/// KVM, if it is there. `REPRISE_REQUIRE=kvm` makes it an error if it is not.
+pub fn kvm() -> Option<KvmHypervisor> {
     match KvmHypervisor::open() {
-        Ok(kvm) => {
-            eprintln!("on KVM");
-            test(&kvm);
-        }
+        Ok(kvm) => Some(kvm),
         Err(error) => {
             let required = std::env::var("REPRISE_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "kvm"));
             assert!(!required, "{error}");
             eprintln!("skipped on KVM: {error}");
+            None
         }
     }
 }
@@ -63,6 +69,11 @@ pub struct World {
 impl World {
     pub fn new(hypervisor: &dyn Hypervisor, vcpus: u32) -> Self {
         let memory = GuestMemory::from_ranges(&[(GuestAddress(0), RAM_END as usize)]).unwrap();
+        Self::with(hypervisor, vcpus, memory)
+    }
+
+    /// One with this memory.
+    pub fn with(hypervisor: &dyn Hypervisor, vcpus: u32, memory: GuestMemory) -> Self {
         let settings = VmSettings {
             vcpus,
             memory: memory.clone(),

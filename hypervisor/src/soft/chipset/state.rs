@@ -6,6 +6,7 @@ use super::{Chipset, IoApic, LINES, PIT_PIN, Pic, Pit, lock};
 use crate::StateError;
 use crate::soft::clock::LATEST;
 use crate::state::VmState;
+use crate::tsc::TscRate;
 
 impl Chipset {
     /// Clock, interrupt controllers and timer. They agree with each other if the machine is paused.
@@ -13,6 +14,7 @@ impl Chipset {
         VmState {
             vcpus: self.vcpus(),
             clock: self.clock.now(),
+            tsc_khz: self.tsc_rate().khz(),
             io_apic: lock(&self.ioapic).state(),
             pic: lock(&self.pic).state(),
             pit: lock(&self.pit).state(),
@@ -30,6 +32,7 @@ impl Chipset {
         let VmState {
             vcpus: saved,
             clock,
+            tsc_khz,
             io_apic,
             pic,
             pit,
@@ -41,6 +44,11 @@ impl Chipset {
             return Err(StateError::VcpuCount { saved: *saved, own });
         }
         StateError::unless(*clock < LATEST, "the machine's clock", *clock)?;
+        StateError::unless(
+            TscRate::new(*tsc_khz).is_some(),
+            "the time-stamp counters' frequency in kHz",
+            *tsc_khz,
+        )?;
         StateError::unless(*turn < own, "the turn of lowest priority", *turn)?;
         let (io_apic, pic, pit) = (
             IoApic::from_state(io_apic)?,
@@ -48,6 +56,7 @@ impl Chipset {
             Pit::from_state(pit)?,
         );
         self.clock.hold_at(*clock);
+        self.tsc_khz.store(*tsc_khz, Ordering::Relaxed);
         self.turn.store(*turn as usize, Ordering::Relaxed);
         *lock(&self.ioapic) = io_apic;
         {

@@ -8,6 +8,7 @@ use super::timer::Timer;
 use super::vectors::Vectors;
 use crate::StateError;
 use crate::state::{LocalApicState, LocalVectorTable};
+use crate::tsc::TscRate;
 
 /// The error status bits that this APIC reports.
 const ERRORS: u32 = spec::ERROR_SEND_ILLEGAL_VECTOR | spec::ERROR_RECEIVE_ILLEGAL_VECTOR | spec::ERROR_ILLEGAL_REGISTER;
@@ -108,13 +109,18 @@ impl Lapic {
             errors,
             icr,
             lvt: entries,
-            timer: Timer::from_state(&timer, lvt.timer)?,
+            timer: Timer::from_state(&timer, lvt.timer)?.at_rate(self.timer.rate()),
             lint0: self.lint0,
             nmi,
             init,
             startup: sipi,
         };
         Ok(())
+    }
+
+    /// Has the time-stamp counter beside this APIC count at `rate`.
+    pub fn set_rate(&mut self, rate: TscRate) {
+        self.timer = self.timer.clone().at_rate(rate);
     }
 
     /// Puts the pin the PIC is wired to at `level`, where it was already: it neither rises nor falls.

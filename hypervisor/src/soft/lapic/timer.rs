@@ -6,6 +6,7 @@
 use crate::StateError;
 use crate::soft::clock::LATEST;
 use crate::state::ApicTimerState;
+use crate::tsc::TscRate;
 
 /// What there is of the divide configuration register.
 const DIVIDE: u32 = 0b1011;
@@ -15,7 +16,7 @@ const DIVIDE: u32 = 0b1011;
 pub struct Now {
     /// Nanoseconds of the machine's [`Clock`](crate::soft::clock::Clock).
     pub clock: u64,
-    /// The time-stamp counter; it advances by 1 each nanosecond.
+    /// The time-stamp counter.
     pub tsc: u64,
 }
 
@@ -57,6 +58,8 @@ pub struct Timer {
     expiry: Option<u64>,
     /// IA32_TSC_DEADLINE; 0 is disarmed.
     tsc_deadline: u64,
+    /// How fast the time-stamp counter counts.
+    rate: TscRate,
 }
 
 impl Timer {
@@ -68,7 +71,18 @@ impl Timer {
             initial: 0,
             expiry: None,
             tsc_deadline: 0,
+            rate: TscRate::GIGAHERTZ,
         }
+    }
+
+    /// This timer beside a time-stamp counter of another rate.
+    pub fn at_rate(self, rate: TscRate) -> Self {
+        Self { rate, ..self }
+    }
+
+    /// How fast the time-stamp counter counts.
+    pub fn rate(&self) -> TscRate {
+        self.rate
     }
 
     /// The registers, and when the count ends.
@@ -106,6 +120,7 @@ impl Timer {
             initial,
             expiry,
             tsc_deadline,
+            rate: TscRate::GIGAHERTZ,
         })
     }
 
@@ -174,7 +189,8 @@ impl Timer {
         match self.mode {
             Mode::OneShot | Mode::Periodic => self.expiry,
             Mode::TscDeadline if self.tsc_deadline != 0 => {
-                Some(now.clock.saturating_add(self.tsc_deadline.saturating_sub(now.tsc)))
+                let ticks = self.tsc_deadline.saturating_sub(now.tsc);
+                Some(now.clock.saturating_add(self.rate.nanoseconds(ticks)))
             }
             Mode::TscDeadline | Mode::Reserved => None,
         }

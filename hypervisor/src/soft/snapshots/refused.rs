@@ -1,10 +1,11 @@
 //! States that are another machine's.
 
+use iced_x86::code_asm::*;
 use reprise_emulator::cpu::Activity;
 use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters};
 
-use super::super::world::World;
-use crate::{HypervisorError, StateError, VcpuError, VcpuState, Vm};
+use super::super::world::{CODE, World};
+use crate::{Access, Answer, HypervisorError, IoRequest, StateError, VcpuError, VcpuState, Vm, VmEntry, VmExit};
 
 /// What a vCPU says to its own state after `change`, and that nothing has changed then.
 fn refused(change: impl FnOnce(&mut VcpuState)) -> Option<StateError> {
@@ -33,9 +34,10 @@ fn leaf(state: &mut VcpuState, leaf: u32) -> &mut CpuidEntry {
 }
 
 #[test]
-fn another_cpu_model_is_refused_by_the_leaf_that_differs() {
+fn a_cpu_model_that_announces_more_is_refused_by_the_leaf_that_does() {
     assert_eq!(refused(|_| ()), None);
-    let error = refused(|state| leaf(state, 7).registers.ebx ^= 1 << 20).unwrap();
+    // IA32_ARCH_CAPABILITIES, which is not there.
+    let error = refused(|state| leaf(state, 7).registers.edx |= 1 << 29).unwrap();
     let StateError::CpuModel {
         leaf: 7,
         subleaf: 0,
@@ -45,19 +47,22 @@ fn another_cpu_model_is_refused_by_the_leaf_that_differs() {
     else {
         panic!("{error}")
     };
-    assert_eq!(saved.ebx ^ own.ebx, 1 << 20);
+    assert_eq!(saved.edx ^ own.edx, 1 << 29);
     assert!(error.to_string().contains("leaf 0x7,"), "{error}");
 }
 
 #[test]
-fn a_leaf_that_only_one_side_has_is_named() {
-    let more = CpuidEntry {
+fn a_leaf_that_is_not_here_is_named_if_it_announces_something() {
+    let more = |bits: u32| CpuidEntry {
         leaf: 0x12,
         subleaf: Some(3),
-        registers: CpuidRegisters::default(),
+        registers: CpuidRegisters {
+            ebx: bits,
+            ..CpuidRegisters::default()
+        },
     };
     assert!(matches!(
-        refused(|state| state.cpuid.push(more)),
+        refused(|state| state.cpuid.push(more(1))),
         Some(StateError::CpuModel {
             leaf: 0x12,
             subleaf: 3,
@@ -65,15 +70,42 @@ fn a_leaf_that_only_one_side_has_is_named() {
             own: None
         })
     ));
-    assert!(matches!(
-        refused(|state| state.cpuid.retain(|entry| entry.leaf != 0x8000_0001)),
-        Some(StateError::CpuModel {
-            leaf: 0x8000_0001,
-            saved: None,
-            own: Some(_),
-            ..
-        })
-    ));
+    assert_eq!(refused(|state| state.cpuid.push(more(0))), None);
+}
+
+#[test]
+fn a_vcpu_goes_on_as_the_model_that_its_guest_knows() {
+    let world = World::new(1);
+    let mut vcpu = world.real(0);
+    let mut state = vcpu.state().unwrap();
+    // RDTSCP.
+    leaf(&mut state, 0x8000_0001).registers.edx &= !(1 << 27);
+    state.cpuid.retain(|entry| entry.leaf != 0x8000_0008);
+    vcpu.restore(state.clone()).unwrap();
+    assert_eq!(vcpu.state().unwrap(), state);
+    world.code(16, CODE, |a| {
+        a.mov(eax, 0x8000_0001_u32)?;
+        a.cpuid()?;
+        a.mov(eax, edx)?;
+        a.mov(dx, 0x80)?;
+        a.out(dx, eax)?;
+        a.rdtscp()?;
+        a.hlt()
+    });
+    world.real_vector(6, 0x3000);
+    world.code(16, 0x3000, |a| a.out(0x81, al));
+    let VmExit::Io(write) = vcpu.run(VmEntry::Resume).unwrap() else {
+        panic!()
+    };
+    let Access::Write(announced) = write.access else {
+        panic!()
+    };
+    assert_eq!(announced >> 27 & 1, 0);
+    let next = vcpu.run(VmEntry::Answer(Answer { id: write.id, value: 0 })).unwrap();
+    assert!(
+        matches!(next, VmExit::Io(IoRequest { address: 0x81, .. })),
+        "{next:?}: #UD"
+    );
 }
 
 #[test]

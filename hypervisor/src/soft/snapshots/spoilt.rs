@@ -17,7 +17,7 @@ fn names_the_thing(error: &VcpuError) -> bool {
         StateError::Register { register, .. } => !register.is_empty(),
         StateError::Cpu { source } => !source.register.is_empty(),
         StateError::CpuModel { saved, own, .. } => saved != own,
-        StateError::VcpuCount { saved, own } => saved != own,
+        StateError::VcpuCount { saved, own } | StateError::TscFrequency { saved, own } => saved != own,
         StateError::InFlight { .. } | StateError::NotADevice { .. } | StateError::Interface { .. } => true,
     }
 }

@@ -1,13 +1,13 @@
 //! A vCPU as plain data, and back.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use reprise_emulator::cpuid::CpuidEntry;
-use reprise_emulator::{InFlight, Request, Space};
+use reprise_emulator::cpuid::CpuidTable;
+use reprise_emulator::{InFlight, Model, Request, Space};
 
 use super::SoftVcpu;
-use crate::{StateError, VcpuState};
+use crate::{StateError, VcpuState, cpu_model};
 
 impl SoftVcpu {
     pub(super) fn save(&self) -> VcpuState {
@@ -30,8 +30,9 @@ impl SoftVcpu {
             msrs,
             unhalted,
         } = state;
-        same_model(&cpuid, self.cpuid.entries())?;
-        cpu.check(&self.cpuid)?;
+        cpu_model::check(&cpuid, self.cpuid.entries())?;
+        let other = (cpuid != self.cpuid.entries()).then(|| Arc::new(CpuidTable::new(cpuid)));
+        cpu.check(other.as_ref().unwrap_or(&self.cpuid))?;
         if let Some(Request { space, .. }) = in_flight.as_ref().and_then(InFlight::request)
             && !matches!(space, Space::Port | Space::Memory | Space::Hypercall)
         {
@@ -39,35 +40,21 @@ impl SoftVcpu {
         }
         let mut place = self.machine.chipset.seats()[self.index].lapic();
         let mut lapic = place.clone();
+        lapic.set_rate(self.chipset().tsc_rate());
         lapic.restore(&local_apic)?;
         self.emulator.restore(*cpu, in_flight.as_ref())?;
         *place = lapic;
         drop(place);
+        if let Some(table) = other {
+            let model = Arc::new(Model::announcing(&table));
+            self.emulator.set_model(model, Arc::clone(&table));
+            self.cpuid = table;
+        }
         self.msrs.restore(&msrs);
         self.seat().unhalted.store(unhalted, Ordering::SeqCst);
         // The alarm clock learns the deadline, and an instruction in flight is followed by a look at what is pending.
         self.arm();
         self.seat().bell.ring();
         Ok(())
-    }
-}
-
-/// Checks that both answer CPUID alike.
-fn same_model(saved: &[CpuidEntry], own: &[CpuidEntry]) -> Result<(), StateError> {
-    let leaves = |entries: &[CpuidEntry]| -> BTreeMap<_, _> {
-        let leaf = |entry: &CpuidEntry| ((entry.leaf, entry.subleaf), entry.registers);
-        entries.iter().map(leaf).collect()
-    };
-    let (saved, own) = (leaves(saved), leaves(own));
-    let mut places: Vec<_> = saved.keys().chain(own.keys()).collect();
-    places.sort_unstable();
-    match places.into_iter().find(|place| saved.get(place) != own.get(place)) {
-        None => Ok(()),
-        Some(place) => Err(StateError::CpuModel {
-            leaf: place.0,
-            subleaf: place.1.unwrap_or(0),
-            saved: saved.get(place).copied(),
-            own: own.get(place).copied(),
-        }),
     }
 }
