@@ -129,6 +129,9 @@ fn templates(bits: u32, mut with: impl FnMut(&[u8])) {
     for rm in [1, 0, 2, 3, 4, 5, 6, 7] {
         modrms.extend([1, 0, 2, 3, 4, 5, 6, 7].map(|reg| 0xc0 | reg << 3 | rm));
     }
+    if bits != 16 {
+        extended_templates(&mut with);
+    }
     opcodes(bits, |opcode| {
         let bytes = [opcode, &CONSTANT].concat();
         let one = Decoder::with_ip(bits, &bytes, 0, options()).decode();
@@ -144,6 +147,38 @@ fn templates(bits: u32, mut with: impl FnMut(&[u8])) {
             with(&[opcode, &[*modrm], &CONSTANT].concat());
         }
     });
+}
+
+/// Calls `with` for every opcode with a VEX or EVEX prefix, of the latter with an opmask if one may be there; CX, BX and
+/// XMM2 as above, and the first source is register 0. The 16-bit modes of this world do not have them.
+fn extended_templates(mut with: impl FnMut(&[u8])) {
+    let mut vex = Vec::new();
+    for (map, pp, wide, length) in iproduct(3, 4, 2, 2) {
+        vex.push(vec![0xc4, 0xe1 + map, wide << 7 | 0x78 | length << 2 | pp]);
+    }
+    for (map, pp, wide, length) in iproduct(3, 4, 2, 3) {
+        for opmask in [1, 0] {
+            vex.push(vec![0x62, 0xf1 + map, wide << 7 | 0x7c | pp, length << 5 | 8 | opmask]);
+        }
+    }
+    for prefix in vex {
+        let mut bytes = prefix.clone();
+        bytes.resize(prefix.len() + 12, 0);
+        for opcode in 0..=255 {
+            for reg in 0..8 {
+                for rest in [[reg << 3 | 3, 5, 0], [0xc1 | reg << 3, 5, 0], [4 | reg << 3, 0x13, 5]] {
+                    bytes[prefix.len()] = opcode;
+                    bytes[prefix.len() + 1..prefix.len() + 4].copy_from_slice(&rest);
+                    with(&bytes);
+                }
+            }
+        }
+    }
+}
+
+/// All combinations of numbers below these.
+fn iproduct(a: u8, b: u8, c: u8, d: u8) -> impl Iterator<Item = (u8, u8, u8, u8)> {
+    (0..a).flat_map(move |i| (0..b).flat_map(move |j| (0..c).flat_map(move |k| (0..d).map(move |l| (i, j, k, l)))))
 }
 
 /// Immediates, distances and displacements: 5.

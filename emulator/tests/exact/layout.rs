@@ -400,6 +400,9 @@ pub fn cpu(mode: Mode, offsets: Offsets, size: usize, ip: u64) -> Cpu {
     for i in 0..16 {
         cpu.fpu.set_xmm(i, [i.wrapping_mul(29) | 0x80; 16]);
     }
+    // Offsets, be they of 4 bytes or of 8.
+    cpu.fpu.vectors[2] = core::array::from_fn(|i| i as u64 * 8);
+    cpu.fpu.k = [0x1234, 0x5a6d_9bb3_c71e_2d59, 3, 4, 5, 6, 7, 8];
     cpu.fpu.init();
     cpu.activity = Activity::Running;
     let at = offsets.operand(size);
@@ -431,7 +434,7 @@ pub fn cpu(mode: Mode, offsets: Offsets, size: usize, ip: u64) -> Cpu {
             limit: 0x3ff,
         };
         cpu.cr4 = Cr4(Cr4::OSFXSR | Cr4::OSXSAVE | Cr4::FSGSBASE | Cr4::PCE);
-        cpu.xcr0 = 3;
+        cpu.xcr0 = 0xe7;
         cpu.refresh();
         return cpu;
     }
@@ -448,7 +451,7 @@ pub fn cpu(mode: Mode, offsets: Offsets, size: usize, ip: u64) -> Cpu {
         cpu.efer = Efer(Efer::SCE);
         0xc09b
     };
-    cpu.xcr0 = 3;
+    cpu.xcr0 = 0xe7;
     cpu.gdtr = TableRegister {
         base: seen(mode, GDT),
         limit: 0xff,
