@@ -4,13 +4,17 @@
 //! [`native`](crate::native)); which exception the guest gets follows from the flags raised. An operation that
 //! raises #XM leaves its destination, but MXCSR says why (SDM Vol. 1, SIMD Floating-Point Exceptions).
 
+pub(super) mod classify;
 pub(super) mod compare;
 pub(super) mod convert;
 pub(super) mod dot;
 pub(super) mod exceptions;
+pub(super) mod exponent;
 pub(super) mod format;
 pub(super) mod function;
 pub(super) mod horizontal;
+pub(super) mod range;
+pub(super) mod reciprocal;
 pub(super) mod round;
 
 use iced_x86::Code::*;

@@ -13,7 +13,8 @@
 //! * A kernel finds the old destination in `a`, the first source in `b` and the last source, that which may be in memory or
 //!   is the only one, in `c`; it leaves the result in `a`. Only the first `bytes` bytes mean anything; the shell clears the
 //!   others, keeps or clears elements that are not selected, and does the same with opmasks.
-//! * Operations of 16 bytes that the SSE forms use become kernels by [`packed`], [`immediate`] and [`count`].
+//! * Operations of 16 bytes that the SSE forms use become kernels by [`kernel::packed`], [`kernel::immediate`] and
+//!   [`kernel::count`].
 //! * Floating point: `mxcsr` has the rounding that holds, from the instruction or from MXCSR, and on instructions that
 //!   suppress exceptions all masks set. The kernel adds to `raised` the flags of the elements in `active`, and of no
 //!   others; the shell raises them, and leaves the destination if one is unmasked.
@@ -22,14 +23,15 @@
 //! # Order of checks
 //! #UD, then #NM, then those of the memory operand (SDM Vol. 2, Instruction Exception Specification).
 
+mod cipher;
 mod convert;
 mod float;
 mod form;
 mod integer;
 mod kernel;
 mod lanes;
-mod later;
 mod mov;
+mod packed;
 mod permute;
 mod resize;
 mod shell;

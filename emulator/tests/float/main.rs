@@ -6,6 +6,7 @@
 //! The host being the reference, these tests are for hosts that are AMD's, whose undefined bits the emulator has.
 
 mod cases;
+mod evex;
 mod guest;
 mod native;
 mod pointers;

@@ -1,6 +1,6 @@
 //! Binary floating-point formats, and rounding into them: for what the host has no instruction.
 
-use crate::native::sse::{DAZ, FTZ, OE, PE, UE};
+use crate::native::sse::{DAZ, FTZ, IE, OE, PE, UE};
 
 /// A format of IEEE 754. Values are their bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,6 +130,22 @@ impl Format {
     /// The bit that tells quiet NaNs from signalling ones.
     pub const fn quiet(self) -> u64 {
         1 << (self.fraction - 1)
+    }
+
+    /// The exponent's lowest bit; what it adds is the significand's bit that is not stored.
+    pub const fn hidden(self) -> u64 {
+        1 << self.fraction
+    }
+
+    /// The NaN that invalid operations give.
+    pub const fn indefinite(self) -> u64 {
+        self.sign() | self.infinity() | self.quiet()
+    }
+
+    /// What comes of an operation on a NaN alone, and the flags.
+    pub const fn quieted(self, nan: u64) -> (u64, u32) {
+        let flags = if self.is_signalling(nan) { IE } else { 0 };
+        (nan | self.quiet(), flags)
     }
 
     /// Largest and, with the sign turned, smallest exponent of a normal number, which 1.0 has as 0.

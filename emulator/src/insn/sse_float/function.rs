@@ -86,6 +86,31 @@ impl Function {
     }
 }
 
+/// Kernels of operations whose elements have the size of the result's: name, size, how they are computed, step.
+macro_rules! kernels {
+    ($($(#[$doc:meta])* $name:ident $size:literal $run:ident $step:ident;)*) => {$(
+        $(#[$doc])*
+        pub(in crate::insn) fn $name(lanes: &mut Lanes) {
+            $run(&const { Function::own($size, $size, |chunk| $step(Format::of_size($size), chunk)) }, lanes);
+        }
+    )*};
+}
+
+pub(super) use kernels;
+
+/// Applies `f` to the elements of both sources; the flags of all.
+pub(super) fn pairs(format: Format, chunk: &Chunk, mut f: impl FnMut(u64, u64) -> (u64, u32)) -> ([u8; 16], u32) {
+    let mask = u128::from(u64::MAX >> (64 - format.width));
+    let (b, c) = (u128::from_le_bytes(chunk.b), u128::from_le_bytes(chunk.c));
+    let (mut out, mut flags) = (0, 0);
+    for at in (0..128).step_by(format.width as usize) {
+        let (element, raised) = f((b >> at & mask) as u64, (c >> at & mask) as u64);
+        out |= u128::from(element) << at;
+        flags |= raised;
+    }
+    (out.to_le_bytes(), flags)
+}
+
 /// Computes the first element only; what is above it is as in the first source.
 pub(in crate::insn) fn scalar(function: &Function, lanes: &mut Lanes) {
     let above = lanes.b;

@@ -6,13 +6,14 @@ use super::form::Row;
 use super::lanes::{Bytes, Lanes, chunk};
 use crate::insn::sse_float::exceptions::evaluate;
 use crate::insn::sse_float::function::{Function, scalar};
-use crate::insn::sse_float::{compare, dot, horizontal, round};
+use crate::insn::sse_float::{classify, compare, dot, exponent, horizontal, range, reciprocal, round};
 use crate::native::sse::{self, Compare, Element, Fused, Range};
 
 pub(super) fn rows() -> Vec<Row> {
     let mut rows = Vec::new();
     arithmetic(&mut rows);
     comparisons(&mut rows);
+    numbers(&mut rows);
     fused(&mut rows);
     rows
 }
@@ -64,10 +65,41 @@ fn arithmetic(rows: &mut Vec<Row>) {
         Row::new(Vroundpd, 8, round::roundpd),
         Row::new(Vroundss, 4, round::roundss).scalar(),
         Row::new(Vroundsd, 8, round::roundsd).scalar(),
-        Row::new(Vrndscaleps, 4, round::rndscaleps),
-        Row::new(Vrndscalepd, 8, round::rndscalepd),
-        Row::new(Vrndscaless, 4, round::rndscaless).scalar(),
-        Row::new(Vrndscalesd, 8, round::rndscalesd).scalar(),
+    ]);
+}
+
+/// What AVX-512 has for the parts and the kinds of numbers.
+fn numbers(rows: &mut Vec<Row>) {
+    macro_rules! numbers {
+        ($($from:ident $ps:ident $single:ident $pd:ident $double:ident $ss:ident $single_scalar:ident
+           $sd:ident $double_scalar:ident;)*) => {
+            rows.extend([$(
+                Row::new($ps, 4, $from::$single),
+                Row::new($pd, 8, $from::$double),
+                Row::new($ss, 4, $from::$single_scalar).scalar(),
+                Row::new($sd, 8, $from::$double_scalar).scalar(),
+            )*]);
+        };
+    }
+    numbers! {
+        round Vrndscaleps rndscaleps Vrndscalepd rndscalepd Vrndscaless rndscaless Vrndscalesd rndscalesd;
+        round Vreduceps reduceps Vreducepd reducepd Vreducess reducess Vreducesd reducesd;
+        range Vrangeps rangeps Vrangepd rangepd Vrangess rangess Vrangesd rangesd;
+        exponent Vgetexpps getexpps Vgetexppd getexppd Vgetexpss getexpss Vgetexpsd getexpsd;
+        exponent Vgetmantps getmantps Vgetmantpd getmantpd Vgetmantss getmantss Vgetmantsd getmantsd;
+        exponent Vscalefps scalefps Vscalefpd scalefpd Vscalefss scalefss Vscalefsd scalefsd;
+        reciprocal Vrcp14ps rcp14ps Vrcp14pd rcp14pd Vrcp14ss rcp14ss Vrcp14sd rcp14sd;
+        reciprocal Vrsqrt14ps rsqrt14ps Vrsqrt14pd rsqrt14pd Vrsqrt14ss rsqrt14ss Vrsqrt14sd rsqrt14sd;
+    }
+    rows.extend([
+        Row::new(Vfpclassps, 4, classify::fpclass::<u32>),
+        Row::new(Vfpclasspd, 8, classify::fpclass::<u64>),
+        Row::new(Vfpclassss, 4, classify::fpclass::<u32>).scalar(),
+        Row::new(Vfpclasssd, 8, classify::fpclass::<u64>).scalar(),
+        Row::new(Vfixupimmps, 4, classify::fixupimm::<u32>),
+        Row::new(Vfixupimmpd, 8, classify::fixupimm::<u64>),
+        Row::new(Vfixupimmss, 4, classify::fixupimm_scalar::<u32>).scalar(),
+        Row::new(Vfixupimmsd, 8, classify::fixupimm_scalar::<u64>).scalar(),
     ]);
 }
 

@@ -6,7 +6,7 @@ use std::sync::LazyLock;
 use iced_x86::{Code, EncodingKind, Mnemonic, OpCodeInfo, OpCodeOperandKind};
 
 use super::lanes::Kernel;
-use super::{convert, float, integer, later, mov, permute, resize};
+use super::{cipher, convert, float, integer, mov, packed, permute, resize};
 
 /// A mnemonic and its meaning.
 #[derive(Debug, Clone, Copy)]
@@ -349,16 +349,17 @@ static FORMS: LazyLock<Forms> = LazyLock::new(|| {
 /// The rows of all families.
 fn all_rows() -> impl Iterator<Item = Row> {
     [
+        cipher::rows(),
         convert::rows(),
         float::rows(),
         integer::rows(),
-        later::rows(),
         mov::rows(),
+        packed::rows(),
         permute::rows(),
         resize::rows(),
     ]
-        .into_iter()
-        .flatten()
+    .into_iter()
+    .flatten()
 }
 
 /// The number of an encoding's form, if it has a row.

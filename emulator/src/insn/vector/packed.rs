@@ -1,5 +1,4 @@
-//! The VEX and EVEX forms of what SSSE3, SSE4.1, SSE4.2, AES, PCLMULQDQ and GFNI brought: their operations, 16 bytes at a
-//! time.
+//! The integer operations that SSSE3 and SSE4.1 brought, 16 bytes at a time.
 
 use iced_x86::Mnemonic::*;
 
@@ -7,7 +6,7 @@ use super::form::Row;
 use super::kernel::immediate;
 use super::lanes::Lanes;
 use crate::insn::shuffle::PackedImmediate;
-use crate::insn::{aes, clmul, gfni, sse41, ssse3};
+use crate::insn::{sse41, ssse3};
 
 pub(super) fn rows() -> Vec<Row> {
     macro_rules! rows {
@@ -24,15 +23,11 @@ pub(super) fn rows() -> Vec<Row> {
         sse41 2: Vpminuw Pminuw, Vpmaxuw Pmaxuw, Vphminposuw Phminposuw,;
         sse41 4: Vpminsd Pminsd, Vpmaxsd Pmaxsd, Vpminud Pminud, Vpmaxud Pmaxud, Vpmulld Pmulld,;
         sse41 8: Vpmuldq Pmuldq,;
-        aes 1: Vaesenc Aesenc, Vaesenclast Aesenclast, Vaesdec Aesdec, Vaesdeclast Aesdeclast, Vaesimc Aesimc,
-            Vaeskeygenassist Aeskeygenassist,;
-        clmul 8: Vpclmulqdq Pclmulqdq,;
     };
     let across = rows! {
         ssse3 1: Vpshufb Pshufb, Vpalignr Palignr,;
         ssse3 2: Vpmaddubsw Pmaddubsw,;
         sse41 2: Vpackusdw Packusdw,;
-        gfni 1: Vgf2p8mulb Gf2p8mulb, Vgf2p8affineqb Gf2p8affineqb, Vgf2p8affineinvqb Gf2p8affineinvqb,;
     };
     // What is selected in the destination says nothing of what is read.
     let across = across.into_iter().map(Row::whole);
