@@ -27,12 +27,13 @@ pub(super) fn rows() -> Vec<Row> {
         aes 1: Vaesenc Aesenc, Vaesenclast Aesenclast, Vaesdec Aesdec, Vaesdeclast Aesdeclast, Vaesimc Aesimc,
             Vaeskeygenassist Aeskeygenassist,;
         clmul 8: Vpclmulqdq Pclmulqdq,;
+        gfni 1: Vgf2p8mulb Gf2p8mulb,;
     };
     let across = rows! {
         ssse3 1: Vpshufb Pshufb, Vpalignr Palignr,;
         ssse3 2: Vpmaddubsw Pmaddubsw,;
         sse41 2: Vpackusdw Packusdw,;
-        gfni 1: Vgf2p8mulb Gf2p8mulb, Vgf2p8affineqb Gf2p8affineqb, Vgf2p8affineinvqb Gf2p8affineinvqb,;
+        gfni 1: Vgf2p8affineqb Gf2p8affineqb, Vgf2p8affineinvqb Gf2p8affineinvqb,;
     };
     // What is selected in the destination says nothing of what is read.
     let across = across.into_iter().map(Row::whole);
