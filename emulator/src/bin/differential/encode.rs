@@ -17,7 +17,8 @@ pub struct Bytes {
 }
 
 impl Bytes {
-    fn push(&mut self, byte: u8) {
+    /// Adds a byte, if there is room.
+    pub fn push(&mut self, byte: u8) {
         if self.length < self.bytes.len() {
             self.bytes[self.length] = byte;
             self.length += 1;

@@ -9,6 +9,7 @@
 //! processor, [`emulated`] in the emulator; [`compare`] tells what differs, [`mod@shrink`] makes that small, [`report`] prints it.
 //! [`lengths`] compares the decoder's edges instead.
 
+mod bochs;
 mod case;
 mod compare;
 mod dice;
@@ -34,6 +35,7 @@ const USAGE: &str = "usage: differential [--count N] [--seed S] [--family NAME] 
   --family NAME  only families whose name contains NAME, or the instruction NAME
   --threads N    threads, each with a child of its own (1)
   --rows N       mismatches to print (20)
+  --against bochs  compares with Bochs, on what this processor has not
   --forms        lists what is compared and what is not, and why";
 
 fn main() -> ExitCode {
@@ -45,6 +47,7 @@ fn main() -> ExitCode {
         rows: 20,
     };
     let mut lists = false;
+    let mut with_bochs = false;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|text| text.parse::<u64>().ok());
@@ -54,6 +57,7 @@ fn main() -> ExitCode {
             "--threads" => number().map(|threads| options.threads = threads.clamp(1, 256) as usize),
             "--rows" => number().map(|rows| options.rows = rows as usize),
             "--family" => arguments.next().map(|family| options.family = family),
+            "--against" => (arguments.next().as_deref() == Some("bochs")).then(|| with_bochs = true),
             "--forms" => {
                 lists = true;
                 Some(())
@@ -66,10 +70,17 @@ fn main() -> ExitCode {
         }
     }
     if lists {
-        run::list(&options);
+        match with_bochs {
+            true => bochs::list(&options),
+            false => run::list(&options),
+        }
         return ExitCode::SUCCESS;
     }
-    match run::run(&options) {
+    let is_same = match with_bochs {
+        true => bochs::run(&options),
+        false => run::run(&options),
+    };
+    match is_same {
         true => ExitCode::SUCCESS,
         false => ExitCode::FAILURE,
     }

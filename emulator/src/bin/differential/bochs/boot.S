@@ -68,7 +68,7 @@ packet:
     .word 64, 0, 0x1000
 first:
     .long 1, 0
+    .org 506                   # where who writes the disk finds it
 sectors:
     .long 0
-    .org 510
     .word 0xaa55

@@ -1,0 +1,182 @@
+//! Where Bochs 2.7 does something else than the manuals say, and what is therefore not compared with it.
+
+use iced_x86::{Code, Instruction, Mnemonic, RoundingControl};
+
+use super::case::Case;
+use super::outcome::Outcome;
+
+/// Flags of MXCSR: invalid operation, denormal operand, underflow, precision. Their masks are 7 bits higher.
+const IE: u32 = 1 << 0;
+const DE: u32 = 1 << 1;
+const UE: u32 = 1 << 4;
+const PE: u32 = 1 << 5;
+/// Mask bits of MXCSR.
+const MASKS: u32 = 0x1f80;
+/// Rounding control of MXCSR.
+const RC: u32 = 3 << 13;
+/// Flush to zero.
+const FTZ: u32 = 1 << 15;
+
+/// Reasons for what is not compared, though both sides execute it.
+pub const REASONS: &[(&str, &str)] = &[
+    (
+        "instructions on general or opmask registers with EVEX.X or EVEX.R'",
+        "make Bochs write beyond the general registers, and need some of what is there itself",
+    ),
+    (
+        "FMA of a zero and a denormal",
+        "raises no denormal exception in Bochs, nor always an underflow",
+    ),
+    (
+        "flushing to zero with {sae} and unmasked underflow",
+        "does not happen in Bochs, though all exceptions count as masked (SDM Vol. 1, Static Rounding)",
+    ),
+    (
+        "CR2 of a vector that lies in two pages",
+        "is any of its elements' addresses in Bochs",
+    ),
+    (
+        "EVEX.W where it is ignored (SDM Vol. 2, instruction tables)",
+        "is #UD for some instructions in Bochs",
+    ),
+    (
+        "VEXPAND, VPEXPAND, VPMOVSX, VPMOVZX and conversions to wider elements under an opmask",
+        "load what the opmask leaves out in Bochs (SDM Vol. 2, exception types E4, E5 and E11)",
+    ),
+    (
+        "VBROADCAST and VPBROADCAST from memory under an opmask",
+        "ask bit 0 alone in Bochs whether to load, or load nothing (VPBROADCASTB of 64 elements)",
+    ),
+    (
+        "compressed displacements of VPEXTR and VPINSR",
+        "are multiplied by something else in Bochs (SDM Vol. 2, Compressed Displacement)",
+    ),
+    (
+        "VRNDSCALE and VREDUCE with {sae}",
+        "round as EVEX.L'L says in Bochs, which is the vector length's there",
+    ),
+    (
+        "conversions to unsigned integers",
+        "forget other elements' flags in Bochs when one is invalid",
+    ),
+    (
+        "truncation of what is between -1 and 0 to an unsigned integer",
+        "is invalid in Bochs, and 0 according to SDM Vol. 2, VCVTTPD2UQQ",
+    ),
+    ("VCVTPS2PH to memory that is not there", "changes MXCSR in Bochs"),
+    ("VCVTPS2PH with {sae}", "suppresses no exceptions in Bochs"),
+];
+
+/// Why an instruction is not compared at all, if there is a reason.
+pub fn excluded(mnemonic: Mnemonic) -> Option<&'static str> {
+    use Mnemonic::*;
+    Some(match mnemonic {
+        Rcpps | Rcpss | Rsqrtps | Rsqrtss | Vrcpps | Vrcpss | Vrsqrtps | Vrsqrtss => {
+            "approximates, each processor in its own way"
+        }
+        Gf2p8affineqb | Gf2p8affineinvqb | Vgf2p8affineqb | Vgf2p8affineinvqb => {
+            "has the wrong parity in Bochs, which FIPS 197's S-box shows"
+        }
+        Vpconflictd | Vpconflictq => "overwrites its source as it goes in Bochs",
+        Vpbroadcastmb2q | Vpbroadcastmw2d => "leaves the upper part of its destination in Bochs",
+        _ => return None,
+    })
+}
+
+/// Changes the state such that the comparison makes sense; false if that is not possible.
+pub fn limit(instruction: &Instruction, case: &mut Case) -> bool {
+    use Mnemonic::*;
+    let Some(prefix) = prefix(&case.code) else { return true };
+    let mnemonic = instruction.mnemonic();
+    let has_memory = case.code[prefix + 5] < 0xc0;
+    if matches!(mnemonic, Vpextrb | Vpextrw | Vpinsrb | Vpinsrw) && has_memory {
+        return false;
+    }
+    let rounds = instruction.rounding_control() != RoundingControl::None;
+    if instruction.suppress_all_exceptions() && !rounds {
+        case.mxcsr = case.mxcsr & !RC | u32::from(case.code[prefix + 3] >> 5 & 3) << 13;
+    }
+    if mnemonic == Vcvtps2ph && instruction.suppress_all_exceptions() {
+        return false;
+    }
+    if (instruction.suppress_all_exceptions() || rounds) && case.mxcsr & FTZ != 0 {
+        case.mxcsr |= MASKS;
+    }
+    case.mxcsr |= flags(instruction) << 7;
+    let broadcasts = name(instruction).starts_with("Vbroadcast") || name(instruction).starts_with("Vpbroadcast");
+    if broadcasts && has_memory && instruction.has_op_mask() {
+        if instruction.code() == Code::EVEX_Vpbroadcastb_zmm_k1z_xmmm8 {
+            return false;
+        }
+        case.k[instruction.op_mask().number()] |= 1;
+    }
+    true
+}
+
+/// What is not compared of MXCSR.
+pub fn flags(instruction: &Instruction) -> u32 {
+    let name = name(instruction);
+    if name.starts_with("Vfm") || name.starts_with("Vfnm") {
+        return DE | UE;
+    }
+    if is_unsigned(&name) { IE | PE } else { 0 }
+}
+
+/// A difference of which Bochs is the cause, for one of [`REASONS`].
+pub fn forgives(case: &Case, expected: &Outcome, found: &Outcome) -> bool {
+    const UD: u64 = 6;
+    const MEMORY: [u64; 3] = [12, 13, 14];
+    let instruction = case.instruction();
+    let Some(prefix) = prefix(&case.code) else { return false };
+    let name = name(&instruction);
+    let has_w = case.code[prefix + 2] & 0x80 != 0;
+    let is_ignored = instruction.op_code().is_wig() || name.starts_with("Vextractps");
+    if expected.vector == UD && has_w && is_ignored {
+        return true;
+    }
+    let loads_all = [
+        "Vexpand",
+        "Vpexpand",
+        "Vpmovsx",
+        "Vpmovzx",
+        "Vcvtph2ps",
+        "Vcvtdq2pd",
+        "Vcvtudq2pd",
+    ];
+    let loads_all = loads_all.iter().any(|start| name.starts_with(start));
+    if MEMORY.contains(&expected.vector) && found.is_done() && loads_all && instruction.has_op_mask() {
+        return true;
+    }
+    let truncates = name.starts_with("Vcvtt") && is_unsigned(&name);
+    truncates && expected.mxcsr & u64::from(IE) != 0
+        || expected.vector == found.vector && MEMORY.contains(&expected.vector) && name == "Vcvtps2ph"
+}
+
+fn name(instruction: &Instruction) -> String {
+    format!("{:?}", instruction.mnemonic())
+}
+
+/// A conversion to unsigned integers.
+fn is_unsigned(name: &str) -> bool {
+    name.starts_with("Vcvt") && ["2udq", "2uqq", "2usi"].iter().any(|end| name.ends_with(end))
+}
+
+/// Where the EVEX prefix is.
+fn prefix(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().take(4).position(|byte| *byte == 0x62)
+}
+
+/// Not to be tried: see [`REASONS`].
+pub fn harms(instruction: &Instruction, bytes: &[u8]) -> bool {
+    let Some(prefix) = prefix(bytes) else { return false };
+    if instruction.is_invalid() && bytes[prefix + 1] & 0x10 == 0 {
+        return true;
+    }
+    let has_x = bytes[prefix + 1] & 0x40 == 0;
+    let is_register = bytes[prefix + 5] >= 0xc0;
+    let has_others = (0..instruction.op_count()).any(|i| {
+        let register = instruction.op_register(i);
+        register.is_gpr() || register.is_k()
+    });
+    has_x && is_register && (has_others || instruction.is_invalid())
+}
