@@ -6,7 +6,7 @@
 //! # Map
 //! - `vm`, `vcpu`: the machine and its vCPUs, as the rest of the program drives them.
 //! - `chipset`: the interrupt fabric, which wires `lapic`, `ioapic`, `pic` and `pit` together with `message`s and lines.
-//! - `clock`, `alarm`, `doorbell`: time, and how a vCPU is roused.
+//! - `clock`, `alarm`, `doorbell`: time, and how a vCPU is roused. `signals`: interrupts and doorbells as events.
 //! - `msr`, `cpuid`: what the processor shows of the platform. For guests that know where they are: `hypercall`, with `kvmclock` and
 //!   `steal` of KVM's interface, or `hyperv`.
 
@@ -24,6 +24,7 @@ mod message;
 mod msr;
 pub(crate) mod pic;
 pub(crate) mod pit;
+mod signals;
 #[cfg(test)]
 mod snapshots;
 mod steal;
