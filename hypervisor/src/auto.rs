@@ -78,9 +78,19 @@ fn choose_from(kvm: Result<KvmHypervisor, KvmError>, backing: Backing) -> Chosen
             why: Why::Hardware,
         },
         Err(why) => Chosen {
-            hypervisor: Arc::new(SoftHypervisor),
+            hypervisor: soft(),
             why,
         },
+    }
+}
+
+/// The CPU in software, whose machines can go on on this host's KVM: if that has but one rate of time-stamp counters, theirs
+/// count at it.
+pub fn soft() -> Arc<dyn Hypervisor> {
+    let only = KvmHypervisor::open().and_then(|kvm| kvm.only_tsc_khz());
+    match only.ok().flatten().and_then(|khz| SoftHypervisor.counting_at(khz)) {
+        Some(paced) => Arc::new(paced),
+        None => Arc::new(SoftHypervisor),
     }
 }
 

@@ -56,10 +56,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Cap, Kvm};
 use vm_memory::GuestAddress;
 
-use crate::{GuestMemory, Hypervisor, HypervisorError, HypervisorKind, Vm, VmSettings};
+use error::Named;
+
+use crate::{CpuModel, GuestMemory, Hypervisor, HypervisorError, HypervisorKind, Vm, VmSettings};
 
 pub use backing::Backing;
 pub use error::{KvmError, KvmVcpuError};
@@ -97,9 +99,23 @@ impl KvmHypervisor {
             vcpus: 1,
             memory,
             hyperv: false,
+            model: CpuModel::V2,
         };
         self.create_vm(settings)?.create_vcpu(0)?;
         Ok(())
+    }
+
+    /// The one rate, in kHz, at which this KVM's time-stamp counters can count; `None` if it can have them count at any.
+    ///
+    /// # Errors
+    /// [`KvmError`] naming what is refused.
+    pub fn only_tsc_khz(&self) -> Result<Option<u32>, KvmError> {
+        if self.kvm.check_extension(Cap::TscControl) {
+            return Ok(None);
+        }
+        let vm = self.kvm.create_vm().of_vm("KVM_CREATE_VM")?;
+        let vcpu = vm.create_vcpu(0).of_vm("KVM_CREATE_VCPU")?;
+        vcpu.get_tsc_khz().of_vm("KVM_GET_TSC_KHZ").map(Some)
     }
 
     fn open_at(path: &Path) -> Result<Self, KvmError> {

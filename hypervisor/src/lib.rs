@@ -59,7 +59,7 @@ pub use exit::{Access, Answer, IoRequest, RequestId, Space, VmEntry, VmExit};
 pub use kvm::KvmHypervisor;
 pub use model::CpuModel;
 pub use signals::{Doorbell, DoorbellAddress, Message, MessageEvent};
-pub use soft::SoftHypervisor;
+pub use soft::{PacedSoft, SoftHypervisor};
 pub use state::{VcpuState, VmState};
 pub use vcpu::{Kick, Vcpu};
 pub use vm::{Hypervisor, HypervisorKind, InterruptLine, Vm, VmSettings};

@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use iced_x86::code_asm::*;
-use reprise_hypervisor::Hypervisor;
+use reprise_hypervisor::{Hypervisor, HypervisorKind};
 use reprise_vmm::config::{CpusConfig, MemoryConfig, PayloadConfig, VmConfig};
 use reprise_vmm::console::Console;
 use reprise_vmm::machine::{Machine, MachineEnd, MachineOptions};
@@ -143,16 +143,24 @@ fn a_jump_into_nowhere_ends_as_on_a_real_machine() {
             a.jmp(eax)
         });
         // Bytes that nobody claims read as ones, and FF FF is no instruction; there is no IDT.
-        assert_eq!(Guest::on(hypervisor, &code).end().0, MachineEnd::Shutdown);
+        let end = Guest::on(hypervisor, &code).end().0;
+        // KVM does not fetch from where there is no memory, and says no more than that.
+        let gave_up = hypervisor.kind() == HypervisorKind::Kvm
+            && matches!(&end, MachineEnd::Failed(why) if why.contains("0xd0000000"));
+        assert!(gave_up || end == MachineEnd::Shutdown, "{end:?}");
     });
 }
 
 #[test]
 fn a_guest_that_floods_its_console_loses_nothing_and_is_stopped_all_the_same() {
     on_each(|hypervisor| {
-        const BYTES: i32 = 1 << 20;
+        // A port write is much dearer on a KVM.
+        let bytes = match hypervisor.kind() {
+            HypervisorKind::Soft => 1 << 20,
+            HypervisorKind::Kvm => 1 << 14,
+        };
         let code = assemble(|a| {
-            a.mov(ecx, BYTES)?;
+            a.mov(ecx, bytes)?;
             a.mov(dx, COM1)?;
             a.mov(al, 0x78)?;
             let mut again = a.create_label();
@@ -164,7 +172,7 @@ fn a_guest_that_floods_its_console_loses_nothing_and_is_stopped_all_the_same() {
         });
         let (end, printed) = Guest::on(hypervisor, &code).end();
         assert_eq!(end, MachineEnd::DebugExit(1));
-        assert_eq!(printed.len(), BYTES as usize);
+        assert_eq!(printed.len(), bytes as usize);
         let endless = assemble(|a| {
             a.mov(dx, COM1)?;
             let mut again = a.create_label();

@@ -102,6 +102,12 @@ impl Chipset {
         TscRate::new(self.tsc_khz.load(Ordering::Relaxed)).unwrap_or(TscRate::GIGAHERTZ)
     }
 
+    /// Has the vCPUs' time-stamp counters, which have not counted yet, count at `rate`.
+    pub fn count_at(&self, rate: TscRate) {
+        self.tsc_khz.store(rate.khz(), Ordering::Relaxed);
+        self.seats.iter().for_each(|seat| seat.lapic().set_rate(rate));
+    }
+
     /// The vCPUs, by index.
     pub fn seats(&self) -> &[Seat] {
         &self.seats

@@ -15,6 +15,7 @@ use super::message::decode_msi;
 use super::signals::Signals;
 use super::vcpu::SoftVcpu;
 use crate::signals::{Doorbell, DoorbellAddress, MessageEvent};
+use crate::tsc::TscRate;
 use crate::{CpuModel, HypervisorError, InterruptLine, StateError, Vcpu, Vm, VmSettings, VmState};
 
 /// The most vCPUs of a machine: their ids are below 255, which in the 8 bits of an IO-APIC's entry means everyone.
@@ -80,6 +81,14 @@ impl SoftVm {
     /// # Errors
     /// [`HypervisorError`] if there are too many or no vCPUs, or the memory is not of whole pages.
     pub fn new(settings: VmSettings) -> Result<Self, HypervisorError> {
+        Self::counting_at(settings, TscRate::GIGAHERTZ)
+    }
+
+    /// The same, its time-stamp counters counting at `rate`; with Hyper-V's interface at 1 GHz all the same.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn counting_at(settings: VmSettings, rate: TscRate) -> Result<Self, HypervisorError> {
         let VmSettings {
             vcpus,
             memory,
@@ -95,9 +104,13 @@ impl SoftVm {
         model.check(executes)?;
         let ram = Ram::new(memory).map_err(|source| HypervisorError::Memory { source })?;
         let count = vcpus as usize;
+        let machine = Machine::new(count, hyperv)?;
+        if !hyperv {
+            machine.chipset.count_at(rate);
+        }
         let table = CpuidTable::new(super::cpuid::entries(0, vcpus, hyperv, model));
         Ok(Self {
-            machine: Arc::new(Machine::new(count, hyperv)?),
+            machine: Arc::new(machine),
             ram: Arc::new(ram),
             model: Arc::new(Model::announcing(&table)),
             cpu_model: model,
@@ -122,7 +135,9 @@ impl Vm for SoftVm {
             Arc::clone(&self.model),
         );
         let (vcpus, hyperv) = (made.len() as u32, machine.partition.is_some());
-        let cpuid = CpuidTable::new(super::cpuid::entries(index, vcpus, hyperv, self.cpu_model));
+        let mut entries = super::cpuid::entries(index, vcpus, hyperv, self.cpu_model);
+        machine.chipset.tsc_rate().announce(&mut entries);
+        let cpuid = CpuidTable::new(entries);
         Ok(Box::new(SoftVcpu::new(place, machine, ram, model, cpuid)))
     }
 

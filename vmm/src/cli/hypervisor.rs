@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use reprise_hypervisor::{Hypervisor, HypervisorError, KvmHypervisor, SoftHypervisor, auto};
+use reprise_hypervisor::{Hypervisor, HypervisorError, KvmHypervisor, auto};
 
 use super::Failure;
 
@@ -25,7 +25,7 @@ pub(super) enum Choice {
 pub(super) fn open(choice: Choice) -> Result<(Arc<dyn Hypervisor>, String), Failure> {
     let asked = || "as asked for".to_owned();
     Ok(match choice {
-        Choice::Soft => (Arc::new(SoftHypervisor), asked()),
+        Choice::Soft => (auto::soft(), asked()),
         Choice::Kvm => {
             let kvm = KvmHypervisor::open().map_err(|source| HypervisorError::Kvm { source })?;
             (Arc::new(kvm), asked())
