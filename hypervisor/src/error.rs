@@ -44,6 +44,20 @@ pub enum HypervisorError {
         /// What the host said.
         source: std::io::Error,
     },
+    /// The host refuses something.
+    #[error("the host refused {call}")]
+    Host {
+        /// What.
+        call: &'static str,
+        /// What it said.
+        source: std::io::Error,
+    },
+    /// This backend has no such thing.
+    #[error("{what} is not there on this backend")]
+    Unsupported {
+        /// What was asked for.
+        what: &'static str,
+    },
     /// No such interrupt line.
     #[error("no interrupt line {gsi}; there are 0 to {max}")]
     Gsi {

@@ -1,28 +1,38 @@
 //! The backend that runs guests on the host's KVM.
 //!
 //! # Purpose
-//! The same machines behind the same traits as [`soft`](crate::soft)'s. The interrupt controllers, the PIT and kvmclock are
-//! the kernel's; what it emulates of instructions, it emulates with the devices' answers taken the way the soft backend
+//! The same machines behind the same traits as [`soft`](crate::soft)'s. The interrupt controllers and kvmclock are the
+//! kernel's; what it emulates of instructions, it emulates with the devices' answers taken the way the soft backend
 //! takes them: an access is an exit, its answer is the argument of the next [`run`](crate::Vcpu::run), and KVM_RUN is not
 //! called while an answer is owed.
 //! # Map
 //! - `vm`, `vcpu`: the machine and its vCPUs; `exchange`: one exit's accesses, one by one; `kick`: out of KVM_RUN.
 //! - `cpu`: the whole processor, put together from `registers`, `segments`, `xsave`, `msrs` and `events`, each of which
 //!   translates between the crate's own structures and KVM's, both ways.
-//! - `cpuid`: the model of the processor; `lines`: interrupt lines; `capabilities`: what KVM must be able to do.
+//! - `local_apic`, `chips`: the interrupt controllers as plain data, both ways; `pit`: the interval timer, which is not KVM's.
+//! - `clock`, `counters`: the machine's time, and the time-stamp counters.
+//! - `cpuid`: the model of the processor; `lines`: interrupt lines; `capabilities`: what KVM must be able to do; `backing`:
+//!   whether the processor is behind it.
+//! - `signals`: irqfd, ioeventfd and routes; `dirty`: the log of written memory.
+//! - `software`: an instruction that was in flight when the restored state was taken.
 //! - `failure`, `rescue`: instructions that KVM cannot emulate.
 //! - `sys`: the only unsafe code.
 //! # Limits
 //! - KVM serves an INIT when the vCPU runs: one that waits for a device is not reset before the device has answered.
-//! - The time-stamp counters go on while the machine is paused; kvmclock stands still.
+//! - The time-stamp counters, and the timers of local APICs, go on while the machine is paused; kvmclock and the interval timer
+//!   stand still.
+//! - A read that waits is saved with a record that the emulator makes from memory as it is then. Should another vCPU have
+//!   changed the instruction meanwhile, the device is asked once more.
 //! - The signal SIGRTMIN+1 is used to get threads out of KVM_RUN. It must not be blocked there.
 
+mod backing;
 mod capabilities;
 mod chips;
 mod clock;
 mod counters;
 mod cpu;
 mod cpuid;
+mod dirty;
 mod error;
 mod events;
 mod exchange;
@@ -35,6 +45,7 @@ mod pit;
 mod registers;
 mod rescue;
 mod segments;
+mod signals;
 mod software;
 mod sys;
 mod vcpu;
@@ -45,10 +56,14 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use kvm_ioctls::Kvm;
+use kvm_ioctls::{Cap, Kvm};
+use vm_memory::GuestAddress;
 
-use crate::{Hypervisor, HypervisorError, HypervisorKind, Vm, VmSettings};
+use error::Named;
 
+use crate::{CpuModel, GuestMemory, Hypervisor, HypervisorError, HypervisorKind, Vm, VmSettings};
+
+pub use backing::Backing;
 pub use error::{KvmError, KvmVcpuError};
 pub use failure::{EmulationFailure, Obtained};
 
@@ -68,6 +83,39 @@ impl KvmHypervisor {
     /// [`KvmError`] naming what is missing.
     pub fn open() -> Result<Self, KvmError> {
         Self::open_at(Path::new(DEVICE))
+    }
+
+    /// Makes a small machine and lets go of it: what stands in the way of one is found here, such as another hypervisor that has
+    /// the processor to itself.
+    ///
+    /// # Errors
+    /// [`HypervisorError`] naming what is refused.
+    pub fn try_out(&self) -> Result<(), HypervisorError> {
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000)]).map_err(|error| KvmError::Call {
+            call: "mmap of guest memory",
+            source: io::Error::other(error),
+        })?;
+        let settings = VmSettings {
+            vcpus: 1,
+            memory,
+            hyperv: false,
+            model: CpuModel::V2,
+        };
+        self.create_vm(settings)?.create_vcpu(0)?;
+        Ok(())
+    }
+
+    /// The one rate, in kHz, at which this KVM's time-stamp counters can count; `None` if it can have them count at any.
+    ///
+    /// # Errors
+    /// [`KvmError`] naming what is refused.
+    pub fn only_tsc_khz(&self) -> Result<Option<u32>, KvmError> {
+        if self.kvm.check_extension(Cap::TscControl) {
+            return Ok(None);
+        }
+        let vm = self.kvm.create_vm().of_vm("KVM_CREATE_VM")?;
+        let vcpu = vm.create_vcpu(0).of_vm("KVM_CREATE_VCPU")?;
+        vcpu.get_tsc_khz().of_vm("KVM_GET_TSC_KHZ").map(Some)
     }
 
     fn open_at(path: &Path) -> Result<Self, KvmError> {

@@ -33,17 +33,19 @@
 //! ```
 //!
 //! # Map
-//! - [`vm`], [`vcpu`]: what a backend is; [`exit`]: what crosses the boundary; [`error`]: what can go wrong;
-//!   [`model`]: which processor a guest sees.
+//! - [`vm`], [`vcpu`]: what a backend is; [`exit`]: what crosses the boundary; [`signals`]: interrupts and doorbells as events;
+//!   [`error`]: what can go wrong; [`model`]: which processor a guest sees.
 //! - [`state`]: what a snapshot holds of a machine and its vCPUs.
-//! - [`soft`]: the backend whose CPU is software; [`kvm`]: that which runs on the host's KVM.
+//! - [`soft`]: the backend whose CPU is software; [`kvm`]: that which runs on the host's KVM; [`auto`]: which of them.
 #![deny(unsafe_code)]
 
+pub mod auto;
 mod cpu_model;
 pub mod error;
 pub mod exit;
 pub mod kvm;
 pub mod model;
+pub mod signals;
 pub mod soft;
 pub mod state;
 #[cfg(test)]
@@ -56,7 +58,8 @@ pub use error::{HypervisorError, StateError, VcpuError};
 pub use exit::{Access, Answer, IoRequest, RequestId, Space, VmEntry, VmExit};
 pub use kvm::KvmHypervisor;
 pub use model::CpuModel;
-pub use soft::SoftHypervisor;
+pub use signals::{Doorbell, DoorbellAddress, Message, MessageEvent};
+pub use soft::{PacedSoft, SoftHypervisor};
 pub use state::{VcpuState, VmState};
 pub use vcpu::{Kick, Vcpu};
 pub use vm::{Hypervisor, HypervisorKind, InterruptLine, Vm, VmSettings};

@@ -1,5 +1,7 @@
 //! How fast a time-stamp counter counts: ticks to nanoseconds of the machine's clock, and back.
 
+use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters};
+
 /// Nanoseconds of a millisecond, which is what kHz count by.
 const MILLISECOND: u128 = 1_000_000;
 
@@ -43,6 +45,32 @@ impl TscRate {
         u64::try_from(nanoseconds).unwrap_or(u64::MAX)
     }
 
+    /// CPUID leaf 0x15 of a counter at `khz`: the crystal's frequency and the counter's ratio to it. The crystal is the counter,
+    /// or a tenth of it where 32 bits of hertz are not enough.
+    pub fn crystal(khz: u32) -> CpuidRegisters {
+        let (ratio, ecx) = match khz.checked_mul(1000) {
+            Some(hertz) => (1, hertz),
+            None => (10, khz.saturating_mul(100)),
+        };
+        CpuidRegisters {
+            eax: 1,
+            ebx: ratio,
+            ecx,
+            edx: 0,
+        }
+    }
+
+    /// Has CPUID answer that the counter counts like this.
+    pub fn announce(self, entries: &mut [CpuidEntry]) {
+        for entry in entries {
+            match entry.leaf {
+                0x15 => entry.registers = Self::crystal(self.0),
+                0x4000_0010 => entry.registers.eax = self.0,
+                _ => {}
+            }
+        }
+    }
+
     /// `tsc_shift` and `tsc_to_system_mul` of kvmclock: nanoseconds are (ticks << shift) * mul / 2³².
     pub fn kvmclock_scale(self) -> (i8, u32) {
         let ratio = (MILLISECOND << 64) / u128::from(self.0);
@@ -83,6 +111,14 @@ mod tests {
             let nanoseconds = (shifted * u128::from(multiplier)) >> 32;
             assert!(nanoseconds.abs_diff(10_000_000_000) < 100, "{rate:?}: {nanoseconds}");
             assert!(multiplier >> 31 == 1, "{rate:?}");
+        }
+    }
+
+    #[test]
+    fn a_counter_beyond_32_bits_of_hertz_is_a_multiple_of_its_crystal() {
+        for khz in [1_000_000, 4_294_967, 4_294_968, 5_700_000] {
+            let CpuidRegisters { eax, ebx, ecx, .. } = TscRate::crystal(khz);
+            assert_eq!(u64::from(ecx) * u64::from(ebx) / u64::from(eax), u64::from(khz) * 1000);
         }
     }
 

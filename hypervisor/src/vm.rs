@@ -1,7 +1,11 @@
 //! A hypervisor makes virtual machines; a virtual machine makes vCPUs and carries interrupts to them.
 
+use std::ops::Range;
 use std::sync::Arc;
 
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::signals::{Doorbell, DoorbellAddress, MessageEvent};
 use crate::{CpuModel, GuestMemory, HypervisorError, Vcpu, VmState};
 
 /// Which backend this is.
@@ -60,6 +64,45 @@ pub trait Vm: Send + Sync {
     /// Delivers a message-signalled interrupt: what a device would write to `address` (SDM Vol. 3, Message Signalled
     /// Interrupts).
     fn signal_msi(&self, address: u64, data: u32);
+
+    /// A new interrupt that an event signals, masked at first.
+    ///
+    /// # Errors
+    /// [`HypervisorError`] if there can be no more of them, or the backend has none.
+    fn message_event(&self) -> Result<Arc<dyn MessageEvent>, HypervisorError> {
+        Err(HypervisorError::Unsupported {
+            what: "an interrupt that an event signals",
+        })
+    }
+
+    /// Has `event` signalled when the guest writes to `at`, in place of a device access, as long as the doorbell is kept.
+    ///
+    /// # Errors
+    /// [`HypervisorError`] if the address is taken, or the backend has no doorbells.
+    fn doorbell(&self, _at: DoorbellAddress, _event: &EventFd) -> Result<Doorbell, HypervisorError> {
+        Err(HypervisorError::Unsupported { what: "a doorbell" })
+    }
+
+    /// Begins (true) or ends (false) to log which pages of guest memory are written.
+    ///
+    /// # Errors
+    /// [`HypervisorError`] if the backend keeps no such log.
+    fn log_writes(&self, _on: bool) -> Result<(), HypervisorError> {
+        Err(HypervisorError::Unsupported {
+            what: "a log of written memory",
+        })
+    }
+
+    /// The pages that vCPUs have written, and those of [`memory_written`](Self::memory_written), since this was asked last or
+    /// the log begun: ranges of guest-physical addresses in order.
+    ///
+    /// # Errors
+    /// [`HypervisorError`] if the backend keeps no such log.
+    fn written(&self) -> Result<Vec<Range<u64>>, HypervisorError> {
+        Err(HypervisorError::Unsupported {
+            what: "a log of written memory",
+        })
+    }
 
     /// Says that `length` bytes of guest memory from `address` on were written by somebody who is no vCPU (a loader, a
     /// device), so that no vCPU goes on with instructions decoded from what was there before.

@@ -41,7 +41,7 @@ use crate::machine::MachineEnd;
 use crate::snapshot::{Prefault, Snapshot};
 
 pub use error::{VmmError, chain};
-pub use guest::{Guest, GuestError, Guests, HypervisorGuests, OnEnd};
+pub use guest::{Guest, GuestError, Guests, HypervisorGuests, OnEnd, Running};
 pub use info::{VmCounters, VmInfo, VmState, VmmPingResponse};
 
 /// What the VMM does when its guest ends on its own.
@@ -138,13 +138,17 @@ impl Vmm {
             end_known: Condvar::new(),
         });
         keeper::spawn(Arc::downgrade(&inner), ended)?;
-        inner.events.emit("vmm", "started", &[]);
+        let Running { kind, why } = inner.guests.hypervisor();
+        let properties: &[(&str, &str)] = &[("hypervisor", kind), ("why", &why)];
+        inner
+            .events
+            .emit("vmm", "started", if kind.is_empty() { &[] } else { properties });
         Ok(Self { inner })
     }
 
     /// What this process is. Never waits.
     pub fn ping(&self) -> VmmPingResponse {
-        VmmPingResponse::of_this_process()
+        VmmPingResponse::of_this_process(&self.inner.guests.hypervisor())
     }
 
     /// The VM's configuration and state. Never waits for the VM.

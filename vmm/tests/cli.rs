@@ -9,6 +9,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use reprise_hypervisor::{HypervisorKind, KvmHypervisor};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -165,14 +166,28 @@ fn a_machine_that_cannot_be_built_ends_with_status_1_and_leaves_no_socket() {
 }
 
 #[test]
-fn a_hypervisor_that_is_not_there_is_a_clear_error() {
-    let output = run(&["run", "--kernel", "/k", "--hypervisor", "kvm"]);
+fn kvm_is_what_runs_the_machine_or_what_the_error_is_about() {
+    let output = run(&["run", "-v", "--kernel", "/k", "--hypervisor", "kvm"]);
     assert_eq!(output.status.code(), Some(1));
-    assert!(
-        stderr(&output).contains("KVM") && stderr(&output).contains("expected"),
-        "{}",
-        stderr(&output)
-    );
+    let text = stderr(&output);
+    let expected = match KvmHypervisor::open() {
+        Ok(_) => r#"("hypervisor", "kvm")"#.to_owned(),
+        Err(error) => error.to_string(),
+    };
+    assert!(text.contains(&expected), "{text}");
+}
+
+#[test]
+fn auto_says_what_runs_the_machine_and_why() {
+    let output = run(&["run", "-v", "--kernel", "/k"]);
+    let text = stderr(&output);
+    let chosen = reprise_hypervisor::auto::choose();
+    let kind = match chosen.hypervisor.kind() {
+        HypervisorKind::Kvm => "kvm",
+        HypervisorKind::Soft => "soft",
+    };
+    assert!(text.contains(&format!(r#"("hypervisor", "{kind}")"#)), "{text}");
+    assert!(text.contains(&chosen.why.to_string()), "{text}");
 }
 
 #[test]

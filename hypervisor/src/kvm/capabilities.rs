@@ -9,10 +9,12 @@ use super::error::KvmError;
 const ANY: u32 = u32::MAX;
 
 /// The capabilities that are needed: name, number, and what of its value must be there.
-const NEEDED: [(&str, u32, u32); 21] = [
+const NEEDED: [(&str, u32, u32); 23] = [
     ("KVM_CAP_USER_MEMORY", KVM_CAP_USER_MEMORY, ANY),
     ("KVM_CAP_IRQCHIP", KVM_CAP_IRQCHIP, ANY),
     ("KVM_CAP_IRQ_ROUTING", KVM_CAP_IRQ_ROUTING, ANY),
+    ("KVM_CAP_IRQFD", KVM_CAP_IRQFD, ANY),
+    ("KVM_CAP_IOEVENTFD", KVM_CAP_IOEVENTFD, ANY),
     ("KVM_CAP_SIGNAL_MSI", KVM_CAP_SIGNAL_MSI, ANY),
     ("KVM_CAP_SET_TSS_ADDR", KVM_CAP_SET_TSS_ADDR, ANY),
     ("KVM_CAP_SET_IDENTITY_MAP_ADDR", KVM_CAP_SET_IDENTITY_MAP_ADDR, ANY),

@@ -10,6 +10,7 @@ use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters};
 use reprise_emulator::paging::PHYSICAL_BITS;
 
 use super::xsave::Layout;
+use crate::tsc::TscRate;
 use crate::{CpuModel, soft};
 
 /// Leaf 1 ECX: XSAVE.
@@ -71,7 +72,7 @@ pub fn model(supported: &[kvm_cpuid_entry2], index: u32, vcpus: u32, khz: u32, m
             0xd if *subleaf == Some(0) => (own.eax, own.edx) = (own.eax & kvm.eax, own.edx & kvm.edx),
             0xd if *subleaf == Some(1) => own.eax &= kvm.eax,
             0xd => *own = kvm,
-            0x15 => *own = crystal(khz),
+            0x15 => *own = TscRate::crystal(khz),
             0x4000_0001 => and(own, kvm),
             0x4000_0010 => (own.eax, own.ebx) = (khz, APIC_BUS_KHZ),
             0x8000_0001 => {
@@ -92,21 +93,6 @@ pub fn model(supported: &[kvm_cpuid_entry2], index: u32, vcpus: u32, khz: u32, m
         }
     }
     entries
-}
-
-/// The crystal's frequency and the counter's ratio to it (leaf 0x15): the crystal is the counter, or a tenth of it where
-/// 32 bits of hertz are not enough.
-fn crystal(khz: u32) -> CpuidRegisters {
-    let (ratio, ecx) = match khz.checked_mul(1000) {
-        Some(hertz) => (1, hertz),
-        None => (10, khz * 100),
-    };
-    CpuidRegisters {
-        eax: 1,
-        ebx: ratio,
-        ecx,
-        edx: 0,
-    }
 }
 
 fn and(own: &mut CpuidRegisters, kvm: CpuidRegisters) {
@@ -227,13 +213,5 @@ mod tests {
         let kvm = model(&everything(), 0, 1, 2_450_000, CpuModel::Host);
         assert_eq!(places(&kvm), places(&soft::cpuid::entries(0, 1, false, CpuModel::Host)));
         assert_eq!(to_kvm(&kvm).as_slice().len(), kvm.len());
-    }
-
-    #[test]
-    fn a_counter_beyond_32_bits_of_hertz_is_a_multiple_of_its_crystal() {
-        for khz in [1_000_000, 4_294_967, 4_294_968, 5_700_000] {
-            let CpuidRegisters { eax, ebx, ecx, .. } = crystal(khz);
-            assert_eq!(u64::from(ecx) * u64::from(ebx) / u64::from(eax), u64::from(khz) * 1000);
-        }
     }
 }

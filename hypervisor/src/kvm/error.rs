@@ -51,6 +51,12 @@ pub enum KvmError {
     /// Hyper-V's interface is asked for.
     #[error("Hyper-V's interface is not there on KVM, only on the soft backend")]
     HyperV,
+    /// More interrupts than KVM has routes for.
+    #[error("KVM has no more than {most} interrupts that events signal")]
+    Interrupts {
+        /// How many there are.
+        most: usize,
+    },
     /// A call failed.
     #[error("KVM refused {call}")]
     Call {

@@ -23,6 +23,8 @@ pub const LINES: usize = 24;
 
 /// The GSI of the IO-APIC's pin 0.
 const PIN_0: u32 = LINES as u32;
+/// How many GSIs the lines have.
+pub const GSIS: u32 = PIN_0 + 1;
 /// The GSI that the PIT asserts.
 const PIT: u32 = super::pit::GSI;
 /// The IO-APIC's pin that the PIT drives.
@@ -99,7 +101,8 @@ fn tell(vm: &VmFd, line: usize, own: &mut Line, level: bool) {
     }
 }
 
-fn routes() -> Vec<kvm_irq_routing_entry> {
+/// How the lines are wired.
+pub fn routes() -> Vec<kvm_irq_routing_entry> {
     let route = |gsi: u32, irqchip: u32, pin: u32| kvm_irq_routing_entry {
         gsi,
         type_: KVM_IRQ_ROUTING_IRQCHIP,

@@ -20,9 +20,9 @@ use std::sync::{Arc, OnceLock};
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
     KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION,
-    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, kvm_ioapic_state, kvm_irqchip, kvm_pic_state, kvm_regs,
-    kvm_run, kvm_run__bindgen_ty_1, kvm_run__bindgen_ty_1__bindgen_ty_6, kvm_run__bindgen_ty_1__bindgen_ty_23,
-    kvm_userspace_memory_region, kvm_xsave,
+    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_MEM_LOG_DIRTY_PAGES, kvm_ioapic_state, kvm_irqchip,
+    kvm_pic_state, kvm_regs, kvm_run, kvm_run__bindgen_ty_1, kvm_run__bindgen_ty_1__bindgen_ty_6,
+    kvm_run__bindgen_ty_1__bindgen_ty_23, kvm_userspace_memory_region, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
@@ -306,19 +306,19 @@ fn internal_error(exit: &kvm_run__bindgen_ty_1) -> Exit {
     }
 }
 
-/// Gives KVM one region of guest memory: `length` bytes at guest-physical `address`, which `region` maps.
+/// Gives KVM one region of guest memory, or changes whether KVM logs which of its pages are written.
 ///
 /// Whoever keeps the machine keeps the memory too: `Machine` has both, and every vCPU has the machine.
 ///
 /// # Errors
 /// What KVM says.
-pub fn set_memory_slot(vm: &VmFd, slot: u32, region: &GuestRegionMmap<()>) -> io::Result<()> {
+pub fn set_memory_slot(vm: &VmFd, slot: u32, region: &GuestRegionMmap<()>, log: bool) -> io::Result<()> {
     let host = region
         .get_host_address(MemoryRegionAddress(0))
         .map_err(io::Error::other)?;
     let region = kvm_userspace_memory_region {
         slot,
-        flags: 0,
+        flags: if log { KVM_MEM_LOG_DIRTY_PAGES } else { 0 },
         guest_phys_addr: region.start_addr().raw_value(),
         memory_size: region.len(),
         userspace_addr: host as u64,

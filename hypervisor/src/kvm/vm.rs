@@ -1,5 +1,6 @@
 //! One virtual machine on KVM.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -10,15 +11,18 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use reprise_emulator::ram::PAGE_SIZE;
 use reprise_emulator::{CpuidTable, Ram};
-use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::clock::Clock;
 use super::counters::Counters;
+use super::dirty::{self, Dirty};
 use super::error::{KvmError, Named};
 use super::lines::{LINES, Lines, Source};
 use super::pit::Timer;
+use super::signals::{self, KvmMessageEvent, Routes};
 use super::vcpu::KvmVcpu;
-use super::{chips, cpuid, msrs, sys};
+use super::{chips, cpuid, msrs};
+use crate::signals::{Doorbell, DoorbellAddress, MessageEvent};
 use crate::soft::pit::Pit;
 use crate::{CpuModel, HypervisorError, InterruptLine, Vcpu, Vm, VmSettings, VmState};
 
@@ -38,6 +42,10 @@ pub struct Machine {
     pub clock: Arc<Clock>,
     /// The interval timer.
     pub pit: Timer,
+    /// Where interrupts go that events signal.
+    pub routes: Routes,
+    /// Which memory was written.
+    dirty: Dirty,
     /// Who asserts which interrupt line.
     pub lines: Lines,
     /// Guest memory, as the emulator sees it.
@@ -133,11 +141,13 @@ impl Machine {
         Lines::wire(&fd)?;
         chips::power_up(&fd)?;
         let clock = Arc::new(Clock::new(Arc::clone(&fd)));
-        map_memory(&fd, &ram)?;
+        dirty::map(&fd, &ram, false)?;
         Ok(Self {
             pit: Timer::new(Arc::clone(&fd), Arc::clone(&clock))?,
             clock,
             lines: Lines::default(),
+            routes: Routes::default(),
+            dirty: Dirty::default(),
             vcpus,
             model,
             supported: kvm
@@ -213,19 +223,6 @@ impl Machine {
     }
 }
 
-/// Gives KVM the regions of `ram`, which keeps them mapped.
-fn map_memory(fd: &VmFd, ram: &Ram) -> Result<(), KvmError> {
-    for (slot, region) in (0..).zip(ram.memory().iter()) {
-        sys::set_memory_slot(fd, slot, region).map_err(|source| KvmError::MemorySlot {
-            slot,
-            address: region.start_addr().raw_value(),
-            length: region.len(),
-            source,
-        })?;
-    }
-    Ok(())
-}
-
 impl Vm for KvmVm {
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, HypervisorError> {
         let place = index as usize;
@@ -260,6 +257,25 @@ impl Vm for KvmVm {
     fn memory_written(&self, address: u64, length: u64) {
         // KVM decodes nothing beforehand; the emulator that finishes its instructions may.
         self.machine.ram.written_by_host(address, length);
+        self.machine.dirty.written(address, length);
+    }
+
+    fn message_event(&self) -> Result<Arc<dyn MessageEvent>, HypervisorError> {
+        Ok(Arc::new(KvmMessageEvent::new(Arc::clone(&self.machine))?))
+    }
+
+    fn doorbell(&self, at: DoorbellAddress, event: &EventFd) -> Result<Doorbell, HypervisorError> {
+        Ok(signals::doorbell(&self.machine, at, event)?)
+    }
+
+    fn log_writes(&self, on: bool) -> Result<(), HypervisorError> {
+        let Machine { fd, ram, dirty, .. } = &*self.machine;
+        Ok(dirty.log(fd, ram, on)?)
+    }
+
+    fn written(&self) -> Result<Vec<Range<u64>>, HypervisorError> {
+        let Machine { fd, ram, dirty, .. } = &*self.machine;
+        Ok(dirty.take(fd, ram)?)
     }
 
     fn set_paused(&self, paused: bool) {

@@ -20,6 +20,7 @@ use super::lapic::{Effect, Lapic};
 use super::message::{Delivery, Destination, Message};
 use super::pic::Pic;
 use super::pit::Pit;
+use super::signals::Doorbells;
 use crate::tsc::TscRate;
 
 /// The number of interrupt lines.
@@ -68,6 +69,8 @@ pub struct Chipset {
     pit: Mutex<Pit>,
     /// How many sources assert each line: it is up while any does.
     asserted: Mutex<[u32; LINES]>,
+    /// Where guests write to signal events.
+    pub doorbells: Doorbells,
     /// Where the search for the taker of a lowest-priority message begins, so that equals take turns.
     turn: AtomicUsize,
 }
@@ -84,6 +87,7 @@ impl Chipset {
             pic: Mutex::new(Pic::new()),
             pit: Mutex::new(Pit::new()),
             asserted: Mutex::new([0; LINES]),
+            doorbells: Doorbells::default(),
             turn: AtomicUsize::new(0),
         };
         // The PIT's output is up before anybody programs it. The interrupt controllers know from the start, while all is
@@ -96,6 +100,12 @@ impl Chipset {
     #[inline]
     pub fn tsc_rate(&self) -> TscRate {
         TscRate::new(self.tsc_khz.load(Ordering::Relaxed)).unwrap_or(TscRate::GIGAHERTZ)
+    }
+
+    /// Has the vCPUs' time-stamp counters, which have not counted yet, count at `rate`.
+    pub fn count_at(&self, rate: TscRate) {
+        self.tsc_khz.store(rate.khz(), Ordering::Relaxed);
+        self.seats.iter().for_each(|seat| seat.lapic().set_rate(rate));
     }
 
     /// The vCPUs, by index.

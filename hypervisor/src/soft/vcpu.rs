@@ -196,6 +196,16 @@ impl SoftVcpu {
 
     fn answer_one(&mut self, request: &Request) -> Option<Reply> {
         let (address, size) = (request.address, request.size);
+        if let Direction::Write(value) = request.direction
+            && let Some(space) = match request.space {
+                Space::Port => Some(crate::Space::Port),
+                Space::Memory => Some(crate::Space::Memory),
+                _ => None,
+            }
+            && self.chipset().doorbells.ring(space, address, size, value)
+        {
+            return Some(Reply::Value(0));
+        }
         let reply = match (request.space, request.direction) {
             (Space::Port, Direction::Write(value)) => {
                 let done = self.chipset().write_ports(address as u16, size, value);

@@ -1,16 +1,21 @@
 //! One virtual machine of the soft backend.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use reprise_emulator::model::executes;
 use reprise_emulator::{CpuidTable, Model, Ram};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::chipset::{Chipset, LINES};
 use super::hyperv::Partition;
 use super::ioapic::MessageBus;
 use super::message::decode_msi;
+use super::signals::Signals;
 use super::vcpu::SoftVcpu;
+use crate::signals::{Doorbell, DoorbellAddress, MessageEvent};
+use crate::tsc::TscRate;
 use crate::{CpuModel, HypervisorError, InterruptLine, StateError, Vcpu, Vm, VmSettings, VmState};
 
 /// The most vCPUs of a machine: their ids are below 255, which in the 8 bits of an IO-APIC's entry means everyone.
@@ -63,6 +68,9 @@ pub struct SoftVm {
     ram: Arc<Ram>,
     model: Arc<Model>,
     cpu_model: CpuModel,
+    /// Interrupts that events signal, once there is one.
+    signals: Mutex<Option<Signals>>,
+    last_signal: AtomicU64,
     /// Which vCPUs were made.
     made: Mutex<Box<[bool]>>,
 }
@@ -73,6 +81,14 @@ impl SoftVm {
     /// # Errors
     /// [`HypervisorError`] if there are too many or no vCPUs, or the memory is not of whole pages.
     pub fn new(settings: VmSettings) -> Result<Self, HypervisorError> {
+        Self::counting_at(settings, TscRate::GIGAHERTZ)
+    }
+
+    /// The same, its time-stamp counters counting at `rate`; with Hyper-V's interface at 1 GHz all the same.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn counting_at(settings: VmSettings, rate: TscRate) -> Result<Self, HypervisorError> {
         let VmSettings {
             vcpus,
             memory,
@@ -88,12 +104,18 @@ impl SoftVm {
         model.check(executes)?;
         let ram = Ram::new(memory).map_err(|source| HypervisorError::Memory { source })?;
         let count = vcpus as usize;
+        let machine = Machine::new(count, hyperv)?;
+        if !hyperv {
+            machine.chipset.count_at(rate);
+        }
         let table = CpuidTable::new(super::cpuid::entries(0, vcpus, hyperv, model));
         Ok(Self {
-            machine: Arc::new(Machine::new(count, hyperv)?),
+            machine: Arc::new(machine),
             ram: Arc::new(ram),
             model: Arc::new(Model::announcing(&table)),
             cpu_model: model,
+            signals: Mutex::new(None),
+            last_signal: AtomicU64::new(0),
             made: Mutex::new(vec![false; count].into()),
         })
     }
@@ -113,7 +135,9 @@ impl Vm for SoftVm {
             Arc::clone(&self.model),
         );
         let (vcpus, hyperv) = (made.len() as u32, machine.partition.is_some());
-        let cpuid = CpuidTable::new(super::cpuid::entries(index, vcpus, hyperv, self.cpu_model));
+        let mut entries = super::cpuid::entries(index, vcpus, hyperv, self.cpu_model);
+        machine.chipset.tsc_rate().announce(&mut entries);
+        let cpuid = CpuidTable::new(entries);
         Ok(Box::new(SoftVcpu::new(place, machine, ram, model, cpuid)))
     }
 
@@ -137,6 +161,25 @@ impl Vm for SoftVm {
             }
             None => tracing::debug!(address, data, "a message that is no interrupt"),
         }
+    }
+
+    fn message_event(&self) -> Result<Arc<dyn MessageEvent>, HypervisorError> {
+        let mut signals = self.signals.lock().unwrap_or_else(PoisonError::into_inner);
+        let signals = match &mut *signals {
+            Some(signals) => signals,
+            none => none.insert(Signals::new(Arc::clone(&self.machine.chipset))?),
+        };
+        let number = self.last_signal.fetch_add(1, Ordering::SeqCst);
+        Ok(Arc::new(signals.interrupt(number)?))
+    }
+
+    fn doorbell(&self, at: DoorbellAddress, event: &EventFd) -> Result<Doorbell, HypervisorError> {
+        let event = event
+            .try_clone()
+            .map_err(|source| HypervisorError::Host { call: "dup", source })?;
+        let number = self.machine.chipset.doorbells.add(at, event);
+        let chipset = Arc::clone(&self.machine.chipset);
+        Ok(Doorbell::new(move || chipset.doorbells.remove(number)))
     }
 
     fn memory_written(&self, address: u64, length: u64) {

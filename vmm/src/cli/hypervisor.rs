@@ -3,14 +3,14 @@
 use std::sync::Arc;
 
 use clap::ValueEnum;
-use reprise_hypervisor::{Hypervisor, SoftHypervisor};
+use reprise_hypervisor::{Hypervisor, HypervisorError, KvmHypervisor, auto};
 
 use super::Failure;
 
 /// Which hypervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(super) enum Choice {
-    /// KVM where it can be used, else the CPU in software.
+    /// KVM where it can be used and the processor is behind it, else the CPU in software.
     Auto,
     /// The host's KVM.
     Kvm,
@@ -18,19 +18,21 @@ pub(super) enum Choice {
     Soft,
 }
 
-/// Opens the hypervisor of `choice`.
+/// Opens the hypervisor of `choice`, and says why it is that one.
 ///
 /// # Errors
 /// If it is not there.
-pub(super) fn open(choice: Choice) -> Result<Arc<dyn Hypervisor>, Failure> {
-    match choice {
-        Choice::Soft => {}
-        Choice::Auto => tracing::info!("the CPU is in software: this version has no KVM backend yet"),
+pub(super) fn open(choice: Choice) -> Result<(Arc<dyn Hypervisor>, String), Failure> {
+    let asked = || "as asked for".to_owned();
+    Ok(match choice {
+        Choice::Soft => (auto::soft(), asked()),
         Choice::Kvm => {
-            return Err(Failure::new(
-                "the KVM backend is not built into this version; expected --hypervisor soft or auto",
-            ));
+            let kvm = KvmHypervisor::open().map_err(|source| HypervisorError::Kvm { source })?;
+            (Arc::new(kvm), asked())
         }
-    }
-    Ok(Arc::new(SoftHypervisor))
+        Choice::Auto => {
+            let auto::Chosen { hypervisor, why } = auto::choose();
+            (hypervisor, why.to_string())
+        }
+    })
 }

@@ -41,7 +41,8 @@ pub(super) fn vmm(host: &Host, options: MachineOptions, when_guest_ends: WhenGue
         events: events.clone(),
         ..options
     };
-    let guests = HypervisorGuests::new(hypervisor::open(host.hypervisor)?, options);
+    let (hypervisor, why) = hypervisor::open(host.hypervisor)?;
+    let guests = HypervisorGuests::new(hypervisor, options).because(why);
     let vmm = Vmm::new(guests, when_guest_ends, events)?;
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
     let asked = vmm.clone();

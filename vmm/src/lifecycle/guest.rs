@@ -4,7 +4,7 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use reprise_hypervisor::Hypervisor;
+use reprise_hypervisor::{Hypervisor, HypervisorKind};
 
 use super::VmCounters;
 use crate::config::{ConsoleConfig, VmConfig};
@@ -23,6 +23,11 @@ pub trait Guests: Send + Sync {
     /// The largest number of vCPUs of a machine.
     fn max_vcpus(&self) -> u32;
 
+    /// What runs them, and why that: for the log, the event stream and `vmm.ping`.
+    fn hypervisor(&self) -> Running {
+        Running::default()
+    }
+
     /// Builds a machine that does not run yet. `config` has been validated.
     ///
     /// # Errors
@@ -34,6 +39,15 @@ pub trait Guests: Send + Sync {
     /// # Errors
     /// Whatever is in the way.
     fn restore(&self, snapshot: &Snapshot, prefault: Prefault, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError>;
+}
+
+/// What runs the machines.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Running {
+    /// `kvm` or `soft`; empty in tests.
+    pub kind: &'static str,
+    /// Why it was chosen, in a line.
+    pub why: String,
 }
 
 /// A machine. The lifecycle calls it from one thread at a time.
@@ -69,6 +83,7 @@ pub trait Guest: Send {
 pub struct HypervisorGuests {
     hypervisor: Arc<dyn Hypervisor>,
     options: MachineOptions,
+    why: String,
     /// The last machine's console and what it was opened from: the next machine's too, if somebody kept it open.
     last: Mutex<Option<(ConsoleConfig, Weak<Console>)>>,
 }
@@ -79,8 +94,15 @@ impl HypervisorGuests {
         Self {
             hypervisor,
             options,
+            why: "as asked for".to_owned(),
             last: Mutex::new(None),
         }
+    }
+
+    /// The same, saying why it is this hypervisor.
+    #[must_use]
+    pub fn because(self, why: String) -> Self {
+        Self { why, ..self }
     }
 }
 
@@ -106,6 +128,16 @@ impl HypervisorGuests {
 impl Guests for HypervisorGuests {
     fn max_vcpus(&self) -> u32 {
         self.hypervisor.max_vcpus()
+    }
+
+    fn hypervisor(&self) -> Running {
+        Running {
+            kind: match self.hypervisor.kind() {
+                HypervisorKind::Kvm => "kvm",
+                HypervisorKind::Soft => "soft",
+            },
+            why: self.why.clone(),
+        }
     }
 
     fn build(&self, config: &VmConfig, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError> {

@@ -6,6 +6,7 @@ use std::fmt::{self, Display};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::Running;
 use crate::config::VmConfig;
 
 /// The state of a VM.
@@ -38,19 +39,20 @@ pub struct VmmPingResponse {
     pub version: String,
     /// The process id of the VMM.
     pub pid: i64,
-    /// What was built in.
+    /// What runs the machines, `kvm` or `soft`, and then the same with the reason: `hypervisor=soft: ` and why.
     pub features: Vec<String>,
 }
 
 impl VmmPingResponse {
-    /// What this process says of itself.
-    pub fn of_this_process() -> Self {
+    /// What this process, whose machines `running` runs, says of itself.
+    pub fn of_this_process(running: &Running) -> Self {
+        let Running { kind, why } = running;
         let version = env!("CARGO_PKG_VERSION").to_owned();
         Self {
             build_version: format!("reprise v{version}"),
             version,
             pid: i64::from(std::process::id()),
-            features: vec!["soft".to_owned()],
+            features: vec![(*kind).to_owned(), format!("hypervisor={kind}: {why}")],
         }
     }
 }

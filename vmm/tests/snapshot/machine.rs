@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use proptest::prelude::*;
-use reprise_hypervisor::{SoftHypervisor, StateError, VcpuError};
+use reprise_hypervisor::{Hypervisor, SoftHypervisor, StateError, VcpuError, auto};
 use reprise_vmm::config::{ConsoleConfig, CpusConfig, DelayConfig, MemoryConfig, PayloadConfig, VmConfig};
 use reprise_vmm::console::Console;
 use reprise_vmm::lifecycle::chain;
@@ -16,6 +16,7 @@ use reprise_vmm::snapshot::{self, Prefault, Snapshot};
 use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::backends::on_each;
 use crate::guest;
 
 /// As long as it takes.
@@ -55,8 +56,12 @@ impl Place {
     }
 
     fn boot(&self) -> Guest {
+        self.boot_on(&SoftHypervisor)
+    }
+
+    fn boot_on(&self, hypervisor: &dyn Hypervisor) -> Guest {
         let mut guest =
-            with_console(|options, on_end| Machine::new(&self.config, &SoftHypervisor, options, on_end)).unwrap();
+            with_console(|options, on_end| Machine::new(&self.config, hypervisor, options, on_end)).unwrap();
         guest.machine.start();
         guest.expect("!");
         guest
@@ -98,7 +103,11 @@ fn with_console(
 }
 
 fn restore(snapshot: &Snapshot, prefault: Prefault) -> Result<Guest, MachineError> {
-    with_console(|options, on_end| Machine::restore(snapshot, prefault, &SoftHypervisor, options, on_end))
+    restore_on(&SoftHypervisor, snapshot, prefault)
+}
+
+fn restore_on(hypervisor: &dyn Hypervisor, snapshot: &Snapshot, prefault: Prefault) -> Result<Guest, MachineError> {
+    with_console(|options, on_end| Machine::restore(snapshot, prefault, hypervisor, options, on_end))
 }
 
 impl Guest {
@@ -114,6 +123,29 @@ impl Guest {
         self.console.read_exact(&mut answer).unwrap();
         String::from_utf8(answer.to_vec()).unwrap()
     }
+}
+
+#[test]
+fn a_guest_goes_on_on_the_other_backend_and_back() {
+    let soft = auto::soft();
+    on_each(|hypervisor| {
+        let place = Place::new();
+        let mut guest = place.boot_on(hypervisor);
+        let mut expected = ["a11", "b22", "c33", "d44", "e55"].into_iter();
+        for (index, next) in [&*soft, hypervisor, &*soft, hypervisor].into_iter().enumerate() {
+            let answer = expected.next().unwrap();
+            assert_eq!(guest.ask(answer.as_bytes()[0]), answer, "{index}");
+            guest.machine.pause().unwrap();
+            let name = format!("{index}");
+            guest.machine.snapshot(&place.config, &place.path(&name)).unwrap();
+            let snapshot = Snapshot::open(&place.path(&name)).unwrap();
+            guest = restore_on(next, &snapshot, Prefault::Yes)
+                .unwrap_or_else(|error| panic!("{}", chain(&error).join(": ")));
+            guest.machine.resume();
+        }
+        let answer = expected.next().unwrap();
+        assert_eq!(guest.ask(answer.as_bytes()[0]), answer);
+    });
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Machines that are saved and restored: in one process, and by the program `reprise`, which is killed and whose disk is full.
 
+#[path = "../backends/mod.rs"]
+mod backends;
 #[path = "../code/mod.rs"]
 mod code;
 mod guest;

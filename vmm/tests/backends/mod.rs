@@ -1,0 +1,26 @@
+//! The backends that there are on this host.
+
+use reprise_hypervisor::{Hypervisor, KvmHypervisor, SoftHypervisor};
+
+/// Runs `test` on every backend that there is here.
+pub fn on_each(test: impl Fn(&dyn Hypervisor)) {
+    eprintln!("on the soft backend");
+    test(&SoftHypervisor);
+    if let Some(kvm) = kvm() {
+        eprintln!("on KVM");
+        test(&kvm);
+    }
+}
+
+/// KVM, if it is there. `REPRISE_REQUIRE=kvm` makes it an error if it is not.
+pub fn kvm() -> Option<KvmHypervisor> {
+    match KvmHypervisor::open() {
+        Ok(kvm) => Some(kvm),
+        Err(error) => {
+            let required = std::env::var("REPRISE_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "kvm"));
+            assert!(!required, "{error}");
+            eprintln!("skipped on KVM: {error}");
+            None
+        }
+    }
+}
