@@ -1,7 +1,7 @@
 //! ACPI tables: what the machine tells its guest about itself.
 //!
 //! # Purpose
-//! RSDP, XSDT, FADT, FACS, MADT and DSDT, as the ACPI specification lays them out. They repeat what the devices know
+//! RSDP, XSDT, FADT, FACS, MADT, MCFG and DSDT, as the ACPI specification lays them out. They repeat what the devices know
 //! ([`reprise_devices::acpi::ports`] and the other devices' constants) and say nothing that is not there.
 //!
 //! # Life
@@ -15,6 +15,7 @@ mod madt;
 mod tests;
 
 use acpi_tables::facs::FACS;
+use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, sdt::Sdt};
@@ -34,6 +35,8 @@ pub struct Description {
     pub vcpus: u32,
     /// Whether there is a serial port.
     pub serial: bool,
+    /// RAM in bytes.
+    pub memory: u64,
 }
 
 /// The tables cannot be put into guest memory.
@@ -91,8 +94,11 @@ fn build(description: Description, base: u64) -> Vec<u8> {
     let dsdt = image.place(&dsdt::table(description));
     let fadt = image.place(&fadt::table(facs, dsdt));
     let madt = image.place(&madt::table(description.vcpus));
+    let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
+    mcfg.add_ecam(layout::PCI_ECAM, 0, 0, 0);
+    let mcfg = image.place(&mcfg);
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    for table in [fadt, madt] {
+    for table in [fadt, madt, mcfg] {
         xsdt.add_entry(table);
     }
     let xsdt = image.place(&xsdt);

@@ -57,13 +57,13 @@ pub struct VmConfig {
     pub memory: MemoryConfig,
     /// What the machine boots.
     pub payload: PayloadConfig,
-    /// virtio-blk disks; not there yet.
+    /// virtio-blk disks.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub disks: Vec<DiskConfig>,
     /// virtio-net interfaces; not there yet.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub net: Vec<NetConfig>,
-    /// The source of entropy; only the default is accepted, and no virtio-rng stands behind it yet.
+    /// The source of entropy behind virtio-rng.
     #[serde(default)]
     pub rng: RngConfig,
     /// The balloon; not there yet.
@@ -142,13 +142,26 @@ impl VmConfig {
 
     /// The names of the devices that the machine can have on its bus, in order.
     pub fn device_names(&self) -> Vec<String> {
-        let mut names = vec!["acpi", "debug-exit", "i8042", "post", "rtc"];
+        let mut names: Vec<_> = PLATFORM.map(str::to_owned).into();
         if self.serial.mode != ConsoleMode::Off {
-            names.push("serial");
+            names.push("serial".to_owned());
         }
-        names.into_iter().map(str::to_owned).collect()
+        names.extend(self.pci_device_names());
+        names.sort();
+        names
+    }
+
+    /// The names of the PCI devices, in the order of their device numbers: what the configuration calls them, or `disk0`,
+    /// `disk1`, … and `rng`.
+    pub fn pci_device_names(&self) -> Vec<String> {
+        let disks = self.disks.iter().enumerate();
+        let named = disks.map(|(index, disk)| disk.id.clone().unwrap_or_else(|| format!("disk{index}")));
+        named.chain(["rng".to_owned()]).collect()
     }
 }
+
+/// The devices on the bus of every machine.
+const PLATFORM: [&str; 7] = ["acpi", "debug-exit", "i8042", "pci-config", "pci-ecam", "post", "rtc"];
 
 /// Reads `text` as a `T` and nothing after it.
 ///

@@ -231,7 +231,14 @@ impl Machine {
         check_vcpus(vcpus, hypervisor)?;
         let memory = memory::map(config.memory.size)?;
         let serial = options.console.is_some() || config.serial.mode != ConsoleMode::Off;
-        let rsdp = acpi::write(&memory, Description { vcpus, serial })?;
+        let rsdp = acpi::write(
+            &memory,
+            Description {
+                vcpus,
+                serial,
+                memory: config.memory.size,
+            },
+        )?;
         let payload = Payload {
             kernel,
             initramfs: config.payload.initramfs.as_deref(),
@@ -269,16 +276,16 @@ impl Machine {
         })?;
         let shared = Arc::new(Shared::new(vcpus as usize, on_end));
         let parts = Parts {
-            memory: config.memory.size,
+            config,
+            memory: &memory,
             console: console.as_deref(),
             debug_exit: options.debug_exit,
-            delays: &config.delays,
             events: Arc::new({
                 let shared = Arc::clone(&shared);
                 move |event: MachineEvent| shared.end(event.into())
             }),
         };
-        let board = Arc::new(Board::new(&*vm, &parts)?);
+        let board = Arc::new(Board::new(&vm, &parts)?);
         let mut cpus: Vec<Box<dyn Vcpu>> = Vec::new();
         for index in 0..vcpus {
             cpus.push(vm.create_vcpu(index)?);
@@ -361,7 +368,7 @@ impl Machine {
                 .map(|(name, value)| (name.to_owned(), value))
                 .collect()
         };
-        let devices = self.board.bus.counters().into_iter();
+        let devices = self.board.counters().into_iter();
         let mut all: BTreeMap<_, _> = devices
             .map(|(device, figures)| (device, named(figures.into_iter().collect())))
             .collect();

@@ -1,11 +1,16 @@
 //! DSDT: the devices that a system cannot find by itself, in AML.
 
 use acpi_tables::Aml;
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope};
+use acpi_tables::aml::{
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path,
+    ResourceTemplate, Scope,
+};
 use reprise_devices::acpi::ports;
+use reprise_devices::pci::root;
 use reprise_devices::{rtc, serial};
 
 use super::{Description, Table};
+use crate::boot::layout;
 
 /// The ISA interrupt of the RTC's alarm.
 const RTC_IRQ: u32 = 8;
@@ -22,6 +27,7 @@ pub fn table(description: Description) -> Table {
         serial_port(&mut devices);
     }
     clock(&mut devices);
+    pci(&mut devices, description.memory);
     body.extend(Scope::raw(Path::new("_SB_"), devices));
     super::table(*b"DSDT", 2, &body)
 }
@@ -81,6 +87,64 @@ fn clock(aml: &mut Vec<u8>) {
                     &IO::new(first, first, 1, length),
                     &Interrupt::new(true, true, false, false, RTC_IRQ),
                 ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(aml);
+}
+
+/// The PCI root bus with what its devices may claim, and the memory of its configuration space, which a system uses only if
+/// it is somebody's resource (PCI Firmware Specification, "MCFG Table Description").
+///
+/// There is no routing of INTx interrupts, as no function has a pin.
+fn pci(aml: &mut Vec<u8>, memory: u64) {
+    let (first, ports) = (port(root::CONFIG_PORT), root::CONFIG_PORTS);
+    let (low, high) = (layout::PCI_LOW, layout::pci_high(memory));
+    let below_4g = |address: u64| u32::try_from(address).expect("it lies below 4 GiB");
+    Device::new(
+        Path::new("PCI0"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0A08")),
+            &Name::new(Path::new("_CID"), &EISAName::new("PNP0A03")),
+            &Name::new(Path::new("_UID"), &0_u32),
+            &Name::new(Path::new("_SEG"), &0_u32),
+            &Name::new(Path::new("_BBN"), &0_u32),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![
+                    &AddressSpace::new_bus_number(0_u16, 0_u16),
+                    &IO::new(first, first, 1, u8::try_from(ports).expect("eight ports")),
+                    &AddressSpace::new_memory(
+                        AddressSpaceCacheable::NotCacheable,
+                        true,
+                        below_4g(low.start),
+                        below_4g(low.end - 1),
+                        None,
+                    ),
+                    &AddressSpace::new_memory(
+                        AddressSpaceCacheable::NotCacheable,
+                        true,
+                        high.start,
+                        high.end - 1,
+                        None,
+                    ),
+                ]),
+            ),
+        ],
+    )
+    .to_aml_bytes(aml);
+    Device::new(
+        Path::new("MCFG"),
+        vec![
+            &Name::new(Path::new("_HID"), &EISAName::new("PNP0C02")),
+            &Name::new(Path::new("_UID"), &0_u32),
+            &Name::new(
+                Path::new("_CRS"),
+                &ResourceTemplate::new(vec![&Memory32Fixed::new(
+                    true,
+                    below_4g(layout::PCI_ECAM),
+                    below_4g(root::ECAM_LENGTH),
+                )]),
             ),
         ],
     )

@@ -6,6 +6,14 @@ use super::*;
 
 const BASE: u64 = layout::ACPI_TABLES;
 
+fn description(vcpus: u32, serial: bool) -> Description {
+    Description {
+        vcpus,
+        serial,
+        memory: 512 << 20,
+    }
+}
+
 /// The tables of a machine, found as a system finds them.
 struct Found {
     image: Vec<u8>,
@@ -14,7 +22,7 @@ struct Found {
 
 impl Found {
     fn of(vcpus: u32, serial: bool) -> Self {
-        let image = build(Description { vcpus, serial }, BASE);
+        let image = build(description(vcpus, serial), BASE);
         let rsdp = &image[..36];
         assert_eq!(&rsdp[..8], b"RSD PTR ");
         assert_eq!(sum(&rsdp[..20]), 0, "the first checksum");
@@ -79,7 +87,10 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 #[test]
 fn a_system_finds_every_table_from_the_rsdp_and_their_checksums_hold() {
     let found = Found::of(2, true);
-    assert_eq!(found.tables.keys().collect::<Vec<_>>(), [b"APIC", b"DSDT", b"FACP"]);
+    assert_eq!(
+        found.tables.keys().collect::<Vec<_>>(),
+        [b"APIC", b"DSDT", b"FACP", b"MCFG"]
+    );
 }
 
 #[test]
@@ -149,14 +160,8 @@ fn the_dsdt_tells_how_to_power_off_and_names_only_devices_that_are_there() {
 #[test]
 fn tables_for_more_processors_than_there_is_room_for_are_refused() {
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 2 << 20)]).unwrap();
-    assert_eq!(write(&memory, Description { vcpus: 4, serial: true }).unwrap(), BASE);
-    let refused = write(
-        &memory,
-        Description {
-            vcpus: 4096,
-            serial: true,
-        },
-    );
+    assert_eq!(write(&memory, description(4, true)).unwrap(), BASE);
+    let refused = write(&memory, description(4096, true));
     assert!(
         matches!(refused, Err(AcpiError::TooLarge { vcpus: 4096, .. })),
         "{refused:?}"

@@ -39,6 +39,10 @@ pub const ACPI_TABLES_END: u64 = HIGH_START;
 pub const HIGH_START: u64 = 0x10_0000;
 /// RAM below 4 GiB ends here at the latest.
 pub const MMIO_START: u64 = 0xc000_0000;
+/// Where PCI devices are at first, and the end of that: what follows is PCI configuration space.
+pub const PCI_LOW: Range<u64> = MMIO_START..PCI_ECAM;
+/// PCI configuration space (ECAM) of the one bus, 1 MiB.
+pub const PCI_ECAM: u64 = 0xe000_0000;
 /// RAM that did not fit below goes on here.
 pub const MMIO_END: u64 = 0x1_0000_0000;
 
@@ -69,6 +73,15 @@ pub fn ram(size: u64) -> Vec<Range<u64>> {
     [below, above].into_iter().filter(|range| !range.is_empty()).collect()
 }
 
+/// Where PCI devices are that do not fit below 4 GiB, in a machine with `size` bytes of RAM: 64 GiB from a multiple of 64 GiB on.
+pub fn pci_high(size: u64) -> Range<u64> {
+    const LENGTH: u64 = 64 << 30;
+    let ram_end = ram(size).last().map_or(0, |range| range.end);
+    // A size near 2^64 is refused before it comes here.
+    let start = ram_end.max(MMIO_END).div_ceil(LENGTH).saturating_mul(LENGTH);
+    start..start.saturating_add(LENGTH)
+}
+
 /// The memory map that the guest is told, in rising order.
 pub fn memory_map(size: u64) -> Vec<(Range<u64>, Kind)> {
     let mut map = vec![
@@ -97,6 +110,15 @@ mod tests {
         assert_eq!(ram(512 << 20), one_range(512 << 20));
         assert_eq!(ram(3 << 30), one_range(0xc000_0000));
         assert_eq!(ram(8 << 30), [0..0xc000_0000, 0x1_0000_0000..0x2_4000_0000]);
+    }
+
+    #[test]
+    fn the_upper_window_for_pci_devices_lies_above_all_ram() {
+        for size in [2 << 20, 3 << 30, 63 << 30, 64 << 30, 200 << 30] {
+            let window = pci_high(size);
+            assert!(ram(size).iter().all(|range| range.end <= window.start), "{size:#x}");
+            assert_eq!((window.start % (64 << 30), window.end - window.start), (0, 64 << 30));
+        }
     }
 
     #[test]

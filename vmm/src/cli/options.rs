@@ -5,7 +5,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::config::{
-    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, MemoryConfig, from_json, parse_size,
+    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, MemoryConfig, RngConfig, from_json,
+    parse_size,
 };
 use crate::lifecycle::chain;
 
@@ -52,8 +53,29 @@ pub(super) fn delay(text: &str) -> Result<DelayConfig, String> {
     read(members(text, "device", &[])?)
 }
 
+/// Reads `PATH` or `path=PATH,readonly=on,…` with the names of [`DiskConfig`].
+pub(super) fn disk(text: &str) -> Result<DiskConfig, String> {
+    const WORDS: [&str; 6] = ["path", "id", "serial", "image_type", "vhost_socket", "rate_limit_group"];
+    read(members_with(text, "path", &[], &WORDS)?)
+}
+
+/// Reads `PATH` or `src=PATH`.
+pub(super) fn rng(text: &str) -> Result<RngConfig, String> {
+    read(members_with(text, "src", &[], &["src"])?)
+}
+
 /// The members of `text`; a first part without `=` is the member `bare`.
 fn members(text: &str, bare: &str, aliases: &[(&str, &str)]) -> Result<Map<String, Value>, String> {
+    members_with(text, bare, aliases, &[])
+}
+
+/// As [`members`], where those of `words` are taken as they stand: a disk may be called 1G, and a serial number be one.
+fn members_with(
+    text: &str,
+    bare: &str,
+    aliases: &[(&str, &str)],
+    words: &[&str],
+) -> Result<Map<String, Value>, String> {
     let mut object = Map::new();
     for (i, part) in text.split(',').enumerate() {
         let (name, value) = match part.split_once('=') {
@@ -65,7 +87,12 @@ fn members(text: &str, bare: &str, aliases: &[(&str, &str)]) -> Result<Map<Strin
             .iter()
             .find(|(alias, _)| *alias == name)
             .map_or(name, |(_, name)| name);
-        if object.insert(name.to_owned(), scalar(value)).is_some() {
+        let value = if words.contains(&name) {
+            Value::from(value)
+        } else {
+            scalar(value)
+        };
+        if object.insert(name.to_owned(), value).is_some() {
             return Err(format!("{name} is given twice; expected once"));
         }
     }
@@ -156,6 +183,44 @@ mod tests {
         ] {
             assert!(delay(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn disks_are_a_path_or_the_names_of_the_config() {
+        for text in [
+            "/d.img",
+            "path=/d.img",
+            "path=/d.img,readonly=off,num_queues=1,queue_size=128",
+        ] {
+            let disk = disk(text).unwrap();
+            assert_eq!(
+                (disk.path, disk.readonly, disk.num_queues),
+                (Some("/d.img".into()), false, 1),
+                "{text}"
+            );
+        }
+        let odd = disk("path=1G,readonly=on,id=on,serial=0012,num_queues=4,queue_size=1K,sparse=off").unwrap();
+        assert_eq!(odd.path, Some("1G".into()));
+        assert_eq!((odd.id.as_deref(), odd.serial.as_deref()), (Some("on"), Some("0012")));
+        assert!(odd.readonly && !odd.sparse);
+        assert_eq!((odd.num_queues, odd.queue_size), (4, 1024));
+        for text in [
+            "path=/d,readonly=maybe",
+            "path=/d,colour=red",
+            "path=/d,path=/e",
+            "/d,/e",
+            "path=/d,queue_size=1M",
+        ] {
+            assert!(disk(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn entropy_is_a_path() {
+        for text in ["/dev/random", "src=/dev/random", "src=/dev/random,iommu=off"] {
+            assert_eq!(rng(text).unwrap().src, "/dev/random", "{text}");
+        }
+        assert!(rng("src=/dev/random,speed=9").is_err());
     }
 
     #[test]

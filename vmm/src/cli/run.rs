@@ -7,7 +7,9 @@ use clap::Args;
 
 use super::{Failure, Host, USAGE, options, serve, usage_of};
 use crate::api::{ApiServer, ApiSocket};
-use crate::config::{ConsoleConfig, CpusConfig, DelayConfig, MemoryConfig, PayloadConfig, VmConfig};
+use crate::config::{
+    ConsoleConfig, CpusConfig, DelayConfig, DiskConfig, MemoryConfig, PayloadConfig, RngConfig, VmConfig,
+};
 use crate::lifecycle::{End, Restore, Vmm, VmmError, WhenGuestEnds};
 use crate::machine::MachineOptions;
 
@@ -32,12 +34,19 @@ pub(super) struct Run {
     /// The memory: 512M or size=512M.
     #[arg(long, value_name = "SIZE", value_parser = options::memory, default_value = "512M")]
     memory: MemoryConfig,
+    /// A disk, its image raw: PATH or path=PATH, with readonly=on, num_queues=N, queue_size=N, serial=TEXT, id=NAME or
+    /// sparse=off if need be. Repeat it for several.
+    #[arg(long, value_name = "DISK", value_parser = options::disk, num_args = 1..)]
+    disk: Vec<DiskConfig>,
+    /// The source of entropy: PATH or src=PATH [default: /dev/urandom].
+    #[arg(long, value_name = "SRC", value_parser = options::rng)]
+    rng: Option<RngConfig>,
     /// The serial port: tty, null, off, file=PATH or socket=PATH [default: tty, or what the snapshot says]. Ctrl-A x ends a
     /// tty's machine.
     #[arg(long, value_name = "WHERE", value_parser = options::serial)]
     serial: Option<ConsoleConfig>,
     /// Instead of booting, go on from the snapshot in this folder, which must stay as long as the machine.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initramfs", "cmdline", "cpus", "memory", "inject_delay"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initramfs", "cmdline", "cpus", "memory", "disk", "rng", "inject_delay"])]
     restore: Option<PathBuf>,
     /// Read all memory of the snapshot at once; the folder is not needed afterwards.
     #[arg(long, requires = "restore", conflicts_with = "kernel")]
@@ -112,6 +121,8 @@ impl Run {
                 cmdline: Some(self.cmdline),
                 initramfs: self.initramfs,
             },
+            disks: self.disk,
+            rng: self.rng.unwrap_or_default(),
             serial: self.serial.unwrap_or_else(ConsoleConfig::tty),
             delays: self.inject_delay,
             ..VmConfig::default()

@@ -1,4 +1,4 @@
-//! Smaller devices. Of these only the default of [`RngConfig`] is accepted yet.
+//! Smaller devices. Of these only the source of entropy is there yet.
 
 use std::path::PathBuf;
 

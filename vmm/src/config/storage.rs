@@ -1,5 +1,5 @@
-//! Disks, shares and persistent memory, as other monitors of this family configure them. None is there yet: the types
-//! are, so that a request for one is refused by name and a misspelt field by its path.
+//! Disks, shares and persistent memory, as other monitors of this family configure them. Of these only disks are there yet: the
+//! types of the others are, so that a request for one is refused by name and a misspelt field by its path.
 
 use std::path::PathBuf;
 
@@ -62,7 +62,7 @@ pub struct DiskConfig {
     #[serde(default = "super::yes")]
     #[schema(default = true)]
     pub sparse: bool,
-    /// The image's format, found out where absent.
+    /// The image's format. Only `Raw` is there yet; where absent, an image that begins like one of another format is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_type: Option<String>,
 }

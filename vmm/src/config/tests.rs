@@ -122,9 +122,34 @@ fn a_wrong_type_and_a_missing_field_are_refused_with_their_path() {
 #[test]
 fn what_is_not_there_yet_is_refused_by_name() {
     for (extra, field) in [
-        (r#""disks": [{"path": "/a"}]"#, "disks"),
+        (r#""disks": [{"path": "/a", "direct": true}]"#, "disks[0].direct"),
+        (
+            r#""disks": [{"path": "/a"}, {"path": "/b", "iommu": true}]"#,
+            "disks[1].iommu",
+        ),
+        (
+            r#""disks": [{"vhost_user": true, "vhost_socket": "/s"}]"#,
+            "disks[0].vhost_user",
+        ),
+        (
+            r#""disks": [{"path": "/a", "rate_limiter_config": {"ops": {"size": 1, "refill_time": 1}}}]"#,
+            "disks[0].rate_limiter_config",
+        ),
+        (r#""disks": [{"path": "/a", "pci_segment": 1}]"#, "disks[0].pci_segment"),
+        (
+            r#""disks": [{"path": "/a", "backing_files": true}]"#,
+            "disks[0].backing_files",
+        ),
+        (
+            r#""disks": [{"path": "/a", "image_type": "Qcow2"}]"#,
+            "disks[0].image_type",
+        ),
+        (
+            r#""disks": [{"path": "/a", "queue_affinity": [{"queue_index": 0}]}]"#,
+            "disks[0].queue_affinity",
+        ),
         (r#""net": [{"tap": "t"}, {}]"#, "net"),
-        (r#""rng": {"src": "/dev/random"}"#, "rng"),
+        (r#""rng": {"src": "/dev/random", "iommu": true}"#, "rng.iommu"),
         (r#""balloon": {"size": 0}"#, "balloon"),
         (r#""fs": [{"tag": "t", "socket": "s"}]"#, "fs"),
         (r#""pmem": [{"file": "f"}]"#, "pmem"),
@@ -326,4 +351,58 @@ proptest! {
             prop_assert_eq!(parse_size(&bytes.to_string()), Ok(bytes));
         }
     }
+}
+
+#[test]
+fn disks_and_entropy_that_make_no_sense_are_refused_by_field() {
+    let disks = |count: usize| format!(r#""disks": [{}]"#, vec![r#"{"path": "/d"}"#; count].join(","));
+    for (extra, field) in [
+        (r#""disks": [{}]"#.to_owned(), "disks[0].path"),
+        (r#""disks": [{"path": ""}]"#.to_owned(), "disks[0].path"),
+        (
+            r#""disks": [{"path": "/d", "num_queues": 0}]"#.to_owned(),
+            "disks[0].num_queues",
+        ),
+        (
+            r#""disks": [{"path": "/d", "queue_size": 100}]"#.to_owned(),
+            "disks[0].queue_size",
+        ),
+        (
+            r#""disks": [{"path": "/d", "queue_size": 0}]"#.to_owned(),
+            "disks[0].queue_size",
+        ),
+        (r#""disks": [{"path": "/d", "id": ""}]"#.to_owned(), "disks[0].id"),
+        (r#""disks": [{"path": "/d", "id": "*"}]"#.to_owned(), "disks[0].id"),
+        (
+            r#""disks": [{"path": "/d", "serial": "123456789012345678901"}]"#.to_owned(),
+            "disks[0].serial",
+        ),
+        (
+            r#""disks": [{"path": "/d", "id": "a"}, {"path": "/e", "id": "a"}]"#.to_owned(),
+            "id of PCI device 1",
+        ),
+        (
+            r#""disks": [{"path": "/d", "id": "rng"}]"#.to_owned(),
+            "id of PCI device 1",
+        ),
+        (
+            r#""disks": [{"path": "/d", "id": "acpi"}]"#.to_owned(),
+            "id of PCI device 0",
+        ),
+        (
+            r#""disks": [{"path": "/d", "id": "vcpu0"}]"#.to_owned(),
+            "id of PCI device 0",
+        ),
+        (disks(31), "disks"),
+        (r#""rng": {"src": ""}"#.to_owned(), "rng.src"),
+    ] {
+        let error = config(&extra).unwrap_err();
+        assert!(
+            matches!(&error, ConfigError::Value { field: found, .. } if found == field),
+            "{extra}: {error:?}"
+        );
+    }
+    let named = config(r#""disks": [{"path": "/d", "id": "root"}, {"path": "/e"}]"#).unwrap();
+    assert_eq!(named.pci_device_names(), ["root", "disk1", "rng"]);
+    assert!(config(&disks(30)).is_ok());
 }

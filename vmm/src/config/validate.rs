@@ -2,9 +2,17 @@
 
 use std::fmt::Display;
 
+use reprise_devices::virtio::block::SERIAL_LENGTH;
+
 use super::{
-    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, HotplugMethod, MemoryConfig, RngConfig, VmConfig,
+    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, HotplugMethod, MemoryConfig,
+    PLATFORM, RateLimiterConfig, RngConfig, VmConfig,
 };
+
+/// PCI device numbers, without the host bridge's.
+const MAX_PCI_DEVICES: usize = 31;
+/// The most queues of a device: one for each vCPU of a large machine.
+const MAX_QUEUES: usize = 128;
 
 /// The unit in which memory is given to a guest, in bytes.
 const PAGE: u64 = 4096;
@@ -23,15 +31,12 @@ impl VmConfig {
         validate_serial(&self.serial)?;
         self.validate_other_consoles()?;
 
-        absent("disks", self.disks.len())?;
-        absent("net", self.net.len())?;
-        if self.rng != RngConfig::default() {
-            return Err(lacking(
-                "rng",
-                &self.rng.src,
-                "its default, src /dev/urandom without iommu",
-            ));
+        for (index, disk) in self.disks.iter().enumerate() {
+            disk.validate(&format!("disks[{index}]"))?;
         }
+        absent("net", self.net.len())?;
+        self.rng.validate()?;
+        self.validate_pci()?;
         absent("balloon", usize::from(self.balloon.is_some()))?;
         absent("fs", self.fs.len())?;
         absent("pmem", self.pmem.len())?;
@@ -50,6 +55,27 @@ impl VmConfig {
         absent("landlock_rules", self.landlock_rules.len())?;
         absent("rate_limit_groups", self.rate_limit_groups.len())?;
         self.validate_delays()
+    }
+
+    /// Names of PCI devices are the machine's names for them, and there are 31 device numbers besides the host bridge's.
+    fn validate_pci(&self) -> Result<(), ConfigError> {
+        let names = self.pci_device_names();
+        for (index, name) in names.iter().enumerate() {
+            let of_machine =
+                PLATFORM.contains(&name.as_str()) || ["serial", "pci-host", "unclaimed"].contains(&name.as_str());
+            let of_vcpu = name
+                .strip_prefix("vcpu")
+                .is_some_and(|rest| rest.parse::<u32>().is_ok());
+            if of_machine || of_vcpu || names[..index].contains(name) {
+                let expected = "a name that no other device of the machine has";
+                return Err(value(&format!("id of PCI device {index}"), name, expected));
+            }
+        }
+        if names.len() > MAX_PCI_DEVICES {
+            let expected = format!("at most {MAX_PCI_DEVICES} PCI devices in all, the source of entropy among them");
+            return Err(value("disks", self.disks.len(), expected));
+        }
+        Ok(())
     }
 
     fn validate_delays(&self) -> Result<(), ConfigError> {
@@ -121,6 +147,71 @@ impl VmConfig {
         absent("platform.oem_strings", platform.oem_strings.len())?;
         off("platform.tdx", platform.tdx)?;
         off("platform.sev_snp", platform.sev_snp)
+    }
+}
+
+impl DiskConfig {
+    fn validate(&self, at: &str) -> Result<(), ConfigError> {
+        let field = |name: &str| format!("{at}.{name}");
+        off(&field("vhost_user"), self.vhost_user)?;
+        absent(&field("vhost_socket"), usize::from(self.vhost_socket.is_some()))?;
+        if self.path.as_deref().is_none_or(|path| path.as_os_str().is_empty()) {
+            return Err(value(&field("path"), "missing", "the path of a raw disk image"));
+        }
+        off(&field("direct"), self.direct)?;
+        off(&field("iommu"), self.iommu)?;
+        validate_queues(at, self.num_queues, self.queue_size)?;
+        if let Some(limit) = &self.rate_limiter_config
+            && *limit != RateLimiterConfig::default()
+        {
+            return Err(lacking(&field("rate_limiter_config"), "a limit", "none"));
+        }
+        absent(&field("rate_limit_group"), usize::from(self.rate_limit_group.is_some()))?;
+        validate_place(at, self.pci_segment, self.id.as_deref())?;
+        if let Some(serial) = &self.serial
+            && serial.len() > SERIAL_LENGTH
+        {
+            let expected = format!("at most {SERIAL_LENGTH} bytes");
+            return Err(value(&field("serial"), serial, expected));
+        }
+        absent(&field("queue_affinity"), self.queue_affinity.len())?;
+        off(&field("backing_files"), self.backing_files)?;
+        match self.image_type.as_deref() {
+            None => Ok(()),
+            Some(name) if name.eq_ignore_ascii_case("raw") => Ok(()),
+            Some(name) => Err(lacking(&field("image_type"), name, "Raw")),
+        }
+    }
+}
+
+impl RngConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        off("rng.iommu", self.iommu)?;
+        if self.src.is_empty() {
+            return Err(value("rng.src", "empty", "the path of a file, like /dev/urandom"));
+        }
+        Ok(())
+    }
+}
+
+fn validate_queues(at: &str, queues: usize, size: u16) -> Result<(), ConfigError> {
+    if !(1..=MAX_QUEUES).contains(&queues) {
+        return Err(value(&format!("{at}.num_queues"), queues, format!("1 to {MAX_QUEUES}")));
+    }
+    if !size.is_power_of_two() || !(4..=1024).contains(&size) {
+        let expected = "a power of two from 4 to 1024";
+        return Err(value(&format!("{at}.queue_size"), size, expected));
+    }
+    Ok(())
+}
+
+fn validate_place(at: &str, segment: u16, id: Option<&str>) -> Result<(), ConfigError> {
+    if segment != 0 {
+        return Err(lacking(&format!("{at}.pci_segment"), segment, "0"));
+    }
+    match id {
+        Some(id @ ("" | "*")) => Err(value(&format!("{at}.id"), format!("{id:?}"), "a name")),
+        _ => Ok(()),
     }
 }
 

@@ -1,35 +1,44 @@
 //! The devices of a machine and where they are wired to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
 use reprise_devices::acpi::ports::SCI_GSI;
+use reprise_devices::pci::{PciError, PciStateError};
+use reprise_devices::virtio::rng::RngError;
+use reprise_devices::virtio::{BlockError, VirtioError, VirtioStateError};
 use reprise_devices::{
-    Acpi, AcpiState, Bus, BusError, Clock, DebugExit, Delay, Delays, DelaysState, HostClock, HostClockState, I8042,
-    I8042State, Interrupt, MachineEvents, MemorySize, NotDelayed, OutputState, PostCode, PostCodeState, Rtc, RtcState,
-    Serial, SerialState, serial,
+    Acpi, AcpiState, Bus, BusError, Clock, DebugExit, Delay, Delays, DelaysState, Device, HostClock, HostClockState,
+    I8042, I8042State, Interrupt, MachineEvents, MemorySize, NotDelayed, OutputState, PostCode, PostCodeState, Rtc,
+    RtcState, Serial, SerialState, serial,
 };
-use reprise_hypervisor::{HypervisorError, InterruptLine, Vm};
+use reprise_hypervisor::{GuestMemory, HypervisorError, InterruptLine, Vm};
 use serde::{Deserialize, Serialize};
 
 use crate::boot::layout;
-use crate::config::DelayConfig;
+use crate::config::{DelayConfig, VmConfig};
 use crate::console::Console;
+
+mod pci;
+
+use pci::Pci;
+pub use pci::PciDevicesState;
 
 /// How long a console may take for what was printed before a snapshot.
 const CONSOLE_PATIENCE: Duration = Duration::from_millis(100);
 
 /// What stands on the board, besides what the hypervisor brings.
 pub struct Board {
-    pub bus: Bus,
+    pub bus: Arc<Bus>,
     pub acpi: Arc<Acpi>,
     pub serial: Option<Arc<Serial>>,
     clock: Arc<HostClock>,
     i8042: Arc<I8042>,
     rtc: Arc<Rtc>,
     post: Arc<PostCode>,
+    pci: Pci,
     /// What keeps the answers of delayed devices back, if there are any.
     delays: Option<Delays>,
 }
@@ -49,6 +58,8 @@ pub struct BoardState {
     pub post: PostCodeState,
     /// The serial port, if there is one.
     pub serial: Option<SerialPortState>,
+    /// The PCI bus and its devices.
+    pub pci: PciDevicesState,
     /// Answers that are kept back, if there are delayed devices.
     pub delays: Option<DelaysState>,
 }
@@ -80,6 +91,16 @@ pub enum BoardStateError {
         #[from]
         source: NotDelayed,
     },
+    /// The PCI bus refuses.
+    #[error("the PCI bus cannot be restored")]
+    Pci {
+        /// Why.
+        #[from]
+        source: PciStateError,
+    },
+    /// A virtio device refuses, or cannot be saved.
+    #[error(transparent)]
+    Virtio(#[from] VirtioStateError),
     /// The serial port refuses.
     #[error("the serial port cannot be restored")]
     Serial {
@@ -91,14 +112,14 @@ pub enum BoardStateError {
 
 /// What is not the same on every board.
 pub struct Parts<'a> {
-    /// RAM in bytes.
-    pub memory: u64,
+    /// The machine's memory, RAM and devices.
+    pub config: &'a VmConfig,
+    /// RAM.
+    pub memory: &'a GuestMemory,
     /// Where the serial port leads, if there is one.
     pub console: Option<&'a Console>,
     /// Whether there is a debug-exit port.
     pub debug_exit: bool,
-    /// Which devices answer late.
-    pub delays: &'a [DelayConfig],
     /// Who resets and powers off.
     pub events: Arc<dyn MachineEvents>,
 }
@@ -128,6 +149,34 @@ pub enum BoardError {
         /// The names that there are.
         known: Vec<String>,
     },
+    /// The PCI bus is full, or cannot be placed.
+    #[error("a PCI device cannot be placed")]
+    Pci {
+        /// Which, and why.
+        #[from]
+        source: PciError,
+    },
+    /// A virtio device cannot be made.
+    #[error("a virtio device cannot be made")]
+    Virtio {
+        /// Which, and why.
+        #[from]
+        source: VirtioError,
+    },
+    /// A disk has no image.
+    #[error("a disk cannot be opened")]
+    Disk {
+        /// Which, and why.
+        #[from]
+        source: BlockError,
+    },
+    /// There is no entropy.
+    #[error("virtio-rng cannot be made")]
+    Rng {
+        /// Why.
+        #[from]
+        source: RngError,
+    },
     /// The host has no thread for late answers.
     #[error("the host refused a thread for late answers")]
     Thread {
@@ -138,8 +187,8 @@ pub enum BoardError {
 
 impl Board {
     /// Wires the devices to `vm`.
-    pub fn new(vm: &dyn Vm, parts: &Parts<'_>) -> Result<Self, BoardError> {
-        let bus = Bus::new();
+    pub fn new(vm: &Arc<dyn Vm>, parts: &Parts<'_>) -> Result<Self, BoardError> {
+        let bus = Arc::new(Bus::new());
         let clock = Arc::new(HostClock::default());
         let time: Arc<dyn Clock> = Arc::clone(&clock) as Arc<dyn Clock>;
         let line = |gsi| -> Result<Arc<dyn Interrupt>, HypervisorError> { Ok(Arc::new(Line(vm.interrupt_line(gsi)?))) };
@@ -148,10 +197,11 @@ impl Board {
         acpi.attach(&bus)?;
         let i8042 = Arc::new(I8042::new(Arc::clone(&parts.events)));
         i8042.attach(&bus)?;
-        let below_4g = parts.memory.min(layout::MMIO_START);
+        let size = parts.config.memory.size;
+        let below_4g = size.min(layout::MMIO_START);
         let memory = MemorySize {
             below_4g,
-            above_4g: parts.memory - below_4g,
+            above_4g: size - below_4g,
         };
         let rtc = Arc::new(Rtc::new(time, memory));
         rtc.attach(&bus)?;
@@ -168,7 +218,8 @@ impl Board {
                 Some(serial)
             }
         };
-        let delays = delay(&bus, parts.delays)?;
+        let pci = Pci::new(&bus, vm, parts.config, parts.memory)?;
+        let delays = delay(&bus, &pci, &parts.config.delays)?;
         Ok(Self {
             bus,
             acpi,
@@ -177,14 +228,31 @@ impl Board {
             i8042,
             rtc,
             post,
+            pci,
             delays,
         })
+    }
+
+    /// The names of all devices, on the bus now or not, in order.
+    #[cfg(test)]
+    pub fn device_names(&self) -> BTreeSet<String> {
+        names(&self.bus, &self.pci)
+    }
+
+    /// Figures by device and name.
+    pub fn counters(&self) -> BTreeMap<String, BTreeMap<&'static str, u64>> {
+        let mut all = self.bus.counters();
+        for (device, figures) in self.pci.root.counters() {
+            all.entry(device).or_default().extend(figures);
+        }
+        all
     }
 
     /// Stops (true) or continues (false) the devices: their clock stands, no input comes in, and answers that are kept back
     /// stay back.
     pub fn set_paused(&self, paused: bool) {
         self.clock.set_paused(paused);
+        self.pci.set_paused(paused);
         if let Some(serial) = &self.serial {
             serial.hold_input(paused);
         }
@@ -194,7 +262,11 @@ impl Board {
     }
 
     /// What the devices remember. The board is paused; this waits a moment for the console to take what was printed.
-    pub fn state(&self) -> BoardState {
+    ///
+    /// # Errors
+    /// [`BoardStateError::Virtio`] if a device is busy with a request all the same.
+    pub fn state(&self) -> Result<BoardState, BoardStateError> {
+        let pci = self.pci.state()?;
         let serial = self.serial.as_ref().map(|serial| {
             // What it does not take in this time is saved: it may be a console that takes nothing.
             serial.output().drain(CONSOLE_PATIENCE);
@@ -203,15 +275,16 @@ impl Board {
                 output: serial.output().state(),
             }
         });
-        BoardState {
+        Ok(BoardState {
             clock: self.clock.state(),
             acpi: self.acpi.state(),
             i8042: self.i8042.state(),
             rtc: self.rtc.state(),
             post: self.post.state(),
             serial,
+            pci,
             delays: self.delays.as_ref().map(Delays::state),
-        }
+        })
     }
 
     /// Goes on from `state`, on a board that is paused.
@@ -223,6 +296,7 @@ impl Board {
         if self.delays.is_none() && state.delays.is_some() {
             return Err(NotDelayed { device: "*".to_owned() }.into());
         }
+        self.pci.restore(&state.pci)?;
         if let (Some(serial), Some(state)) = (&self.serial, &state.serial) {
             serial.restore(&state.port)?;
             serial.output().restore(&state.output);
@@ -240,13 +314,17 @@ impl Board {
     }
 }
 
+fn names(bus: &Bus, pci: &Pci) -> BTreeSet<String> {
+    let claims = bus.claims().into_iter().map(|claim| claim.name);
+    claims.chain(pci.root.names()).collect()
+}
+
 /// Makes the devices on `bus` late that `wanted` names. Of several entries that mean a device the last counts.
-fn delay(bus: &Bus, wanted: &[DelayConfig]) -> Result<Option<Delays>, BoardError> {
+fn delay(bus: &Bus, pci: &Pci, wanted: &[DelayConfig]) -> Result<Option<Delays>, BoardError> {
     if wanted.is_empty() {
         return Ok(None);
     }
-    let mut devices: BTreeMap<String, Option<Delay>> =
-        bus.claims().into_iter().map(|claim| (claim.name, None)).collect();
+    let mut devices: BTreeMap<String, Option<Delay>> = names(bus, pci).into_iter().map(|name| (name, None)).collect();
     for entry in wanted {
         if entry.device == DelayConfig::EVERY_DEVICE {
             devices.values_mut().for_each(|delay| *delay = Some(entry.delay()));
@@ -262,7 +340,11 @@ fn delay(bus: &Bus, wanted: &[DelayConfig]) -> Result<Option<Delays>, BoardError
     let delays = Delays::new().map_err(|source| BoardError::Thread { source })?;
     for (name, delay) in devices {
         if let Some(delay) = delay {
-            bus.wrap(&name, |device| delays.wrap(device, delay));
+            // A PCI device's registers move, and may be nowhere now.
+            let wrap = |device| -> Arc<dyn Device> { delays.wrap(device, delay) };
+            if !pci.root.wrap(&name, wrap) {
+                bus.wrap(&name, wrap);
+            }
         }
     }
     Ok(Some(delays))

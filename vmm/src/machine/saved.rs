@@ -77,7 +77,7 @@ impl Machine {
     }
 
     fn state(&self) -> Result<MachineState, MachineError> {
-        let board = self.board.state();
+        let board = self.board.state()?;
         let vm = self.vm.state()?;
         let told = self.shared.gate.states(PATIENCE);
         let told = told.map_err(|vcpu| MachineError::Mute { vcpu })?;

@@ -93,7 +93,10 @@ fn a_bad_configuration_is_refused_by_name() {
             json!({"payload": {"kernel": "/k"}, "memory": {"size": 1_u64 << 60}}),
             "memory.size",
         ),
-        (json!({"payload": {"kernel": "/k"}, "disks": [{"path": "/d"}]}), "disks"),
+        (
+            json!({"payload": {"kernel": "/k"}, "disks": [{"path": "/d", "direct": true}]}),
+            "disks[0].direct",
+        ),
         (json!([1]), "[0]"),
     ] {
         let (status, answer) = world.put("vm.create", &body);

@@ -8,6 +8,7 @@ use reprise_hypervisor::{CpuModel, GuestMemory, Hypervisor, SoftHypervisor, VmSe
 use vm_memory::GuestAddress;
 
 use super::*;
+use crate::config::MemoryConfig;
 
 #[path = "../../../../hypervisor/src/testing.rs"]
 mod testing;
@@ -100,20 +101,25 @@ fn build(console: Option<&Arc<Console>>, delays: &[DelayConfig]) -> (Arc<dyn Vm>
     let vm = SoftHypervisor
         .create_vm(VmSettings {
             vcpus: 1,
-            memory,
+            memory: memory.clone(),
             hyperv: false,
             model: CpuModel::Host,
         })
         .unwrap();
     let (tell, events) = mpsc::channel();
+    let config = VmConfig {
+        memory: MemoryConfig::of(64 << 20),
+        delays: delays.to_vec(),
+        ..VmConfig::default()
+    };
     let parts = Parts {
-        memory: 64 << 20,
+        config: &config,
+        memory: &memory,
         console: console.map(|console| &**console),
         debug_exit: true,
-        delays,
         events: Arc::new(move |event: MachineEvent| tell.send(event).unwrap_or_default()),
     };
-    let board = Board::new(&*vm, &parts).unwrap();
+    let board = Board::new(&vm, &parts).unwrap();
     vm.set_paused(true);
     board.set_paused(true);
     (vm, board, events)
@@ -133,14 +139,14 @@ proptest! {
     fn a_restored_board_goes_on_as_the_saved_one(before in steps(), after in steps()) {
         let (mut own, mut other) = (World::new(), World::new());
         for step in before { own.act(step); }
-        let saved = own.board.state();
+        let saved = own.board.state().unwrap();
         drop(own.printed());
         other.board.restore(&through_json(&saved)).unwrap();
-        prop_assert_eq!(other.board.state(), saved);
+        prop_assert_eq!(other.board.state().unwrap(), saved);
         for step in after {
             prop_assert_eq!(own.act(step), other.act(step));
         }
-        prop_assert_eq!(own.board.state(), other.board.state());
+        prop_assert_eq!(own.board.state().unwrap(), other.board.state().unwrap());
         prop_assert_eq!(own.printed(), other.printed());
     }
 
@@ -150,13 +156,13 @@ proptest! {
     ) {
         let (own, other) = (World::new(), World::new());
         for step in before { own.act(step); }
-        if let Some(state) = spoilt(&own.board.state(), &changes) {
+        if let Some(state) = spoilt(&own.board.state().unwrap(), &changes) {
             match other.board.restore(&state) {
                 Ok(()) => {
                     other.vm.set_paused(false);
                     other.board.set_paused(false);
                     for step in after { other.act(step); }
-                    prop_assert!(World::new().board.restore(&other.board.state()).is_ok());
+                    prop_assert!(World::new().board.restore(&other.board.state().unwrap()).is_ok());
                 }
                 Err(error) => prop_assert!(!error.to_string().is_empty()),
             }
@@ -173,7 +179,7 @@ fn what_was_printed_and_not_read_is_printed_by_the_next_board_and_what_was_typed
     }
     assert_eq!(own.board.serial.as_ref().unwrap().enqueue(b"typed"), 5);
     own.board.set_paused(true);
-    let mut saved = own.board.state();
+    let mut saved = own.board.state().unwrap();
     let port = saved.serial.as_mut().unwrap();
     assert_eq!(port.output, OutputState::default(), "the console has taken it");
     assert_eq!(own.printed(), b"printed");
@@ -198,7 +204,7 @@ fn the_sci_of_a_pressed_button_is_up_in_the_next_machine_and_falls_when_it_is_se
     assert!(sci(&own));
     let other = World::new();
     other.vm.restore(&through_json(&own.vm.state().unwrap())).unwrap();
-    other.board.restore(&through_json(&own.board.state())).unwrap();
+    other.board.restore(&through_json(&own.board.state().unwrap())).unwrap();
     other.board.set_paused(false);
     other.vm.set_paused(false);
     assert!(sci(&other));
@@ -210,7 +216,7 @@ fn the_sci_of_a_pressed_button_is_up_in_the_next_machine_and_falls_when_it_is_se
 fn a_paused_boards_timer_stands_and_goes_on_from_there_in_the_next_one() {
     let own = World::new();
     let stood = own.read(ports::PM_TMR, 4);
-    let saved = own.board.state();
+    let saved = own.board.state().unwrap();
     std::thread::sleep(Duration::from_millis(2));
     assert_eq!(own.read(ports::PM_TMR, 4), stood);
     let other = World::new();
@@ -234,7 +240,7 @@ fn an_answer_that_is_kept_back_is_saved_and_given_in_the_next_machine_without_as
     let Response::Later(ticket) = own.board.bus.read(Space::Port, 0x60, 1) else {
         panic!("it is delayed")
     };
-    let saved = through_json(&own.board.state());
+    let saved = through_json(&own.board.state().unwrap());
     assert_eq!(ticket.try_take(), None, "the machine is paused");
     let other = World::late(&late);
     other.board.restore(&saved).unwrap();
@@ -246,11 +252,11 @@ fn an_answer_that_is_kept_back_is_saved_and_given_in_the_next_machine_without_as
 #[test]
 fn a_board_of_another_shape_is_refused_by_what_differs() {
     let own = World::new();
-    let saved = own.board.state();
+    let saved = own.board.state().unwrap();
     let (_vm, bare, _events) = build(None, &[]);
     assert_eq!(bare.restore(&saved), Err(BoardStateError::Ports { saved: 1, own: 0 }));
     assert_eq!(
-        own.board.restore(&bare.state()),
+        own.board.restore(&bare.state().unwrap()),
         Err(BoardStateError::Ports { saved: 0, own: 1 })
     );
     let mut many = saved.clone();
@@ -260,5 +266,5 @@ fn a_board_of_another_shape_is_refused_by_what_differs() {
     let mut late = saved.clone();
     late.delays = Some(DelaysState::default());
     assert!(matches!(own.board.restore(&late), Err(BoardStateError::Delays { .. })));
-    assert_eq!(own.board.state(), saved, "a refusal changes nothing");
+    assert_eq!(own.board.state().unwrap(), saved, "a refusal changes nothing");
 }

@@ -57,16 +57,16 @@ fn every_byte_counts() {
 #[test]
 fn a_newer_version_is_told_by_both_numbers_whatever_else_it_says() {
     for text in [
-        r#"{"format":"reprise-snapshot","version":2}"#,
-        r#"{"version":2,"signature":"x","format":"reprise-snapshot","content":{"vcpus":[]},"crc32":{}}"#,
+        r#"{"format":"reprise-snapshot","version":3}"#,
+        r#"{"version":3,"signature":"x","format":"reprise-snapshot","content":{"vcpus":[]},"crc32":{}}"#,
     ] {
         let refused = read(text.as_bytes());
         assert!(
-            matches!(refused, Err(SnapshotError::Version { found: 2, reads: 1, .. })),
+            matches!(refused, Err(SnapshotError::Version { found: 3, reads: 2, .. })),
             "{refused:?}"
         );
         let told = refused.unwrap_err().to_string();
-        assert!(told.contains("version 2") && told.contains("version 1"), "{told}");
+        assert!(told.contains("version 3") && told.contains("version 2"), "{told}");
     }
 }
 
