@@ -53,6 +53,8 @@ pub enum Stop {
     Retry,
     /// The fast way cannot execute this; nothing has changed.
     Careful,
+    /// Somebody else executes this; nothing has changed.
+    Elsewhere,
     /// A device owes an answer; nothing has changed.
     Await,
     /// A conditional branch retired and was taken: RIP is set, nothing else has changed.

@@ -17,8 +17,9 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::attention::Attention;
 use crate::code_pages::line_mask;
-use crate::cpu::{CodeSize, View};
+use crate::cpu::View;
 use crate::decode::decode;
+use crate::elsewhere::Elsewhere;
 use crate::fast::Fast;
 use crate::op::Op;
 use crate::ram::{PAGE_SIZE, Ram};
@@ -62,6 +63,8 @@ struct Jump {
 
 /// What decoding depends on besides the bytes.
 pub(crate) struct Decoding<'a> {
+    /// Those that are not executed here.
+    pub(crate) elsewhere: Option<Elsewhere>,
     /// The instructions there are.
     pub(crate) table: &'a Table<Fast>,
     /// The CPU's mode.
@@ -75,13 +78,22 @@ pub(crate) struct Decoding<'a> {
 /// All decoded blocks of a CPU.
 pub struct Blocks {
     ops: Vec<Op<Fast>>,
-    by_place: HashMap<u64, Block, BuildHasherDefault<PlaceHasher>>,
+    by_place: HashMap<u64, Placed, BuildHasherDefault<PlaceHasher>>,
+    /// The bytes of decoded blocks, if memory changes without anybody saying so.
+    bytes: Option<Vec<u8>>,
     jumps: Box<[Jump]>,
     epoch: u64,
     /// Pages that the jump cache may have blocks of in this epoch; others share their bits.
     executed: Box<[u64; EXECUTED / 64]>,
     /// Blocks decoded, ever.
     pub(crate) decoded: u64,
+}
+
+/// A block, and where its bytes are kept.
+#[derive(Debug, Clone, Copy)]
+struct Placed {
+    block: Block,
+    bytes: u32,
 }
 
 /// Spreads guest-physical addresses; they are not under an attacker's control in a way that could exhaust more than the
@@ -124,11 +136,30 @@ impl Blocks {
         Blocks {
             ops: Vec::new(),
             by_place: HashMap::default(),
+            bytes: None,
             jumps: vec![empty; JUMPS].into_boxed_slice(),
             epoch: 0,
             executed: Box::new([0; EXECUTED / 64]),
             decoded: 0,
         }
+    }
+
+    /// From now on, memory changes without anybody saying so: blocks are compared with it when they are found first after
+    /// [`forget_linear`](Self::forget_linear).
+    pub(crate) fn distrust_memory(&mut self) {
+        self.clear();
+        self.bytes = Some(Vec::new());
+    }
+
+    /// What is in memory at `gpa` is what the block was decoded from, as far as that must be asked.
+    fn is_still_there(&self, placed: Placed, gpa: u64, ram: &Ram) -> bool {
+        let Some(kept) = &self.bytes else { return true };
+        let length = usize::from(placed.block.length);
+        let mut live = [0; BLOCK_BYTES + 15];
+        if let Some(span) = ram.page(gpa).and_then(|page| page.span(gpa, length)) {
+            span.load(&mut live[..length]);
+        }
+        kept[placed.bytes as usize..][..length] == live[..length]
     }
 
     /// The block's instructions.
@@ -182,14 +213,14 @@ impl Blocks {
     #[inline(never)]
     pub(crate) fn find(&mut self, page: FetchPage, linear: u64, decoding: &mut Decoding<'_>) -> Block {
         let gpa = page.gpa | linear & (PAGE_SIZE - 1);
-        let place = gpa << 2 | decoding.view.code as u64;
+        let place = gpa << 4 | Elsewhere::number(decoding.elsewhere) << 2 | decoding.view.code as u64;
         let ram = decoding.fast.tlb.ram().clone();
         let block = match self.by_place.get(&place).copied() {
-            Some(block) if self.is_valid(block, &ram) => block,
+            Some(placed) if self.is_valid(placed.block, &ram) && self.is_still_there(placed, gpa, &ram) => placed.block,
             _ => {
-                let block = self.decode(page.number, gpa, &ram, decoding);
-                self.by_place.insert(place, block);
-                block
+                let placed = self.decode(page.number, gpa, &ram, decoding);
+                self.by_place.insert(place, placed);
+                placed.block
             }
         };
         let context = self.epoch | u64::from(decoding.view.code_context);
@@ -199,7 +230,7 @@ impl Blocks {
         block
     }
 
-    fn decode(&mut self, page: usize, gpa: u64, ram: &Ram, decoding: &mut Decoding<'_>) -> Block {
+    fn decode(&mut self, page: usize, gpa: u64, ram: &Ram, decoding: &mut Decoding<'_>) -> Placed {
         if self.ops.len() + BLOCK_OPS > OPS || self.by_place.len() >= OPS {
             self.clear();
         }
@@ -219,10 +250,10 @@ impl Blocks {
             if let Some(span) = ram.page(gpa).and_then(|page| page.span(gpa, available)) {
                 span.load(bytes);
             }
-            let (advance, length) = self.decode_ops(decoding.table, decoding.view.code, bytes);
+            let (advance, length) = self.decode_ops(decoding, bytes);
             if ram.code.still_published(page, lines) {
                 let count = (self.ops.len() - first) as u8;
-                return Block {
+                let block = Block {
                     first: first as u32,
                     count,
                     advance,
@@ -230,17 +261,27 @@ impl Blocks {
                     page: page as u32,
                     generation,
                 };
+                let kept = self.bytes.as_mut().map_or(0, |kept| {
+                    kept.extend_from_slice(&bytes[..usize::from(length)]);
+                    kept.len() - usize::from(length)
+                });
+                return Placed {
+                    block,
+                    bytes: kept as u32,
+                };
             }
             self.ops.truncate(first);
         }
     }
 
     /// Decodes instructions until one branches or the bytes end; returns the block's advance and length.
-    fn decode_ops(&mut self, table: &Table<Fast>, code: CodeSize, bytes: &[u8]) -> (u8, u8) {
+    fn decode_ops(&mut self, decoding: &Decoding<'_>, bytes: &[u8]) -> (u8, u8) {
+        let (table, code) = (decoding.table, decoding.view.code);
         let first = self.ops.len();
         let mut off = 0;
         while off < BLOCK_BYTES.min(bytes.len()) && self.ops.len() < first + BLOCK_OPS {
-            let Ok(decoded) = decode(table, code, &bytes[off..(off + 15).min(bytes.len())], off as u8) else {
+            let rest = &bytes[off..(off + 15).min(bytes.len())];
+            let Ok(decoded) = decode(decoding.elsewhere, table, code, rest, off as u8) else {
                 break;
             };
             off += usize::from(decoded.op.len);
@@ -263,6 +304,9 @@ impl Blocks {
     pub(crate) fn clear(&mut self) {
         self.ops.clear();
         self.by_place.clear();
+        if let Some(bytes) = &mut self.bytes {
+            bytes.clear();
+        }
         self.forget_linear();
     }
 }

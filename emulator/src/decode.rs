@@ -5,7 +5,8 @@ use iced_x86::{
 };
 
 use crate::access::{Access, Stop};
-use crate::cpu::{CodeSize, Cpu, Seg, gpr};
+use crate::cpu::{CodeSize, Cpu, gpr};
+use crate::elsewhere::Elsewhere;
 use crate::event::Exception;
 use crate::op::vex::Extra;
 use crate::op::{Attr, Op};
@@ -32,10 +33,17 @@ pub enum Incomplete {
 /// Decodes the instruction at the start of `bytes`, which lies `off` bytes into its block.
 ///
 /// An instruction that is invalid, unknown or not announced becomes one that raises #UD; one that is too long, #GP(0).
+/// One that is executed `elsewhere` becomes one that says so.
 ///
 /// # Errors
 /// [`Incomplete`] if the bytes end before the instruction does.
-pub fn decode<M: Access>(table: &Table<M>, code: CodeSize, bytes: &[u8], off: u8) -> Result<Decoded<M>, Incomplete> {
+pub fn decode<M: Access>(
+    elsewhere: Option<Elsewhere>,
+    table: &Table<M>,
+    code: CodeSize,
+    bytes: &[u8],
+    off: u8,
+) -> Result<Decoded<M>, Incomplete> {
     let mut decoder = Decoder::with_ip(code.bits(), bytes, u64::from(off), table.options);
     let mut instruction = Instruction::default();
     decoder.decode_out(&mut instruction);
@@ -52,6 +60,17 @@ pub fn decode<M: Access>(table: &Table<M>, code: CodeSize, bytes: &[u8], off: u8
     } else {
         table.form(instruction.code())
     };
+    if let Some(elsewhere) = elsewhere
+        && (form.is_none() || elsewhere.leaves(&instruction))
+    {
+        let op = Op {
+            run: left,
+            len: instruction.len().clamp(1, 15) as u8,
+            off,
+            ..blank()
+        };
+        return Ok(Decoded { op, flow: Flow::End });
+    }
     let Some(form) = form else {
         // The decoder stops behind the 15th byte and does not tell an instruction that would go on from an undefined
         // one that ends there; nobody writes the latter.
@@ -94,6 +113,11 @@ fn exchange(code: CodeSize, bytes: &[u8]) -> Option<Instruction> {
 
 fn undefined<M>(_: &mut Cpu, _: &mut M, _: &Op<M>) -> Result<(), Stop> {
     Err(Exception::ud().into())
+}
+
+/// An instruction that somebody else executes.
+fn left<M>(_: &mut Cpu, _: &mut M, _: &Op<M>) -> Result<(), Stop> {
+    Err(Stop::Elsewhere)
 }
 
 /// An instruction that does not end within its 15 bytes (AMD64 APM Vol. 2, General-Protection Exception).

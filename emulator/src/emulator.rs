@@ -11,6 +11,7 @@ use crate::blocks::{BLOCK_OPS, Block, Blocks, Decoding};
 use crate::careful::{Aside, Careful, Flush, InFlight, InFlightError};
 use crate::cpu::{Activity, Cpu, Shadow, flags, gpr};
 use crate::cpuid::CpuidTable;
+use crate::elsewhere::Elsewhere;
 use crate::event::{self, Event, Exception, Source};
 use crate::fast::Fast;
 use crate::host::Host;
@@ -37,6 +38,8 @@ pub enum Entry {
 pub enum Exit {
     /// Something outside is wanted; enter again with its answer.
     Request(Request),
+    /// The instruction under RIP is executed elsewhere ([`Emulator::leave`]).
+    Elsewhere,
     /// Somebody called for [`Attention`], or the window opened that [`Emulator::request_window`] asked for.
     Attention,
     /// Halted until an event is injected.
@@ -63,6 +66,8 @@ pub struct Emulator {
     careful: Careful,
     blocks: Blocks,
     model: Arc<Model>,
+    /// Instructions that are not executed here.
+    elsewhere: Option<Elsewhere>,
     attention: Arc<Attention>,
     /// The instruction in flight, decoded by its first pass here.
     kept: Option<Kept>,
@@ -113,6 +118,7 @@ impl Emulator {
             careful: Careful::new(ram, host, cpuid),
             blocks: Blocks::new(),
             model,
+            elsewhere: None,
             attention,
             kept: None,
             limit: u64::MAX,
@@ -261,6 +267,21 @@ impl Emulator {
         }
     }
 
+    /// From now on, comes out with [`Exit::Elsewhere`] before the instructions that `elsewhere` leaves to somebody else. One
+    /// that is in flight is executed here.
+    pub fn leave(&mut self, elsewhere: Option<Elsewhere>) {
+        if Elsewhere::number(self.elsewhere) != Elsewhere::number(elsewhere) {
+            self.blocks.forget_linear();
+        }
+        self.elsewhere = elsewhere;
+    }
+
+    /// Guest memory is written by others who do not say so, as guest code that a hypervisor runs does: decoded instructions
+    /// are compared with it after each [`change`](Self::change) of the CPU's state, before they are executed.
+    pub fn distrust_memory(&mut self) {
+        self.blocks.distrust_memory();
+    }
+
     /// Runs until something outside the CPU is needed.
     ///
     /// # Errors
@@ -332,8 +353,10 @@ impl Emulator {
                     Activity::Shutdown => return Ok(Exit::Shutdown),
                 }
             };
-            if let Pass::Wants(request) = pass {
-                return Ok(self.wants(request));
+            match pass {
+                Pass::Done => {}
+                Pass::Wants(request) => return Ok(self.wants(request)),
+                Pass::Elsewhere => return Ok(Exit::Elsewhere),
             }
         }
     }
@@ -479,6 +502,7 @@ impl Emulator {
     fn find_block(&mut self, linear: u64) -> Option<Block> {
         let page = self.fast.fetch_page(&self.cpu, linear)?;
         let mut decoding = Decoding {
+            elsewhere: self.elsewhere,
             table: &self.model.fast,
             view: self.cpu.view,
             fast: &mut self.fast,
@@ -492,7 +516,7 @@ impl Emulator {
     fn stopped(&mut self, stop: Stop, len: u8, off: u8) -> Left {
         let ip = self.cpu.truncate_ip(self.cpu.rip.wrapping_add(u64::from(off)));
         match stop {
-            Stop::Careful | Stop::Retry | Stop::Await | Stop::Failed => {
+            Stop::Careful | Stop::Elsewhere | Stop::Retry | Stop::Await | Stop::Failed => {
                 self.cpu.rip = ip;
                 Left::Careful
             }

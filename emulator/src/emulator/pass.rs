@@ -19,6 +19,8 @@ pub(super) enum Pass {
     Done,
     /// A request is to be made.
     Wants(Request),
+    /// The instruction is somebody else's.
+    Elsewhere,
 }
 
 /// The instruction in flight, decoded: a later pass begins behind the fetch.
@@ -84,7 +86,7 @@ impl Emulator {
         }
         let linear = self.cpu.linear_code(self.cpu.rip)?;
         let decoded = match self.careful.supplied(linear)? {
-            Some((bytes, length)) => decode(&self.model.careful, self.cpu.view.code, &bytes[..length], 0),
+            Some((bytes, length)) => self.decode(&bytes[..length]),
             None => self.fetch(linear)?,
         };
         // An instruction that runs over the end of the code segment.
@@ -117,13 +119,17 @@ impl Emulator {
             let at = linear.wrapping_add(length as u64);
             self.careful.fetch(cpu, at, &mut bytes[length..end])?;
             length = end;
-            let decoded = decode(&self.model.careful, cpu.view.code, &bytes[..length], 0);
+            let decoded = self.decode(&bytes[..length]);
             if decoded.is_ok() {
                 return Ok(decoded);
             }
         }
         // It runs over the end of the code segment.
         Ok(Err(Incomplete::MoreBytes))
+    }
+
+    fn decode(&self, bytes: &[u8]) -> Result<Decoded<Careful>, Incomplete> {
+        decode(self.elsewhere, &self.model.careful, self.cpu.view.code, bytes, 0)
     }
 
     fn run_op(&mut self, op: &Op<Careful>, flow: Flow) -> Result<(), Stop> {
@@ -171,6 +177,10 @@ impl Emulator {
     fn interrupted(&mut self, stop: Stop) -> Result<Pass, Error> {
         if let (Stop::Await, Some(request)) = (stop, self.careful.awaited()) {
             return Ok(Pass::Wants(request));
+        }
+        if stop == Stop::Elsewhere {
+            self.careful.abandon();
+            return Ok(Pass::Elsewhere);
         }
         let error = self.careful.take_error();
         self.careful.abandon();

@@ -342,8 +342,8 @@ impl SoftVcpu {
                         return Ok(VmExit::Io(to_device(&request)));
                     }
                 },
-                // The top of the loop looks after both.
-                Exit::Attention | Exit::Halt => {}
+                // The top of the loop looks after both; nothing is executed elsewhere.
+                Exit::Attention | Exit::Halt | Exit::Elsewhere => {}
                 Exit::Shutdown => return Ok(VmExit::Shutdown),
             }
         }
