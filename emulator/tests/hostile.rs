@@ -373,7 +373,7 @@ impl Guest {
                     calls += 1;
                     Entry::Resume
                 }
-                Exit::Halt | Exit::Shutdown | Exit::Attention => return Ok(()),
+                Exit::Halt | Exit::Shutdown | Exit::Attention | Exit::Elsewhere => return Ok(()),
             };
         }
         Ok(())
