@@ -197,7 +197,7 @@ impl Duet<'_> {
                     self.mark = self.late.trace.len();
                     Entry::Resume
                 }
-                Exit::Halt | Exit::Shutdown => {
+                Exit::Halt | Exit::Shutdown | Exit::Elsewhere => {
                     self.follow()?;
                     assert_eq!(transaction(self.prompt).err(), Some(exit));
                     self.compare();
