@@ -290,7 +290,7 @@ fn move_half<M: Access, const FROM: usize, const TO: usize>(cpu: &mut Cpu, _: &m
     Ok(())
 }
 
-/// MASKMOVDQU and MASKMOVQ: the bytes whose mask byte has its top bit set go to DS:rDI (or the segment override). Each is a
+/// MASKMOVDQU and MASKMOVQ: the bytes whose mask byte has its top bit set go to DS:rDI (or the segment override), each a
 /// store of its own, neighbours together.
 pub(super) fn store_masked(cpu: &Cpu, m: &mut Careful, op: &Op<Careful>, bytes: &[u8], mask: &[u8]) -> Outcome {
     let offset = cpu.gpr.get(gpr::RDI);
@@ -299,16 +299,19 @@ pub(super) fn store_masked(cpu: &Cpu, m: &mut Careful, op: &Op<Careful>, bytes: 
     let whole = cpu.linear(Seg::from_number(op.seg()), all, length, Use::Write)?;
     m.check_write(cpu, whole, length)?;
     let selected = |i: usize| mask.get(i).is_some_and(|byte| byte & 0x80 != 0);
+    // Bytes are aligned wherever they are.
+    let longest = if cpu.view.checks_alignment() { 1 } else { bytes.len() };
     let mut start = 0;
     while start < bytes.len() {
-        let end = (start..).find(|i| !selected(*i)).unwrap_or(bytes.len());
+        let limit = bytes.len().min(start + longest);
+        let end = (start..limit).find(|i| !selected(*i)).unwrap_or(limit);
         if end > start {
             let offset = offset.wrapping_add(start as u64) & op.attr.address_mask();
             let length = (end - start) as u64;
             let at = cpu.linear(Seg::from_number(op.seg()), offset, length, Use::Write)?;
             m.store_bytes(cpu, at, &bytes[start..end])?;
         }
-        start = end + 1;
+        start = end.max(start + 1);
     }
     Ok(())
 }

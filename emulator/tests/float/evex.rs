@@ -6,6 +6,7 @@ use iced_x86::{
     Code, CpuidFeature, Encoder, EncodingKind, Instruction, Mnemonic, OpCodeInfo, OpCodeOperandKind, OpKind, Register,
     RoundingControl,
 };
+use reprise_emulator::Model;
 use reprise_emulator::cpu::Cpu;
 
 use crate::cases::Random;
@@ -526,4 +527,14 @@ fn an_element_in_memory_stands_for_all() {
         }
     }
     assert!(compared > 500, "{compared}");
+}
+
+#[test]
+fn no_encoding_of_floating_point_is_missing() {
+    let model = Model::new();
+    let codes = codes(EncodingKind::EVEX)
+        .chain(codes(EncodingKind::VEX))
+        .chain(flag_codes());
+    let missing: Vec<Code> = codes.filter(|code| !model.supports(*code)).collect();
+    assert_eq!(missing, []);
 }

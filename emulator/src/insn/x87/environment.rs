@@ -107,3 +107,73 @@ pub(super) fn from_bytes(bytes: [u8; 10]) -> F80 {
         sign_exponent: u16::from_le_bytes([e0, e1]),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fpu() -> Fpu {
+        Fpu {
+            control: 0x037f,
+            status: 0x3841,
+            tags: 0xff,
+            ip: 0x1234_5678,
+            cs: 0xabcd,
+            dp: 0x9abc_def0,
+            ds: 0x4321,
+            opcode: 0x7e5,
+            ..Fpu::default()
+        }
+    }
+
+    /// The fields of `N / 7` bytes each behind the three words.
+    fn pointers<const N: usize>(layout: Layout) -> [u32; 4] {
+        let bytes: [u8; N] = pack(&fpu(), layout);
+        core::array::from_fn(|i| {
+            let slot = &bytes[N / 7 * (3 + i)..][..N / 7];
+            slot.iter().rev().fold(0, |value, byte| value << 8 | u32::from(*byte))
+        })
+    }
+
+    #[test]
+    fn pointers_are_selectors_and_offsets_in_protected_mode() {
+        assert_eq!(pointers::<14>(Layout::Protected), [0x5678, 0xabcd, 0xdef0, 0x4321]);
+        assert_eq!(
+            pointers::<28>(Layout::Protected),
+            [0x1234_5678, 0x07e5_abcd, 0x9abc_def0, 0xffff_4321]
+        );
+    }
+
+    #[test]
+    fn pointers_are_linear_addresses_in_real_mode() {
+        // 0xabcd0 + 0x12345678 is 0x123f1348, 0x43210 + 0x9abcdef0 is 0x9ac11100.
+        assert_eq!(pointers::<14>(Layout::Real), [0x1348, 0xf7e5, 0x1100, 0x1000]);
+        assert_eq!(
+            pointers::<28>(Layout::Real),
+            [0xffff_1348, 0x0123_f7e5, 0xffff_1100, 0x09ac_1000]
+        );
+    }
+
+    fn reloaded<const N: usize>(layout: Layout) -> (Fpu, [u8; N]) {
+        let bytes: [u8; N] = pack(&fpu(), layout);
+        let mut loaded = Fpu::default();
+        unpack(&mut loaded, layout, &bytes);
+        let again = pack(&loaded, layout);
+        assert_eq!(bytes, again);
+        (loaded, again)
+    }
+
+    #[test]
+    fn what_is_stored_is_loaded() {
+        let (wide, _) = reloaded::<28>(Layout::Protected);
+        assert_eq!((wide.ip, wide.cs, wide.opcode), (0x1234_5678, 0xabcd, 0x7e5));
+        assert_eq!((wide.dp, wide.ds), (0x9abc_def0, 0x4321));
+        let (narrow, _) = reloaded::<14>(Layout::Protected);
+        assert_eq!((narrow.ip, narrow.cs, narrow.opcode), (0x5678, 0xabcd, 0));
+        let (wide, _) = reloaded::<28>(Layout::Real);
+        assert_eq!((wide.ip, wide.cs, wide.opcode), (0x123f_1348, 0, 0x7e5));
+        let (narrow, _) = reloaded::<14>(Layout::Real);
+        assert_eq!((narrow.ip, narrow.dp, narrow.opcode), (0xf_1348, 0x1_1100, 0x7e5));
+        assert_eq!((narrow.control, narrow.status & 0x7f7f), (0x037f, 0x3841));
+    }
+}
