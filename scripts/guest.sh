@@ -14,6 +14,8 @@
 #
 # The initramfs understands these words on the kernel's command line:
 #   reprise.run="COMMANDS"  shell commands to run before the console's shell starts
+#   reprise.test="COMMANDS" the same, and the machine ends with their exit status: it powers off if that is 0, and else writes it
+#                           to port 0xF4 (reprise run --debug-exit)
 #   reprise.quiet           no shell on the console: only what reprise.run says
 set -eu
 
@@ -173,7 +175,13 @@ modprobe -q evdev 2>/dev/null
 [ -e /dev/input/event0 ] && acpid
 commands=$(sed -n 's/.*reprise\.run="\([^"]*\)".*/\1/p' /proc/cmdline)
 [ -z "$commands" ] || sh -c "$commands"
-exit 0
+tests=$(sed -n 's/.*reprise\.test="\([^"]*\)".*/\1/p' /proc/cmdline)
+[ -n "$tests" ] || exit 0
+sh -c "$tests"
+status=$?
+[ "$status" != 0 ] || poweroff -f
+# shellcheck disable=SC2059
+printf "\\$(printf %03o "$status")" | dd of=/dev/port bs=1 seek=244 2>/dev/null
 RC
     cat >"$root/etc/shell" <<'SHELL'
 #!/bin/sh

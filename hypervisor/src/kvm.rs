@@ -99,7 +99,7 @@ impl KvmHypervisor {
             vcpus: 1,
             memory,
             hyperv: false,
-            model: CpuModel::V2,
+            model: CpuModel::Host,
         };
         self.create_vm(settings)?.create_vcpu(0)?;
         Ok(())
