@@ -127,7 +127,7 @@ copy_modules() {
 }
 
 modules='virtio_pci virtio_mmio virtio_blk virtio_net virtio-rng virtio_console virtio_balloon
-vmw_vsock_virtio_transport virtiofs virtio_pmem button evdev'
+vmw_vsock_virtio_transport virtiofs virtio_pmem ext4 button evdev'
 
 make_initramfs() {
     root=$work/root
@@ -167,8 +167,11 @@ mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
 hostname guest
 ip link set lo up
-for alias in $(find /sys/devices -name modalias -exec cat {} + | sort -u); do
-    modprobe -q -b "$alias"
+# Twice: devices on a bus appear when the bus has its driver.
+for pass in 1 2; do
+    for alias in $(find /sys/devices -name modalias -exec cat {} + | sort -u); do
+        modprobe -q -b "$alias"
+    done
 done 2>/dev/null
 modprobe -q evdev 2>/dev/null
 # As a daemon it ends at once unless /var/log is there.

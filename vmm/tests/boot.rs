@@ -150,13 +150,17 @@ impl Serve {
 
     /// The same, with these `cpus` and this command line, and devices that are late.
     fn boot_with(&self, guest: &Guest, kernel: &Path, cpus: &Value, cmdline: &str, delays: &Value) -> Console {
-        let config = json!({
+        self.boot_config(json!({
             "cpus": cpus,
             "memory": {"size": 512 << 20},
             "payload": {"kernel": kernel, "initramfs": guest.initramfs, "cmdline": cmdline},
             "serial": {"mode": "Socket", "socket": self.console()},
             "delays": delays,
-        });
+        }))
+    }
+
+    /// The same, with a whole configuration whose serial port leads to the console's socket.
+    fn boot_config(&self, config: Value) -> Console {
         let (status, body) = self.call("PUT", "vm.create", Some(&config));
         assert_eq!(status, 204, "{body}");
         self.put("vm.boot");
@@ -569,4 +573,61 @@ fn with_every_device_late_a_guest_prints_the_same_but_for_times() {
 #[test]
 fn with_every_device_late_a_guest_on_two_vcpus_prints_the_same_but_for_times() {
     boot_with_every_device_late(2);
+}
+
+#[test]
+fn a_guest_uses_a_disk_with_its_own_driver_across_a_snapshot() {
+    let Some(guest) = Guest::get() else { return };
+    let serve = Serve::start();
+    let path = serve.folder.path().join("disk");
+    std::fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
+    let mut console = serve.boot_config(json!({
+        "cpus": {"boot_vcpus": 1, "max_vcpus": 1},
+        "memory": {"size": 512 << 20},
+        "payload": {"kernel": guest.kernel, "initramfs": guest.initramfs, "cmdline": "console=ttyS0"},
+        "serial": {"mode": "Socket", "socket": serve.console()},
+        "disks": [{"path": path, "serial": "reprise-0001", "num_queues": 2}],
+    }));
+    console.wait_for_shell();
+    assert_eq!(console.run("cat /sys/block/vda/serial").trim(), "reprise-0001");
+    assert_eq!(console.run("cat /sys/block/vda/size").trim(), "131072");
+    assert!(
+        console
+            .run("cat /sys/class/misc/hw_random/rng_current")
+            .contains("virtio")
+    );
+    assert_eq!(
+        console.run("head -c 64 /dev/hwrng | wc -c").trim(),
+        "64"
+    );
+    assert!(console.run("grep virtio0-req /proc/interrupts").contains("PCI-MSI"));
+
+    // A program is loaded from the disk, and not from what the guest remembers of it.
+    console.run("mke2fs -q /dev/vda && mount -t ext4 /dev/vda /mnt && cp /bin/busybox /mnt/program && sync");
+    console.run("umount /mnt && mount -t ext4 /dev/vda /mnt");
+    let sum = console.run("md5sum < /bin/busybox");
+    assert_eq!(console.run("/mnt/program md5sum < /mnt/program"), sum);
+
+    serve.put("vm.pause");
+    let snapshot = format!("file://{}", serve.folder.path().join("snapshot").display());
+    serve.put_with("vm.snapshot", Some(&json!({"destination_url": snapshot})));
+    let counters = serve.get("vm.counters");
+    assert!(counters["disk0"]["read_ops"].as_u64().unwrap() > 0, "{counters}");
+    assert_eq!(counters["disk0"]["malformed"], 0, "{counters}");
+    assert!(counters["rng"]["bytes"].as_u64().unwrap() >= 64, "{counters}");
+
+    let serve = serve.another();
+    serve.put_with("vm.restore", Some(&json!({"source_url": snapshot, "resume": true})));
+    let mut console = Console::connect(&serve.console());
+    console.run("true");
+    console.run("echo after > /mnt/note && sync && echo 3 > /proc/sys/vm/drop_caches");
+    assert_eq!(console.run("/mnt/program md5sum < /mnt/program"), sum);
+    assert_eq!(console.run("cat /mnt/note").trim(), "after");
+    assert!(
+        console
+            .run("umount /mnt; dmesg | grep -i -e error -e corrupt")
+            .trim()
+            .is_empty()
+    );
+    serve.put("vm.shutdown");
 }

@@ -212,6 +212,12 @@ impl VirtioPci {
         &self.name
     }
 
+    /// What the register device_status reads as.
+    #[must_use]
+    pub fn device_status(&self) -> u8 {
+        lock(&self.common).shown_status(self)
+    }
+
     /// Stops (true) or continues (false) the device. Once stopped, it touches guest memory and interrupts no more until it is
     /// continued: this waits for the requests that are being served, `patience` at most. False if one is being served still.
     pub fn set_paused(&self, paused: bool, patience: Duration) -> bool {

@@ -239,6 +239,12 @@ impl Board {
         names(&self.bus, &self.pci)
     }
 
+    /// What the register device_status of a virtio device has; 0 if there is no such device.
+    #[cfg(test)]
+    pub fn device_status(&self, name: &str) -> u8 {
+        self.pci.device_status(name)
+    }
+
     /// Figures by device and name.
     pub fn counters(&self) -> BTreeMap<String, BTreeMap<&'static str, u64>> {
         let mut all = self.bus.counters();

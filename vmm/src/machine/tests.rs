@@ -1,3 +1,4 @@
+mod disk;
 mod real;
 
 use std::path::PathBuf;

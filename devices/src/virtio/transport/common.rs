@@ -144,7 +144,7 @@ impl Common {
         image
     }
 
-    fn shown_status(&self, of: &VirtioPci) -> u8 {
+    pub(super) fn shown_status(&self, of: &VirtioPci) -> u8 {
         let needs_reset = if of.interrupts.needs_reset() {
             status::NEEDS_RESET
         } else {

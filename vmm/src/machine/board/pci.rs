@@ -72,6 +72,12 @@ impl Pci {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn device_status(&self, name: &str) -> u8 {
+        let device = self.virtio.iter().find(|device| device.name() == name);
+        device.map_or(0, |device| device.device_status())
+    }
+
     pub(super) fn state(&self) -> Result<PciDevicesState, BoardStateError> {
         let states = self
             .virtio

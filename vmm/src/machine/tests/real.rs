@@ -115,7 +115,7 @@ fn real(vcpus: u32, probe: &Arc<Probe>, code: Vec<u8>) -> (Machine, Receiver<Mac
     (machine, ends)
 }
 
-fn assemble(bits: u32, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+pub(super) fn assemble(bits: u32, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
     let mut assembler = CodeAssembler::new(bits).unwrap();
     write(&mut assembler).unwrap();
     assembler.assemble(CODE).unwrap()
