@@ -174,7 +174,7 @@ pub(super) fn address16<M, A: Addressing, const ALIGNED: bool>(
 ) -> Result<Linear, Stop> {
     let at = match A::linear(cpu, op, 16, usage) {
         // The modelled processor looks at the alignment before the limit and the canonical form.
-        Err(_) if ALIGNED && !is_aligned16(cpu, op) => return Err(misaligned()),
+        Err(_) if ALIGNED && !is_aligned(cpu, op, 16) => return Err(misaligned()),
         at => at?,
     };
     if ALIGNED && at.address & 15 != 0 {
@@ -183,14 +183,14 @@ pub(super) fn address16<M, A: Addressing, const ALIGNED: bool>(
     Ok(at)
 }
 
-/// The linear address of a memory operand, allowed or not, is a multiple of 16.
+/// The linear address of a memory operand, allowed or not, is a multiple of `size`.
 #[cold]
-fn is_aligned16<M>(cpu: &Cpu, op: &Op<M>) -> bool {
+pub(super) fn is_aligned<M>(cpu: &Cpu, op: &Op<M>, size: u64) -> bool {
     let base = match cpu.view.is_long() {
         true => cpu.view.flat_base[usize::from(op.seg() & 7)],
         false => cpu.segments[Seg::from_number(op.seg())].base,
     };
-    effective_address(cpu, op).wrapping_add(base).is_multiple_of(16)
+    effective_address(cpu, op).wrapping_add(base).is_multiple_of(size)
 }
 
 #[cold]

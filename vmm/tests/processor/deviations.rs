@@ -1,10 +1,10 @@
-//! Where QEMU's TCG does something else than the manuals say.
+//! Where QEMU's TCG and Bochs do something else than the manuals say.
 
-/// A scene in which QEMU differs.
+/// A scene in which somebody differs.
 pub struct Deviation {
     pub image: &'static str,
     pub scene: &'static str,
-    /// What the manual says, and where; then what QEMU 7.2 does.
+    /// What the manual says, and where; then what QEMU 7.2 or Bochs 2.7 does.
     #[expect(dead_code, reason = "it is for the reader")]
     pub manual: &'static str,
 }
@@ -18,8 +18,20 @@ const NO_LIMITS: &str = "SDM Vol. 3, Limit Checking; TCG checks no segment limit
 const LIMIT_OF_TARGET: &str =
     "SDM Vol. 2, CALL and INT n: an entry beyond the target's limit is #GP(0); TCG goes there";
 
-/// All of them. That TCG pushes no RF is taken care of elsewhere.
-pub const DEVIATIONS: &[Deviation] = &[
+const WRITES: &str =
+    "SDM Vol. 3, Page-Fault Exception: W/R is what the access was, and an exchange writes; TCG: it reads first";
+
+const RESERVED: &str = "SDM Vol. 3, Page-Fault Exception: with RSVD, P is set too; not by TCG";
+
+/// Bochs's.
+pub const BOCHS: &[Deviation] = &[deviation(
+    "segments",
+    "IRET outwards, SS",
+    "SDM Vol. 2, IRET: an SS that is not present is #SS(selector); Bochs: #NP",
+)];
+
+/// QEMU's. That TCG pushes no RF is taken care of elsewhere.
+pub const QEMU: &[Deviation] = &[
     deviation(
         "segments",
         "RET far outwards, SS",
@@ -91,4 +103,10 @@ pub const DEVIATIONS: &[Deviation] = &[
         "model-specific registers",
         "SDM Vol. 2, RDMSR and WRMSR: reserved bits, types and addresses are #GP(0); TCG takes them all",
     ),
+    deviation("paging", "two levels, level 3 exchanges", WRITES),
+    deviation("paging", "three levels, level 3 exchanges", WRITES),
+    deviation("paging", "the address of the fault", WRITES),
+    deviation("paging", "reserved bits of a 4 MiB page", RESERVED),
+    deviation("paging", "reserved bits of three levels", RESERVED),
+    deviation("paging", "no execution", RESERVED),
 ];

@@ -52,6 +52,77 @@ impl Image {
         image
     }
 
+    /// What it prints in Bochs; `None` if there is none and need not be.
+    pub fn run_on_bochs(&self) -> Option<String> {
+        const SECTOR: usize = 512;
+        const CYLINDER: usize = 16 * 63 * SECTOR;
+        let path = |name: &str| self.folder.path().join(name);
+        let emulator = Path::new(env!("CARGO_MANIFEST_DIR")).join("../emulator/src/bin/differential/bochs");
+        run(Command::new("cc")
+            .args(["-m32", "-c", "-x", "assembler", "-o"])
+            .arg(path("boot.o"))
+            .arg(emulator.join("boot.S")));
+        for (object, address, binary) in [("boot.o", "0x7c00", "boot"), ("object", ADDRESS, "flat")] {
+            run(Command::new("ld")
+                .args(["-m", "elf_i386", "-nostdlib", "--oformat", "binary", "-Ttext", address])
+                .arg("-o")
+                .arg(path(binary))
+                .arg(path(object)));
+        }
+        let mut disk = std::fs::read(path("boot")).unwrap();
+        let image = std::fs::read(path("flat")).unwrap();
+        let sectors = u32::try_from(image.len().div_ceil(SECTOR)).unwrap();
+        disk[506..510].copy_from_slice(&sectors.to_le_bytes());
+        disk.extend(image);
+        let cylinders = disk.len().div_ceil(CYLINDER).max(20);
+        disk.resize(cylinders * CYLINDER, 0);
+        std::fs::write(path("disk"), disk).unwrap();
+        let configuration = format!(
+            "megs: 64
+cpu: model=corei7_icelake_u, count=1, ips=400000000, reset_on_triple_fault=0
+romimage: file=/usr/share/bochs/BIOS-bochs-latest
+vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest
+display_library: rfb, options=\"timeout=0\"
+boot: disk
+ata0: enabled=1, ioaddr1=0x1f0, ioaddr2=0x3f0, irq=14
+ata0-master: type=disk, path=\"{}\", mode=flat, cylinders={cylinders}, heads=16, spt=63
+log: {}
+panic: action=fatal
+error: action=ignore
+info: action=ignore
+clock: sync=none
+port_e9_hack: enabled=1
+sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
+",
+            path("disk").display(),
+            path("log").display()
+        );
+        std::fs::write(path("bochsrc"), configuration).unwrap();
+        // A Bochs with a debugger waits to be told.
+        std::fs::write(path("commands"), "c\nq\n").unwrap();
+        let output = Command::new("timeout")
+            .arg(LONG.as_secs().to_string())
+            .args(["bochs", "-q", "-f"])
+            .arg(path("bochsrc"))
+            .arg("-rc")
+            .arg(path("commands"))
+            .stdin(Stdio::null())
+            .output();
+        match output {
+            Ok(output) if output.status.code() != Some(127) => {
+                let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+                let log = std::fs::read_to_string(path("log")).unwrap_or_default();
+                assert!(log.contains("Shutdown port"), "printed so far: {printed}");
+                Some(printed)
+            }
+            _ => {
+                assert!(!is_required("bochs"), "there is no bochs");
+                eprintln!("skipped in Bochs: there is none");
+                None
+            }
+        }
+    }
+
     fn kernel(&self) -> PathBuf {
         self.folder.path().join("kernel")
     }
@@ -96,7 +167,6 @@ impl Image {
             .arg(self.kernel())
             .stdin(Stdio::null())
             .status();
-        let required = std::env::var("REPRISE_REQUIRE").is_ok_and(|what| what.split(',').any(|one| one == "qemu"));
         match status {
             Ok(status) => {
                 let printed = String::from_utf8_lossy(&std::fs::read(printed).unwrap()).into_owned();
@@ -108,12 +178,17 @@ impl Image {
                 Some(printed)
             }
             Err(error) => {
-                assert!(!required, "qemu-system-x86_64: {error}");
+                assert!(!is_required("qemu"), "qemu-system-x86_64: {error}");
                 eprintln!("skipped on QEMU: {error}");
                 None
             }
         }
     }
+}
+
+/// `REPRISE_REQUIRE` names it.
+fn is_required(tool: &str) -> bool {
+    std::env::var("REPRISE_REQUIRE").is_ok_and(|what| what.split(',').any(|one| one == tool))
 }
 
 /// Runs a tool, which must be content.

@@ -1,18 +1,18 @@
 //! What the processor does at privilege level 0 and between its modes: bootable images of our own, each run on Reprise
-//! and on QEMU's TCG.
+//! on QEMU's TCG and in Bochs.
 //!
 //! An image (`images/*.S`) is a list of scenes that print what they find: exceptions with error codes and pushed frames,
-//! descriptors, flags. `expected/*.txt` is what the manuals say it must print; Reprise prints exactly that. QEMU must
-//! print it too, save in the scenes that `deviations` names with the manual's section. An image is assembled with the
+//! descriptors, flags. `expected/*.txt` is what the manuals say it must print; Reprise prints exactly that. QEMU
+//! and Bochs must print it too, save in the scenes that `deviations` names with the manual's section. An image is assembled with the
 //! host's `cc` and `ld`.
 //!
-//! Without QEMU that half is skipped, unless `REPRISE_REQUIRE` names `qemu`.
+//! Without QEMU or Bochs that part is skipped, unless `REPRISE_REQUIRE` names `qemu` or `bochs`.
 
 mod deviations;
 mod engines;
 mod trace;
 
-use deviations::DEVIATIONS;
+use deviations::Deviation;
 use engines::Image;
 use trace::Trace;
 
@@ -27,25 +27,42 @@ fn check_here(name: &str) -> (Image, Trace) {
     (image, expected)
 }
 
-/// Runs an image on both.
+/// Runs an image on all.
 fn check(name: &str) {
     let (image, expected) = check_here(name);
+    check_on_bochs(name, &image, &expected);
     let Some(theirs) = image.run_on_qemu() else { return };
-    let deviations: Vec<&str> = DEVIATIONS
+    let apart = deviations(name, &expected, deviations::QEMU);
+    let theirs = Trace::of(&theirs);
+    if let Some(difference) = expected.without_rf().difference(&theirs.without_rf(), &apart) {
+        panic!("{name} on QEMU: {difference}");
+    }
+}
+
+fn check_on_bochs(name: &str, image: &Image, expected: &Trace) {
+    let Some(theirs) = image.run_on_bochs() else { return };
+    let apart = deviations(name, expected, deviations::BOCHS);
+    // Bochs has much to say itself.
+    let theirs = Trace::of(&theirs).scenes_of(expected);
+    if let Some(difference) = expected.difference(&theirs, &apart) {
+        panic!("{name} in Bochs: {difference}");
+    }
+}
+
+/// The scenes of an image in which somebody deviates.
+fn deviations(name: &str, expected: &Trace, list: &[Deviation]) -> Vec<&'static str> {
+    let scenes: Vec<&str> = list
         .iter()
         .filter(|deviation| deviation.image == name)
         .map(|deviation| deviation.scene)
         .collect();
-    let theirs = Trace::of(&theirs);
-    if let Some(difference) = expected.without_rf().difference(&theirs.without_rf(), &deviations) {
-        panic!("{name} on QEMU: {difference}");
-    }
-    for scene in deviations {
+    for scene in &scenes {
         assert!(
             expected.has(scene),
-            "{name} has no scene {scene:?}, in which QEMU is said to deviate"
+            "{name} has no scene {scene:?}, in which somebody is said to deviate"
         );
     }
+    scenes
 }
 
 #[test]
@@ -58,8 +75,14 @@ fn gates_interrupts_stack_switches_and_returns() {
     check("transfers");
 }
 
+#[test]
+fn paging_with_two_and_three_levels() {
+    check("paging");
+}
+
 /// On QEMU this image ends in a triple fault: TCG turns paging on in real mode.
 #[test]
 fn control_registers_refuse_what_the_manual_forbids() {
-    check_here("control");
+    let (image, expected) = check_here("control");
+    check_on_bochs("control", &image, &expected);
 }

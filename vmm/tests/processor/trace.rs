@@ -26,6 +26,11 @@ impl Trace {
         Self::of(&std::fs::read_to_string(path).unwrap())
     }
 
+    /// The scenes that `other` has too.
+    pub fn scenes_of(self, other: &Self) -> Self {
+        Self(self.0.into_iter().filter(|(name, _)| other.has(name)).collect())
+    }
+
     pub fn has(&self, scene: &str) -> bool {
         self.0.iter().any(|(name, _)| name == scene)
     }

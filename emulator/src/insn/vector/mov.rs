@@ -233,7 +233,11 @@ fn address<M, A: Addressing, const SIZE: usize, const ALIGNED: bool>(
     usage: Use,
 ) -> Result<Linear, Stop> {
     available::avx(cpu)?;
-    let at = A::linear(cpu, op, SIZE as u64, usage)?;
+    let at = match A::linear(cpu, op, SIZE as u64, usage) {
+        // As without VEX: before the limit and the canonical form.
+        Err(_) if ALIGNED && !sse_mov::is_aligned(cpu, op, SIZE as u64) => return Err(misaligned()),
+        at => at?,
+    };
     if ALIGNED && !at.address.is_multiple_of(SIZE as u64) {
         return Err(misaligned());
     }

@@ -7,9 +7,9 @@ use super::lanes::{Bytes, Lanes, to_bytes, to_vector};
 use crate::access::{Access, Linear, Outcome, Stop};
 use crate::cpu::{Cpu, Seg};
 use crate::event::Exception;
-use crate::insn::available;
 use crate::insn::shuffle::Lane;
 use crate::insn::sse_float::exceptions;
+use crate::insn::{available, sse_mov};
 use crate::native::sse::MASKS;
 use crate::op::Op;
 use crate::operand::{Use, effective_address};
@@ -217,7 +217,11 @@ fn merge(lanes: &mut Lanes, old: &Bytes, form: &Form) {
 #[inline(always)]
 fn check_alignment<M>(cpu: &Cpu, form: &Form, op: &Op<M>, usage: Use) -> Outcome {
     if form.is_aligned {
-        let at = Part { start: 0, length: 1 }.at(cpu, op, usage)?;
+        let at = match (Part { start: 0, length: 1 }.at(cpu, op, usage)) {
+            // As without VEX: before the limit and the canonical form.
+            Err(_) if !sse_mov::is_aligned(cpu, op, form.memory as u64) => return Err(Exception::gp(0).into()),
+            at => at?,
+        };
         if !at.address.is_multiple_of(form.memory as u64) {
             return Err(Exception::gp(0).into());
         }

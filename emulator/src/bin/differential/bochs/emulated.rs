@@ -109,7 +109,7 @@ impl Emulated {
         self.poke64(physical::PDPT, physical::DIRECTORY | PRESENT_WRITABLE);
         self.poke64(physical::DIRECTORY, physical::LOW_TABLE | PRESENT_WRITABLE);
         for page in 0..(physical::SIZE / PAGE) as u64 {
-            let entry = page * PAGE as u64 | PRESENT_WRITABLE;
+            let entry = (page * PAGE as u64) | PRESENT_WRITABLE;
             self.poke64(physical::LOW_TABLE + 8 * page, entry);
         }
         for (linear, table, page) in [
@@ -154,7 +154,7 @@ impl Emulated {
         self.emulator.set_cpu(cpu);
         let limit = if way == Way::Fast { 1 } else { PATIENCE };
         let exit = self.emulator.run_at_most(Entry::Resume, limit);
-        let outcome = self.outcome(case, exit, way);
+        let outcome = self.outcome(case, &exit, way);
         self.write_code(case, &[0xcc; 16]);
         outcome
     }
@@ -165,7 +165,7 @@ impl Emulated {
         self.ram.written_by_host(at, 16);
     }
 
-    fn outcome(&mut self, case: &Case, exit: Result<Exit, reprise_emulator::Error>, way: Way) -> Outcome {
+    fn outcome(&mut self, case: &Case, exit: &Result<Exit, reprise_emulator::Error>, way: Way) -> Outcome {
         let cpu = self.emulator.cpu();
         let mut page = [0; PAGE];
         self.memory
