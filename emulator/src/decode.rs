@@ -1,5 +1,7 @@
 //! From instruction bytes to [`Op`]s.
 
+mod undefined;
+
 use iced_x86::{
     Code, Decoder, DecoderError, DecoderOptions, EncodingKind, Instruction, OpKind, Register, RoundingControl,
 };
@@ -47,15 +49,19 @@ pub fn decode<M: Access>(
     let mut decoder = Decoder::with_ip(code.bits(), bytes, u64::from(off), table.options);
     let mut instruction = Instruction::default();
     decoder.decode_out(&mut instruction);
-    if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && bytes.len() < LONGEST {
-        return Err(Incomplete::MoreBytes);
+    let is_truncated = instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes;
+    if bytes.len() < LONGEST && instruction.is_invalid() && !undefined::is_at_once(code, bytes, table.has_evex) {
+        // The end of what is undefined must be fetched, too.
+        if is_truncated || undefined::length(code, bytes) > bytes.len() {
+            return Err(Incomplete::MoreBytes);
+        }
     }
     if instruction.code() == Code::Pause
         && let Some(exchange) = exchange(code, &bytes[..instruction.len()])
     {
         instruction = exchange;
     }
-    let form = if instruction.is_invalid() {
+    let form = if instruction.is_invalid() || has_wide_element(&instruction, code, &bytes[..instruction.len()]) {
         None
     } else {
         table.form(instruction.code())
@@ -72,9 +78,11 @@ pub fn decode<M: Access>(
         return Ok(Decoded { op, flow: Flow::End });
     }
     let Some(form) = form else {
-        // The decoder stops behind the 15th byte and does not tell an instruction that would go on from an undefined
-        // one that ends there; nobody writes the latter.
-        let is_too_long = instruction.is_invalid() && instruction.len() == LONGEST;
+        let is_at_once = undefined::is_at_once(code, bytes, table.has_evex);
+        let is_too_long = instruction.is_invalid()
+            && !is_at_once
+            && (is_truncated || undefined::length(code, bytes) > LONGEST)
+            && bytes.len() == LONGEST;
         let op = Op {
             run: if is_too_long { too_long } else { undefined },
             len: instruction.len().clamp(1, 15) as u8,
@@ -95,6 +103,18 @@ pub fn decode<M: Access>(
         form.memory
     };
     Ok(Decoded { op, flow: form.flow })
+}
+
+/// VPINSRD and VPEXTRD with VEX.W, which make them VPINSRQ and VPEXTRQ, outside 64-bit mode.
+fn has_wide_element(instruction: &Instruction, code: CodeSize, bytes: &[u8]) -> bool {
+    let is_element = matches!(
+        instruction.code(),
+        Code::VEX_Vpinsrd_xmm_xmm_rm32_imm8 | Code::VEX_Vpextrd_rm32_xmm_imm8
+    );
+    let prefix = bytes.iter().position(|byte| *byte == 0xc4);
+    is_element
+        && code != CodeSize::Bits64
+        && prefix.is_some_and(|at| bytes.get(at + 2).is_some_and(|byte| byte & 0x80 != 0))
 }
 
 /// What F3 90 is with REX.B: no PAUSE, but an XCHG of R8 and RAX that has a prefix too many.

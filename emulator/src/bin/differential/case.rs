@@ -168,7 +168,7 @@ fn code_address(dice: &mut Dice) -> u64 {
 }
 
 /// Random registers.
-fn state(dice: &mut Dice, rip: u64, bits: u32) -> State {
+pub fn state(dice: &mut Dice, rip: u64, bits: u32) -> State {
     let mut gpr: [u64; 16] = core::array::from_fn(|_| dice.integer());
     gpr[4] = match dice.below(16) {
         0 => dice.integer(),

@@ -229,6 +229,11 @@ pub fn host_has(feature: CpuidFeature) -> bool {
         CLFLUSHOPT => bit(7, 1, 23),
         CLWB => bit(7, 1, 24),
         RDPID => bit(7, 2, 22),
+        CLZERO => bit(0x8000_0008, 1, 0),
+        RDPRU => bit(0x8000_0008, 1, 4),
+        MCOMMIT => bit(0x8000_0008, 1, 8),
+        WBNOINVD => bit(0x8000_0008, 1, 9),
+        MONITORX => bit(0x8000_0001, 2, 29),
         MOVDIRI => bit(7, 2, 27),
         MOVDIR64B => bit(7, 2, 28),
         PKU => bit(7, 2, 4),
@@ -264,6 +269,15 @@ pub fn host_has(feature: CpuidFeature) -> bool {
         XSAVES => has!("xsaves"),
         _ => false,
     }
+}
+
+/// Features that CPUID does not tell of, or of which it is not certain what it tells users.
+pub fn is_unknown(feature: CpuidFeature) -> bool {
+    use CpuidFeature::*;
+    matches!(
+        feature,
+        SEV_ES | SEV_SNP | SKINIT | SKINIT_or_SVM | INVLPGB | SMM | TDX | SMX | CET_SS | WBNOINVD | UDBG
+    )
 }
 
 /// A bit of CPUID, subleaf 0: EAX is register 0, then EBX, ECX, EDX.
