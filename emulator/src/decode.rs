@@ -3,7 +3,7 @@
 mod undefined;
 
 use iced_x86::{
-    Code, Decoder, DecoderError, DecoderOptions, EncodingKind, Instruction, OpKind, Register, RoundingControl,
+    Code, Decoder, DecoderError, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind, Register, RoundingControl,
 };
 
 use crate::access::{Access, Stop};
@@ -49,12 +49,16 @@ pub fn decode<M: Access>(
     let mut decoder = Decoder::with_ip(code.bits(), bytes, u64::from(off), table.options);
     let mut instruction = Instruction::default();
     decoder.decode_out(&mut instruction);
-    let is_truncated = instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes;
-    if bytes.len() < LONGEST && instruction.is_invalid() && !undefined::is_at_once(code, bytes, table.has_evex) {
-        // The end of what is undefined must be fetched, too.
-        if is_truncated || undefined::length(code, bytes) > bytes.len() {
-            return Err(Incomplete::MoreBytes);
-        }
+    // The end of what is undefined must be fetched, too. The decoder cannot tell it: where it knows of no instruction, it may
+    // ask for more bytes than there would be, or for fewer.
+    let is_evex = instruction.is_invalid() && table.has_evex && undefined::begins_evex(code, bytes);
+    let is_truncated = if is_evex {
+        decoder.last_error() == DecoderError::NoMoreBytes
+    } else {
+        (instruction.is_invalid() || is_foreign(&instruction, table)) && undefined::length(code, bytes) > bytes.len()
+    };
+    if is_truncated && bytes.len() < LONGEST {
+        return Err(Incomplete::MoreBytes);
     }
     if instruction.code() == Code::Pause
         && let Some(exchange) = exchange(code, &bytes[..instruction.len()])
@@ -78,11 +82,8 @@ pub fn decode<M: Access>(
         return Ok(Decoded { op, flow: Flow::End });
     }
     let Some(form) = form else {
-        let is_at_once = undefined::is_at_once(code, bytes, table.has_evex);
-        let is_too_long = instruction.is_invalid()
-            && !is_at_once
-            && (is_truncated || undefined::length(code, bytes) > LONGEST)
-            && bytes.len() == LONGEST;
+        // An instruction that would go on behind the 15th byte.
+        let is_too_long = is_truncated;
         let op = Op {
             run: if is_too_long { too_long } else { undefined },
             len: instruction.len().clamp(1, 15) as u8,
@@ -129,6 +130,12 @@ fn exchange(code: CodeSize, bytes: &[u8]) -> Option<Instruction> {
         *to = if *from == 0xf3 { 0x3e } else { *from };
     }
     Some(Decoder::with_ip(64, &plain[..bytes.len()], 0, DecoderOptions::AMD).decode())
+}
+
+/// What the decoder knows and the processor does not: an encoding with a prefix that is not there.
+fn is_foreign<M: Access>(instruction: &Instruction, table: &Table<M>) -> bool {
+    let encoding = instruction.code().encoding();
+    encoding == EncodingKind::EVEX && !table.has_evex || matches!(instruction.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1)
 }
 
 fn undefined<M>(_: &mut Cpu, _: &mut M, _: &Op<M>) -> Result<(), Stop> {

@@ -22,6 +22,8 @@ pub struct Forms {
     pub long: Vec<Form>,
     /// Those of 32-bit code.
     pub narrow: Vec<Form>,
+    /// Those of 16-bit code.
+    pub short: Vec<Form>,
     /// Encodings of this processor that the emulator does not execute, by family.
     pub missing: BTreeMap<String, Vec<Code>>,
     /// Encodings that the emulator executes and this processor does not, by family.
@@ -35,6 +37,7 @@ impl Forms {
             families: Vec::new(),
             long: Vec::new(),
             narrow: Vec::new(),
+            short: Vec::new(),
             missing: BTreeMap::new(),
             foreign: BTreeMap::new(),
         };
@@ -67,8 +70,20 @@ impl Forms {
             if op_code.mode32() {
                 forms.narrow.push(form);
             }
+            if op_code.mode16() {
+                forms.short.push(form);
+            }
         }
         forms
+    }
+
+    /// The encodings of code of so many bits.
+    pub fn of(&self, bits: u32) -> &[Form] {
+        match bits {
+            64 => &self.long,
+            32 => &self.narrow,
+            _ => &self.short,
+        }
     }
 
     /// The number of a family, which is made if there is none of that name.

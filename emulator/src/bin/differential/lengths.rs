@@ -7,7 +7,7 @@
 use iced_x86::{Code, Instruction};
 use reprise_emulator::Model;
 
-use crate::case::{Case, decode, state};
+use crate::case::{Case, code_size, decode, state};
 use crate::dice::Dice;
 use crate::emulated::TF;
 use crate::encode::encode;
@@ -52,8 +52,7 @@ fn bytes(dice: &mut Dice, forms: &Forms, bits: u32) -> [u8; LONGEST] {
             put(dice.next() as u8 & 0xe3 | dice.pick(&[1, 2, 3]));
         }
         _ => {
-            let list = if bits == 64 { &forms.long } else { &forms.narrow };
-            let form = dice.pick(list);
+            let form = dice.pick(forms.of(bits));
             bytes.copy_from_slice(&encode(dice, form.code, bits).bytes[..LONGEST]);
             if dice.percent(50) {
                 bytes[dice.below(6) as usize] = dice.next() as u8;
@@ -89,7 +88,7 @@ fn is_undefined(code: Code) -> bool {
 
 /// The cases of one string of bytes; none if it must not be run.
 pub fn make(dice: &mut Dice, forms: &Forms, model: &Model) -> Vec<Case> {
-    let bits = if dice.percent(40) { 32 } else { 64 };
+    let bits = code_size(dice);
     let bytes = bytes(dice, forms, bits);
     let end = CODE + (CODE_PAGES * PAGE) as u64;
     let Some((instruction, ..)) = decode(&bytes, end, bits) else {
@@ -111,7 +110,7 @@ pub fn make(dice: &mut Dice, forms: &Forms, model: &Model) -> Vec<Case> {
             let mut code = [0; 16];
             code[..length].copy_from_slice(&bytes[..length]);
             let mut state = start;
-            state.rip = end - length as u64;
+            state.rip = start.rip - length as u64;
             Case {
                 input: Input {
                     state,
@@ -120,7 +119,7 @@ pub fn make(dice: &mut Dice, forms: &Forms, model: &Model) -> Vec<Case> {
                     patches: [none; PATCHES],
                 },
                 bits,
-                family: usize::from(bits == 32),
+                family: [64, 32, 16].iter().position(|size| *size == bits).unwrap_or(0),
                 mask: mask(&instruction, None),
                 is_single: false,
             }

@@ -42,7 +42,7 @@ fn forms(options: &Options) -> (Arc<Model>, Forms) {
     let mut forms = Forms::new(&Model::new(), &options.family);
     forms.families.sort();
     let order = forms.families.clone();
-    for form in forms.long.iter_mut().chain(&mut forms.narrow) {
+    for form in forms.long.iter_mut().chain(&mut forms.narrow).chain(&mut forms.short) {
         let name = form::family(form.code);
         form.family = order.iter().position(|family| *family == name).unwrap_or(0);
     }
@@ -53,9 +53,10 @@ fn forms(options: &Options) -> (Arc<Model>, Forms) {
 pub fn list(options: &Options) {
     let (_, forms) = forms(options);
     println!(
-        "compared: {} encodings in 64-bit code, {} in 32-bit code",
+        "compared: {} encodings in 64-bit code, {} in 32-bit code, {} in 16-bit code",
         forms.long.len(),
-        forms.narrow.len()
+        forms.narrow.len(),
+        forms.short.len()
     );
     for (i, family) in forms.families.iter().enumerate() {
         let count = |list: &[form::Form]| list.iter().filter(|form| form.family == i).count();
@@ -91,7 +92,9 @@ pub fn run(options: &Options) -> bool {
     let (model, mut forms) = forms(options);
     let work = match options.lengths {
         Some(_) => {
-            forms.families = ["64-bit code", "32-bit code"].map(str::to_owned).to_vec();
+            forms.families = ["64-bit code", "32-bit code", "16-bit code"]
+                .map(str::to_owned)
+                .to_vec();
             Work::Lengths
         }
         None => Work::Effects,
