@@ -1,7 +1,9 @@
 //! From instruction bytes to [`Op`]s.
 
+mod undefined;
+
 use iced_x86::{
-    Code, Decoder, DecoderError, DecoderOptions, EncodingKind, Instruction, OpKind, Register, RoundingControl,
+    Code, Decoder, DecoderError, DecoderOptions, EncodingKind, Instruction, Mnemonic, OpKind, Register, RoundingControl,
 };
 
 use crate::access::{Access, Stop};
@@ -47,7 +49,15 @@ pub fn decode<M: Access>(
     let mut decoder = Decoder::with_ip(code.bits(), bytes, u64::from(off), table.options);
     let mut instruction = Instruction::default();
     decoder.decode_out(&mut instruction);
-    if instruction.is_invalid() && decoder.last_error() == DecoderError::NoMoreBytes && bytes.len() < LONGEST {
+    // The end of what is undefined must be fetched, too. The decoder cannot tell it: where it knows of no instruction, it may
+    // ask for more bytes than there would be, or for fewer.
+    let is_evex = instruction.is_invalid() && table.has_evex && undefined::begins_evex(code, bytes);
+    let is_truncated = if is_evex {
+        decoder.last_error() == DecoderError::NoMoreBytes
+    } else {
+        (instruction.is_invalid() || is_foreign(&instruction, table)) && undefined::length(code, bytes) > bytes.len()
+    };
+    if is_truncated && bytes.len() < LONGEST {
         return Err(Incomplete::MoreBytes);
     }
     if instruction.code() == Code::Pause
@@ -55,7 +65,7 @@ pub fn decode<M: Access>(
     {
         instruction = exchange;
     }
-    let form = if instruction.is_invalid() {
+    let form = if instruction.is_invalid() || has_wide_element(&instruction, code, &bytes[..instruction.len()]) {
         None
     } else {
         table.form(instruction.code())
@@ -72,9 +82,8 @@ pub fn decode<M: Access>(
         return Ok(Decoded { op, flow: Flow::End });
     }
     let Some(form) = form else {
-        // The decoder stops behind the 15th byte and does not tell an instruction that would go on from an undefined
-        // one that ends there; nobody writes the latter.
-        let is_too_long = instruction.is_invalid() && instruction.len() == LONGEST;
+        // An instruction that would go on behind the 15th byte.
+        let is_too_long = is_truncated;
         let op = Op {
             run: if is_too_long { too_long } else { undefined },
             len: instruction.len().clamp(1, 15) as u8,
@@ -97,6 +106,18 @@ pub fn decode<M: Access>(
     Ok(Decoded { op, flow: form.flow })
 }
 
+/// VPINSRD and VPEXTRD with VEX.W, which make them VPINSRQ and VPEXTRQ, outside 64-bit mode.
+fn has_wide_element(instruction: &Instruction, code: CodeSize, bytes: &[u8]) -> bool {
+    let is_element = matches!(
+        instruction.code(),
+        Code::VEX_Vpinsrd_xmm_xmm_rm32_imm8 | Code::VEX_Vpextrd_rm32_xmm_imm8
+    );
+    let prefix = bytes.iter().position(|byte| *byte == 0xc4);
+    is_element
+        && code != CodeSize::Bits64
+        && prefix.is_some_and(|at| bytes.get(at + 2).is_some_and(|byte| byte & 0x80 != 0))
+}
+
 /// What F3 90 is with REX.B: no PAUSE, but an XCHG of R8 and RAX that has a prefix too many.
 #[cold]
 fn exchange(code: CodeSize, bytes: &[u8]) -> Option<Instruction> {
@@ -109,6 +130,12 @@ fn exchange(code: CodeSize, bytes: &[u8]) -> Option<Instruction> {
         *to = if *from == 0xf3 { 0x3e } else { *from };
     }
     Some(Decoder::with_ip(64, &plain[..bytes.len()], 0, DecoderOptions::AMD).decode())
+}
+
+/// What the decoder knows and the processor does not: an encoding with a prefix that is not there.
+fn is_foreign<M: Access>(instruction: &Instruction, table: &Table<M>) -> bool {
+    let encoding = instruction.code().encoding();
+    encoding == EncodingKind::EVEX && !table.has_evex || matches!(instruction.mnemonic(), Mnemonic::Ud0 | Mnemonic::Ud1)
 }
 
 fn undefined<M>(_: &mut Cpu, _: &mut M, _: &Op<M>) -> Result<(), Stop> {

@@ -75,6 +75,8 @@ pub struct Emulator {
     limit: u64,
     /// The count below which a whole block can be executed before that.
     block_limit: u64,
+    /// The fast way is not taken.
+    careful_only: bool,
     /// Come out as soon as interrupts can be taken.
     window: bool,
     /// Come out as soon as an NMI can be taken.
@@ -123,6 +125,7 @@ impl Emulator {
             kept: None,
             limit: u64::MAX,
             block_limit: u64::MAX,
+            careful_only: false,
             window: false,
             nmi_window: false,
             counters: Counters::default(),
@@ -230,6 +233,11 @@ impl Emulator {
         }
         self.cpu.event = Some(event);
         true
+    }
+
+    /// Executes everything the careful way from now on, or no longer: slowly, and to the same effect.
+    pub fn set_careful(&mut self, only: bool) {
+        self.careful_only = only;
     }
 
     /// Asks for [`Exit::Attention`] as soon as maskable interrupts can be taken.
@@ -369,7 +377,7 @@ impl Emulator {
     /// Executes instructions until something is to be looked at.
     fn advance(&mut self) -> Result<Pass, Error> {
         // Single steps are the careful way's business.
-        if self.cpu.flags.any(flags::TF) {
+        if self.cpu.flags.any(flags::TF) || self.careful_only {
             return self.pass();
         }
         let shadow = self.cpu.shadow;

@@ -39,9 +39,23 @@ pub fn effective_address<M>(cpu: &Cpu, op: &Op<M>) -> u64 {
 impl Addressing for Flat {
     #[inline(always)]
     fn linear<M>(cpu: &Cpu, op: &Op<M>, _: u64, _: Use) -> Result<Linear, Stop> {
-        let address = flat_address(cpu, op).wrapping_add(cpu.view.flat_base[usize::from(op.seg() & 7)]);
-        Ok(Linear { address, seg: op.seg() })
+        let address = flat_address(cpu, op);
+        let seg = op.seg();
+        if seg >= Seg::Fs as u8 {
+            return based(cpu, Seg::from_number(seg), address);
+        }
+        Ok(Linear { address, seg })
     }
+}
+
+/// A linear address in FS or GS. The modelled processor finds fault with an offset that is not canonical even if the linear
+/// address is.
+#[inline(always)]
+fn based(cpu: &Cpu, seg: Seg, offset: u64) -> Result<Linear, Stop> {
+    if !is_canonical(cpu, offset) {
+        return Err(segment_fault(seg));
+    }
+    Ok(Linear::new(seg, offset.wrapping_add(cpu.view.flat_base[seg as usize])))
 }
 
 /// The effective address in 64-bit mode with 64-bit addresses.
@@ -68,8 +82,7 @@ impl Cpu {
     pub fn linear(&self, seg: Seg, offset: u64, size: u64, usage: Use) -> Result<Linear, Stop> {
         let segment = &self.segments[seg];
         if self.view.mode == Mode::Long {
-            let base = self.view.flat_base[seg as usize];
-            let at = Linear::new(seg, offset.wrapping_add(base));
+            let at = based(self, seg, offset)?;
             let last = at.address.wrapping_add(size - 1);
             if is_canonical(self, at.address) && is_canonical(self, last) {
                 return Ok(at);

@@ -63,6 +63,8 @@ pub struct Table<M: 'static> {
     forms: Box<[Option<Form<M>>]>,
     /// How the decoder reads encodings that have had more than one meaning.
     pub(crate) options: u32,
+    /// There are encodings with an EVEX prefix; if not, nothing is looked at behind that.
+    pub(crate) has_evex: bool,
 }
 
 impl<M: Access> Table<M> {
@@ -71,6 +73,7 @@ impl<M: Access> Table<M> {
         let mut table = Table {
             forms: vec![None; Code::values().len()].into_boxed_slice(),
             options: decoder_options(&announced),
+            has_evex: announced(CpuidFeature::AVX512F),
         };
         crate::insn::fill(&mut table);
         for code in Code::values() {

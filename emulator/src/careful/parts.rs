@@ -34,7 +34,8 @@ pub(crate) fn check_alignment(at: Linear, length: u64) -> Result<(), Stop> {
         // The x87 environment and state, of 16 and of 32 bits.
         14 | 94 => 2,
         28 | 108 => 4,
-        1 | 2 | 4 | 8 | 16 | 32 | 64 => length,
+        1 | 2 | 4 | 8 | 16 => length,
+        32 | 64 => 16,
         _ => 1,
     };
     if at.address.is_multiple_of(alignment) {

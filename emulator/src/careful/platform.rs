@@ -122,6 +122,24 @@ impl Careful {
         self.place(cpu, at, T::SIZE as u64, intent, Privilege::of(cpl))
     }
 
+    /// Makes sure that `length` bytes could be written, without the alignment check.
+    ///
+    /// # Errors
+    /// As [`Access::check_write`](crate::access::Access::check_write).
+    pub(crate) fn check_write_unaligned(&mut self, cpu: &Cpu, at: Linear, length: u64) -> Result<(), Stop> {
+        self.place(cpu, at, length, Intent::Write, Privilege::of(cpu.cpl()))
+            .map(|_| ())
+    }
+
+    /// Writes `bytes`, without the alignment check.
+    ///
+    /// # Errors
+    /// As [`Access::store_bytes`](crate::access::Access::store_bytes).
+    pub(crate) fn store_unaligned(&mut self, cpu: &Cpu, at: Linear, bytes: &[u8]) -> Result<(), Stop> {
+        let place = self.place(cpu, at, bytes.len() as u64, Intent::Write, Privilege::of(cpu.cpl()))?;
+        self.write_bytes(place, bytes)
+    }
+
     /// Reads with the rights of privilege level `cpl`.
     ///
     /// # Errors

@@ -1,12 +1,12 @@
 //! SSE3 to SSE4.2, AES, PCLMULQDQ, SHA and GFNI on XMM registers: which operation, and what around it is not as in SSE2.
 //!
-//! 16-byte memory operands must be aligned, but for LDDQU and the string comparisons.
+//! 16-byte memory operands must be aligned, but for LDDQU, the string comparisons and, on the modelled processor, SHA.
 
 use iced_x86::Code::{self, *};
 
 use super::lanes::Ternary;
 use super::shuffle::{Lane, PackedImmediate};
-use super::sse_int::{self, with_immediate};
+use super::sse_int::{self, with_immediate, with_immediate_unaligned};
 use super::strings::{Found, Strings};
 use super::{aes, available, clmul, gfni, sha, sse_mov, sse41, ssse3};
 use crate::access::{Access, Outcome};
@@ -43,7 +43,7 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
         Aeskeygenassist Aeskeygenassist_xmm_xmmm128_imm8,
     }
     rows! { with_immediate(clmul): Pclmulqdq Pclmulqdq_xmm_xmmm128_imm8, }
-    rows! { with_immediate(sha):
+    rows! { with_immediate_unaligned(sha):
         Sha1nexte Sha1nexte_xmm_xmmm128, Sha1msg1 Sha1msg1_xmm_xmmm128, Sha1msg2 Sha1msg2_xmm_xmmm128,
         Sha1rnds4 Sha1rnds4_xmm_xmmm128_imm8, Sha256msg1 Sha256msg1_xmm_xmmm128, Sha256msg2 Sha256msg2_xmm_xmmm128,
     }
@@ -74,7 +74,7 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     rows! { ternary(sse41):
         Pblendvb Pblendvb_xmm_xmmm128, Blendvps Blendvps_xmm_xmmm128, Blendvpd Blendvpd_xmm_xmmm128,
     }
-    rows! { ternary(sha): Sha256rnds2 Sha256rnds2_xmm_xmmm128, }
+    rows! { ternary_unaligned(sha): Sha256rnds2 Sha256rnds2_xmm_xmmm128, }
     table.plain(Movntdqa_xmm_m128, sse_mov::load::<M, General, true>);
     table.plain(Lddqu_xmm_m128, sse_mov::load::<M, General, false>);
     elements(table);
@@ -194,6 +194,14 @@ fn partial<M: Access, O: PackedImmediate, T: Word>(cpu: &mut Cpu, m: &mut M, op:
 }
 
 fn ternary<M: Access, O: Ternary>(table: &mut Table<M>, code: Code) {
+    ternary_with::<M, O, true>(table, code);
+}
+
+fn ternary_unaligned<M: Access, O: Ternary>(table: &mut Table<M>, code: Code) {
+    ternary_with::<M, O, false>(table, code);
+}
+
+fn ternary_with<M: Access, O: Ternary, const ALIGNED: bool>(table: &mut Table<M>, code: Code) {
     table.rm(
         code,
         |cpu, _, op| {
@@ -204,7 +212,8 @@ fn ternary<M: Access, O: Ternary>(table: &mut Table<M>, code: Code) {
         },
         |cpu, m, op| {
             available::sse(cpu)?;
-            let source = sse_int::operand::<M, General>(cpu, m, op)?;
+            let at = sse_mov::address16::<M, General, ALIGNED>(cpu, op, Use::Read)?;
+            let source = m.load_array(cpu, at)?;
             let value = O::apply(cpu.fpu.xmm(op.r1), source, cpu.fpu.xmm(0));
             cpu.fpu.set_xmm(op.r1, value);
             Ok(())

@@ -118,6 +118,18 @@ pub(super) fn immediate<M: Access, O: PackedImmediate>(cpu: &mut Cpu, _: &mut M,
     Ok(())
 }
 
+/// As [`with_immediate`], with a memory operand that need not be aligned.
+pub(super) fn with_immediate_unaligned<M: Access, O: PackedImmediate>(table: &mut Table<M>, code: Code) {
+    table.rm(code, immediate::<M, O>, |cpu, m, op| {
+        available::sse(cpu)?;
+        let at = sse_mov::address16::<M, General, false>(cpu, op, Use::Read)?;
+        let source = m.load_array(cpu, at)?;
+        let value = O::apply(cpu.fpu.xmm(op.r1), source, op.imm as u8);
+        cpu.fpu.set_xmm(op.r1, value);
+        Ok(())
+    });
+}
+
 fn immediate_memory<M: Access, O: PackedImmediate>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::sse(cpu)?;
     let source = operand::<M, General>(cpu, m, op)?;

@@ -297,7 +297,7 @@ pub(super) fn store_masked(cpu: &Cpu, m: &mut Careful, op: &Op<Careful>, bytes: 
     // All of it must be writable, whatever the mask: the modelled processor makes use of this freedom (APM Vol. 4, MASKMOVDQU).
     let (all, length) = (offset & op.attr.address_mask(), bytes.len() as u64);
     let whole = cpu.linear(Seg::from_number(op.seg()), all, length, Use::Write)?;
-    m.check_write(cpu, whole, length)?;
+    m.check_write_unaligned(cpu, whole, length)?;
     let selected = |i: usize| mask.get(i).is_some_and(|byte| byte & 0x80 != 0);
     // Bytes are aligned wherever they are.
     let longest = if cpu.view.checks_alignment() { 1 } else { bytes.len() };
@@ -309,7 +309,7 @@ pub(super) fn store_masked(cpu: &Cpu, m: &mut Careful, op: &Op<Careful>, bytes: 
             let offset = offset.wrapping_add(start as u64) & op.attr.address_mask();
             let length = (end - start) as u64;
             let at = cpu.linear(Seg::from_number(op.seg()), offset, length, Use::Write)?;
-            m.store_bytes(cpu, at, &bytes[start..end])?;
+            m.store_unaligned(cpu, at, &bytes[start..end])?;
         }
         start = end.max(start + 1);
     }

@@ -122,7 +122,11 @@ impl<M: Access> Step<M> for Move {
     fn step<T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
         let size = T::SIZE as u64;
         let from = source(cpu, op, size)?;
-        let to = destination(cpu, op, size, Use::Write)?;
+        let to = destination(cpu, op, size, Use::Write);
+        if to.is_err() {
+            m.check_read(cpu, from, size)?;
+        }
+        let to = to?;
         m.check_move(cpu, from, to, size)?;
         let value = m.load::<T>(cpu, from)?;
         m.store::<T>(cpu, to, value)?;

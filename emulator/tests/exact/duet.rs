@@ -85,7 +85,7 @@ impl Stage {
 }
 
 /// Code and a state to begin with.
-fn compose(dice: &mut Dice) -> Scene {
+pub fn compose(dice: &mut Dice) -> Scene {
     let mode = dice.choose(&Mode::ALL);
     let offsets = dice.choose(&Offsets::ALL);
     let marks = dice.choose(&[Marks::Set, Marks::Clear]);
@@ -139,7 +139,7 @@ fn compose(dice: &mut Dice) -> Scene {
     Scene { cpu, image: image.0 }
 }
 
-fn event(dice: &mut Dice) -> Event {
+pub fn event(dice: &mut Dice) -> Event {
     if dice.one_in(3) {
         Event::nmi()
     } else {

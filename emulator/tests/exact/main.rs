@@ -7,6 +7,7 @@
 //! - `capacity`: how much of its room a record needs.
 //! - `duet`: random code under random influence from outside; `dice` makes the decisions.
 //!
+//! - `ways`: random code the fast way and the careful way.
 //! - `saved`: what was saved of an instruction in flight, damaged and restored.
 //!
 //! Each form runs in some of its scenes; with `REPRISE_LONG=1` in the environment, in all of them (some minutes).
@@ -21,6 +22,7 @@ mod layout;
 mod saved;
 mod scene;
 mod story;
+mod ways;
 mod world;
 
 use std::collections::BTreeMap;
@@ -37,6 +39,7 @@ use layout::{Marks, Mode, OTHER_TASK, Offsets};
 use saved::{Outcome, Saved};
 use scene::Scene;
 use story::{Story, Tellers};
+use ways::Ways;
 use world::{Batches, Placement, World};
 
 #[test]
@@ -284,6 +287,22 @@ fn random_code_under_outside_influence_ends_as_if_it_were_left_alone() {
         );
         assert!(broken_off < plays / 4, "{broken_off}");
     }
+}
+
+#[test]
+fn random_code_does_the_same_the_fast_way_and_the_careful_way() {
+    let (first, plays) = (number("REPRISE_SEED", 1), number("REPRISE_PLAYS", 3000));
+    let mut ways = Ways::new();
+    let mut blocks = 0;
+    for seed in first..first + plays {
+        let bytes = roll(seed, 60 + seed as usize % 200);
+        let Ok(compared) = catch_unwind(AssertUnwindSafe(|| ways.play(&bytes))) else {
+            panic!("REPRISE_SEED={seed} REPRISE_PLAYS=1");
+        };
+        blocks += compared as u64;
+    }
+    println!("{blocks} blocks");
+    assert!(blocks > plays, "{blocks}");
 }
 
 #[test]

@@ -18,6 +18,8 @@ rows! { moves;
     "a load that crosses a page": "mov rax, [rbx + 0xffc]", m_at = (0xffc, 0x89ab_cdefu32) => rax = 0x89ab_cdef;
     "a non-canonical address is #GP": "mov al, [rbx]", rbx = 1 << 62 => fault = (13, Some(0));
     "a non-canonical address of the stack is #SS": "mov al, [rbp]", rbp = 1 << 62 => fault = (12, Some(0));
+    "a prefix of SS makes no stack of it": ".byte 0x36, 0x8a, 0x03", rbx = 1 << 62 => fault = (13, Some(0));
+    "nor a prefix of DS something else": ".byte 0x3e, 0x8a, 0x45, 0x00", rbp = 1 << 62 => fault = (12, Some(0));
     "a page that is not there is #PF": "mov al, [rbx]", rbx = 0x20_0000_0000 => fault = (14, Some(0));
     "MOVNTI stores": "movnti [rbx], rcx", rcx = 9, m = 0u64 => m = 9u64;
 }

@@ -8,9 +8,10 @@ use crate::encode::encode;
 use crate::form::{self, Form, Forms};
 use crate::place::{Places, address, place, target};
 use crate::quirk::{Mask, mask};
+use crate::sandbox::code_base;
 use crate::state::{
-    CODE, CODE_PAGES, CS32, CS64, DATA, FLAT, Input, LDT, NO_VECTOR, PAGE, PATCHES, Patch, STACK, State, WRITABLE,
-    XSAVE_SIZE, Xsave,
+    CODE, CODE_PAGES, CS16, CS32, CS64, DATA, DATA16, FLAT, Input, LDT, NO_VECTOR, PAGE, PATCHES, Patch, STACK, State,
+    WRITABLE, XSAVE_SIZE, Xsave,
 };
 
 /// The emulator's own: see its `decode` module.
@@ -27,7 +28,7 @@ const COMMON_FLAGS: u64 = 0xcd5;
 pub struct Case {
     /// Registers, code and memory.
     pub input: Input,
-    /// 64 or 32.
+    /// 64, 32 or 16.
     pub bits: u32,
     /// Index in [`Forms::families`].
     pub family: usize,
@@ -46,13 +47,12 @@ pub struct Maker<'a> {
 impl Maker<'_> {
     /// A random case of a random form.
     pub fn make(&self, dice: &mut Dice) -> Case {
-        let narrow = dice.percent(30) && !self.forms.narrow.is_empty() || self.forms.long.is_empty();
-        let (bits, list) = if narrow {
-            (32, &self.forms.narrow)
-        } else {
-            (64, &self.forms.long)
-        };
         loop {
+            let bits = code_size(dice);
+            let list = self.forms.of(bits);
+            if list.is_empty() {
+                continue;
+            }
             let form = dice.pick(list);
             if let Some(case) = self.try_form(dice, form, bits) {
                 return case;
@@ -122,12 +122,17 @@ impl Maker<'_> {
         }
         // What only one of both has is no difference, and neither has what no decoder knows.
         let code = instruction.code();
-        let forms = if instruction.code().op_code().mode64() {
-            &self.forms.long
-        } else {
-            &self.forms.narrow
-        };
-        instruction.is_invalid() || forms.iter().any(|form| form.code == code)
+        let is_compared = |forms: &[Form]| forms.iter().any(|form| form.code == code);
+        instruction.is_invalid() || is_compared(&self.forms.long) || is_compared(&self.forms.narrow)
+    }
+}
+
+/// Bits of the code: 64 mostly.
+pub fn code_size(dice: &mut Dice) -> u32 {
+    match dice.below(16) {
+        0..=9 => 64,
+        10..=13 => 32,
+        _ => 16,
     }
 }
 
@@ -167,8 +172,8 @@ fn code_address(dice: &mut Dice) -> u64 {
     }
 }
 
-/// Random registers.
-fn state(dice: &mut Dice, rip: u64, bits: u32) -> State {
+/// Random registers; the instruction is at linear address `rip`.
+pub fn state(dice: &mut Dice, rip: u64, bits: u32) -> State {
     let mut gpr: [u64; 16] = core::array::from_fn(|_| dice.integer());
     gpr[4] = match dice.below(16) {
         0 => dice.integer(),
@@ -181,7 +186,12 @@ fn state(dice: &mut Dice, rip: u64, bits: u32) -> State {
         gpr[5] = STACK + 8 * (64 + dice.below(384));
     }
     let long = bits == 64;
-    let (fs, gs) = if long { (0, 0) } else { (7, 0xf) };
+    let selectors = match bits {
+        64 => [FLAT, CS64, FLAT, FLAT, 0, 0],
+        32 => [FLAT, CS32, FLAT, FLAT, 7, 0xf],
+        // 16-bit addresses reach only what a segment brings near.
+        _ => [DATA16, CS16, FLAT, DATA16, 7, 0xf],
+    };
     let mut base = || {
         if !long {
             return u64::from(LDT[0].base);
@@ -207,11 +217,11 @@ fn state(dice: &mut Dice, rip: u64, bits: u32) -> State {
     State {
         xsave: floating(dice),
         gpr,
-        rip,
+        rip: rip - code_base(selectors[1]),
         flags,
         fs_base,
         gs_base,
-        selectors: [FLAT, if long { CS64 } else { CS32 }, FLAT, FLAT, fs, gs],
+        selectors,
         padding: [0; 2],
     }
 }
@@ -391,6 +401,8 @@ fn contents(dice: &mut Dice, instruction: &Instruction, taste: Taste) -> [u8; 72
     use Mnemonic::*;
     match instruction.mnemonic() {
         Ldmxcsr | Vldmxcsr if dice.percent(80) => bytes[2..4].fill(0),
+        // Where MXCSR_MASK goes; it must be seen whether it was stored.
+        Fxsave | Fxsave64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 => bytes[28..32].fill(0x55),
         Fbld => {
             for digits in &mut bytes[..9] {
                 *digits = (dice.below(10) << 4 | dice.below(10)) as u8;

@@ -165,7 +165,7 @@ pub fn differences(expected: &Output, found: &Output, mask: Mask) -> Vec<Differe
 
 /// Bytes in hexadecimal, without much more than anybody wants to see.
 pub fn hex(bytes: &[u8]) -> String {
-    const SHOWN: usize = 64;
+    const SHOWN: usize = 1024;
     let mut text: String = bytes.iter().take(SHOWN).map(|byte| format!("{byte:02x}")).collect();
     if bytes.len() > SHOWN {
         text.push_str(&format!("… ({} bytes)", bytes.len()));

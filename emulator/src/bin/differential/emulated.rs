@@ -237,21 +237,23 @@ impl Emulated {
             let bytes = &patch.bytes[..usize::from(patch.length)];
             self.poke(physical::WRITABLE[usize::from(patch.page)] + u64::from(patch.at), bytes);
         }
+        let stored = mxcsr_mask.and_then(physical::writable);
+        let stored = stored.filter(|at| self.mxcsr_mask(*at) != Some(fpu::MXCSR_MASK));
         self.emulator.set_cpu(cpu);
         let limit = if way == Way::Fast { 1 } else { PATIENCE };
         let exit = self.emulator.run_at_most(Entry::Resume, limit);
         self.end(exit, output);
-        let stored = mxcsr_mask.and_then(physical::writable);
         if let Some(at) = stored
-            && self
-                .memory
-                .read_obj::<u32>(GuestAddress(at))
-                .is_ok_and(|mask| mask == fpu::MXCSR_MASK)
+            && self.mxcsr_mask(at) == Some(fpu::MXCSR_MASK)
         {
             self.poke(at, &(fpu::MXCSR_MASK | 1 << 17).to_le_bytes());
         }
         self.write_code(input, &[FILLER; 16]);
         self.restore_memory(output);
+    }
+
+    fn mxcsr_mask(&self, at: u64) -> Option<u32> {
+        self.memory.read_obj(GuestAddress(at)).ok()
     }
 
     fn write_code(&mut self, input: &Input, code: &[u8]) {

@@ -105,7 +105,8 @@ fn legacy(dice: &mut Dice, bytes: &mut Bytes, info: &OpCodeInfo, bits: u32) {
         _ => None,
     };
     prefixes.extend(mandatory);
-    if info.operand_size() == 16 || bits == 16 && info.operand_size() == 32 {
+    let default_size = if bits == 16 { 16 } else { 32 };
+    if matches!(info.operand_size(), 16 | 32) && info.operand_size() != default_size {
         prefixes.push(0x66);
     } else if info.mandatory_prefix() == MandatoryPrefix::None && info.operand_size() == 0 && dice.percent(10) {
         prefixes.push(0x66);

@@ -22,6 +22,8 @@ pub struct Forms {
     pub long: Vec<Form>,
     /// Those of 32-bit code.
     pub narrow: Vec<Form>,
+    /// Those of 16-bit code.
+    pub short: Vec<Form>,
     /// Encodings of this processor that the emulator does not execute, by family.
     pub missing: BTreeMap<String, Vec<Code>>,
     /// Encodings that the emulator executes and this processor does not, by family.
@@ -35,6 +37,7 @@ impl Forms {
             families: Vec::new(),
             long: Vec::new(),
             narrow: Vec::new(),
+            short: Vec::new(),
             missing: BTreeMap::new(),
             foreign: BTreeMap::new(),
         };
@@ -67,8 +70,20 @@ impl Forms {
             if op_code.mode32() {
                 forms.narrow.push(form);
             }
+            if op_code.mode16() {
+                forms.short.push(form);
+            }
         }
         forms
+    }
+
+    /// The encodings of code of so many bits.
+    pub fn of(&self, bits: u32) -> &[Form] {
+        match bits {
+            64 => &self.long,
+            32 => &self.narrow,
+            _ => &self.short,
+        }
     }
 
     /// The number of a family, which is made if there is none of that name.
@@ -229,6 +244,11 @@ pub fn host_has(feature: CpuidFeature) -> bool {
         CLFLUSHOPT => bit(7, 1, 23),
         CLWB => bit(7, 1, 24),
         RDPID => bit(7, 2, 22),
+        CLZERO => bit(0x8000_0008, 1, 0),
+        RDPRU => bit(0x8000_0008, 1, 4),
+        MCOMMIT => bit(0x8000_0008, 1, 8),
+        WBNOINVD => bit(0x8000_0008, 1, 9),
+        MONITORX => bit(0x8000_0001, 2, 29),
         MOVDIRI => bit(7, 2, 27),
         MOVDIR64B => bit(7, 2, 28),
         PKU => bit(7, 2, 4),
@@ -264,6 +284,15 @@ pub fn host_has(feature: CpuidFeature) -> bool {
         XSAVES => has!("xsaves"),
         _ => false,
     }
+}
+
+/// Features that CPUID does not tell of, or of which it is not certain what it tells users.
+pub fn is_unknown(feature: CpuidFeature) -> bool {
+    use CpuidFeature::*;
+    matches!(
+        feature,
+        SEV_ES | SEV_SNP | SKINIT | SKINIT_or_SVM | INVLPGB | SMM | TDX | SMX | CET_SS | WBNOINVD | UDBG
+    )
 }
 
 /// A bit of CPUID, subleaf 0: EAX is register 0, then EBX, ECX, EDX.

@@ -16,6 +16,7 @@ mod dice;
 mod emulated;
 mod encode;
 mod form;
+mod lengths;
 mod native;
 mod place;
 mod quirk;
@@ -29,14 +30,19 @@ use std::process::ExitCode;
 
 use run::Options;
 
-const USAGE: &str = "usage: differential [--count N] [--seed S] [--family NAME] [--threads N] [--quiet] [--forms]
+const USAGE: &str =
+    "usage: differential [--count N] [--seed S] [--family NAME] [--threads N] [--rows N] [--lengths N] [--forms]
   --count N      cases to run (1000000); 0 goes on until something differs
   --seed S       where the randomness starts (1)
   --family NAME  only families whose name contains NAME, or the instruction NAME
   --threads N    threads, each with a child of its own (1)
+  --lengths N    compares the lengths of N strings of bytes instead of the effects of instructions
   --rows N       mismatches to print (20)
   --against bochs  compares with Bochs, on what this processor has not
   --forms        lists what is compared and what is not, and why";
+
+/// Status if this processor cannot run cases.
+const NOT_HERE: u8 = 77;
 
 fn main() -> ExitCode {
     let mut options = Options {
@@ -45,6 +51,7 @@ fn main() -> ExitCode {
         family: String::new(),
         threads: 1,
         rows: 20,
+        lengths: None,
     };
     let mut lists = false;
     let mut with_bochs = false;
@@ -55,6 +62,7 @@ fn main() -> ExitCode {
             "--count" => number().map(|count| options.count = count),
             "--seed" => number().map(|seed| options.seed = seed),
             "--threads" => number().map(|threads| options.threads = threads.clamp(1, 256) as usize),
+            "--lengths" => number().map(|count| options.lengths = Some(count)),
             "--rows" => number().map(|rows| options.rows = rows as usize),
             "--family" => arguments.next().map(|family| options.family = family),
             "--against" => (arguments.next().as_deref() == Some("bochs")).then(|| with_bochs = true),
@@ -75,6 +83,10 @@ fn main() -> ExitCode {
             false => run::list(&options),
         }
         return ExitCode::SUCCESS;
+    }
+    if let Some(obstacle) = native::obstacle().filter(|_| !with_bochs) {
+        eprintln!("nothing is compared: {obstacle}");
+        return ExitCode::from(NOT_HERE);
     }
     let is_same = match with_bochs {
         true => bochs::run(&options),

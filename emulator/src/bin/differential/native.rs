@@ -177,6 +177,21 @@ impl Drop for Native {
     }
 }
 
+/// What keeps cases from being run on this processor, if anything does.
+pub fn obstacle() -> Option<&'static str> {
+    /// Bit of AT_HWCAP2: users may execute RDFSBASE and its kin.
+    const HWCAP2_FSGSBASE: u64 = 1 << 1;
+    // SAFETY: reads the auxiliary vector.
+    let hwcap2 = unsafe { libc::getauxval(libc::AT_HWCAP2) };
+    if hwcap2 & HWCAP2_FSGSBASE == 0 {
+        return Some("RDFSBASE and its kin cannot be used here");
+    }
+    if !std::arch::is_x86_feature_detected!("avx") {
+        return Some("this processor has no AVX, whose state every case has");
+    }
+    None
+}
+
 /// Binds this thread, and the children that it will have, to one processor, and says what the limit of its segment
 /// of the GDT that holds the processor's number is.
 pub fn settle(thread: usize) -> u32 {

@@ -45,6 +45,9 @@ impl Mismatch {
     pub fn title(&self) -> String {
         let input = &self.case.input;
         let name = match decode(&input.code, input.state.rip, self.case.bits) {
+            Some((instruction, code, length)) if instruction.is_invalid() => {
+                format!("INVALID {}", opcode(&code[..length], self.case.bits))
+            }
             Some((instruction, ..)) => format!("{:?}", instruction.code()),
             None => "nothing".to_owned(),
         };
@@ -113,6 +116,29 @@ impl Mismatch {
             println!("    {field}: {expected} on the processor, {found} in the emulator");
         }
     }
+}
+
+/// Escape and opcode bytes, without prefixes; with the ModR/M byte's reg field and whether it names a register.
+fn opcode(code: &[u8], bits: u32) -> String {
+    let is_prefix = |byte: &u8| {
+        matches!(byte, 0x26 | 0x2e | 0x36 | 0x3e | 0x64..=0x67 | 0xf0 | 0xf2 | 0xf3)
+            || bits == 64 && matches!(byte, 0x40..=0x4f)
+    };
+    let start = code.iter().take_while(|byte| is_prefix(byte)).count();
+    let rest = &code[start..];
+    let length = match rest {
+        [0x0f, 0x38 | 0x3a, ..] => 3,
+        [0x0f, ..] => 2,
+        [0xc5, ..] => 3,
+        [0xc4 | 0x8f, ..] => 4,
+        [0x62, ..] => 5,
+        _ => 1,
+    };
+    let modrm = rest.get(length).map_or(String::new(), |modrm| {
+        let place = if *modrm >= 0xc0 { "register" } else { "memory" };
+        format!("/{} {place}", modrm >> 3 & 7)
+    });
+    format!("{}{modrm}", hex(&rest[..length.min(rest.len())]))
 }
 
 /// Prints the table.

@@ -72,6 +72,9 @@ pub const LDT: [LdtEntry; 8] = [
 /// CS of 16-bit code: the LDT's.
 pub const CS16: u16 = 5 << 3 | 7;
 
+/// A data segment that is 16 bits wide.
+pub const DATA16: u16 = 4 << 3 | 7;
+
 /// An entry of the LDT.
 #[derive(Debug, Clone, Copy)]
 pub struct LdtEntry {
