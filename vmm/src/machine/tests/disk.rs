@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use iced_x86::code_asm::*;
+use reprise_hypervisor::SoftHypervisor;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::real::assemble;
