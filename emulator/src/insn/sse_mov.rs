@@ -299,19 +299,16 @@ pub(super) fn store_masked(cpu: &Cpu, m: &mut Careful, op: &Op<Careful>, bytes: 
     let whole = cpu.linear(Seg::from_number(op.seg()), all, length, Use::Write)?;
     m.check_write_unaligned(cpu, whole, length)?;
     let selected = |i: usize| mask.get(i).is_some_and(|byte| byte & 0x80 != 0);
-    // Bytes are aligned wherever they are.
-    let longest = if cpu.view.checks_alignment() { 1 } else { bytes.len() };
     let mut start = 0;
     while start < bytes.len() {
-        let limit = bytes.len().min(start + longest);
-        let end = (start..limit).find(|i| !selected(*i)).unwrap_or(limit);
+        let end = (start..).find(|i| !selected(*i)).unwrap_or(bytes.len());
         if end > start {
             let offset = offset.wrapping_add(start as u64) & op.attr.address_mask();
             let length = (end - start) as u64;
             let at = cpu.linear(Seg::from_number(op.seg()), offset, length, Use::Write)?;
             m.store_unaligned(cpu, at, &bytes[start..end])?;
         }
-        start = end.max(start + 1);
+        start = end + 1;
     }
     Ok(())
 }

@@ -73,9 +73,8 @@ pub const REASONS: &[(&str, &str)] = &[
 pub fn excluded(mnemonic: Mnemonic) -> Option<&'static str> {
     use Mnemonic::*;
     Some(match mnemonic {
-        Rcpps | Rcpss | Rsqrtps | Rsqrtss | Vrcpps | Vrcpss | Vrsqrtps | Vrsqrtss => {
-            "approximates, each processor in its own way"
-        }
+        Rcpps | Rcpss | Rsqrtps | Rsqrtss | Vrcpps | Vrcpss | Vrsqrtps | Vrsqrtss | Vrcp14ps | Vrcp14pd | Vrcp14ss
+        | Vrcp14sd | Vrsqrt14ps | Vrsqrt14pd | Vrsqrt14ss | Vrsqrt14sd => "approximates, each processor in its own way",
         Gf2p8affineqb | Gf2p8affineinvqb | Vgf2p8affineqb | Vgf2p8affineinvqb => {
             "has the wrong parity in Bochs, which FIPS 197's S-box shows"
         }
