@@ -5,7 +5,7 @@ use iced_x86::{
 };
 
 use crate::access::{Access, Stop};
-use crate::cpu::{CodeSize, Cpu, gpr};
+use crate::cpu::{CodeSize, Cpu, Seg, gpr};
 use crate::elsewhere::Elsewhere;
 use crate::event::Exception;
 use crate::op::vex::Extra;

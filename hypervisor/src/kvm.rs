@@ -33,7 +33,7 @@ mod local_apic;
 mod msrs;
 mod pit;
 mod registers;
-mod rescue;
+pub mod rescue;
 mod segments;
 mod software;
 mod sys;
@@ -51,6 +51,7 @@ use crate::{Hypervisor, HypervisorError, HypervisorKind, Vm, VmSettings};
 
 pub use error::{KvmError, KvmVcpuError};
 pub use failure::{EmulationFailure, Obtained};
+pub use rescue::{Rescued, Rescuer};
 
 /// Where KVM is.
 const DEVICE: &str = "/dev/kvm";

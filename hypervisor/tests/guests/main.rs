@@ -6,5 +6,6 @@ mod accesses;
 mod interrupts;
 mod kicks;
 mod registers;
+mod rescues;
 mod snapshots;
 mod world;

@@ -357,8 +357,8 @@ fn all_rows() -> impl Iterator<Item = Row> {
         permute::rows(),
         resize::rows(),
     ]
-        .into_iter()
-        .flatten()
+    .into_iter()
+    .flatten()
 }
 
 /// The number of an encoding's form, if it has a row.
