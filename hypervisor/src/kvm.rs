@@ -43,7 +43,7 @@ mod local_apic;
 mod msrs;
 mod pit;
 mod registers;
-mod rescue;
+pub mod rescue;
 mod segments;
 mod signals;
 mod software;
@@ -66,6 +66,7 @@ use crate::{CpuModel, GuestMemory, Hypervisor, HypervisorError, HypervisorKind, 
 pub use backing::Backing;
 pub use error::{KvmError, KvmVcpuError};
 pub use failure::{EmulationFailure, Obtained};
+pub use rescue::{Rescued, Rescuer};
 
 /// Where KVM is.
 const DEVICE: &str = "/dev/kvm";

@@ -3,7 +3,10 @@
 use std::io;
 use std::path::PathBuf;
 
+use reprise_emulator::cpu::Mode;
+
 use super::failure::EmulationFailure;
+use crate::RequestId;
 
 /// KVM cannot be used, or refuses something.
 #[derive(Debug, thiserror::Error)]
@@ -122,11 +125,32 @@ pub enum KvmVcpuError {
         /// Which.
         failure: Box<EmulationFailure>,
     },
+    /// An instruction that KVM cannot emulate, and the emulator failed to.
+    #[error("an instruction that KVM cannot emulate cannot be finished at RIP {rip:#x}")]
+    Rescue {
+        /// Its address.
+        rip: u64,
+        /// What failed.
+        source: reprise_emulator::Error,
+    },
+    /// An answer that nobody waits for.
+    #[error("the answer is not the one that is waited for ({waiting:?})")]
+    AnswerOwed {
+        /// The request whose answer is.
+        waiting: Option<RequestId>,
+    },
     /// KVM gives up for another reason than an instruction.
-    #[error("KVM gave up at RIP {rip:#x}: {} (internal error {suberror}, {data:x?})", suberror_name(*suberror))]
+    #[error(
+        "KVM gave up at RIP {rip:#x}, {mode:?} mode, bytes {bytes:02x?}: {} (internal error {suberror}, {data:x?})",
+        suberror_name(*suberror)
+    )]
     Internal {
         /// The address of the instruction.
         rip: u64,
+        /// The mode of the processor.
+        mode: Mode,
+        /// What is in memory there, up to 15 bytes; none if that is not to be had.
+        bytes: Vec<u8>,
         /// KVM_INTERNAL_ERROR_*.
         suberror: u32,
         /// What else KVM says.

@@ -2,8 +2,12 @@
 
 use std::fmt;
 
-use iced_x86::{Decoder, DecoderOptions};
-use reprise_emulator::cpu::Mode;
+use iced_x86::{Decoder, DecoderOptions, Instruction};
+use kvm_bindings::kvm_sync_regs;
+use kvm_ioctls::VcpuFd;
+use reprise_emulator::cpu::{Cr0, Efer, Mode, flags};
+
+use super::sys;
 
 use crate::Space;
 
@@ -37,14 +41,71 @@ pub struct Obtained {
     pub value: u64,
 }
 
+impl EmulationFailure {
+    /// What KVM_RUN has just come out with, if it is that. Registers must have been asked for in the run structure
+    /// ([`Rescuer::new`](super::rescue::Rescuer::new) does). [`obtained`](Self::obtained) is empty.
+    pub fn of(vcpu: &mut VcpuFd) -> Option<Self> {
+        let (bytes, length) = sys::emulation_failure(vcpu.get_kvm_run())?;
+        Some(Self::at(&vcpu.sync_regs(), &bytes[..length], Vec::new()))
+    }
+
+    /// Of the instruction that a processor with these registers stands at.
+    pub(super) fn at(came: &kvm_sync_regs, bytes: &[u8], obtained: Vec<Obtained>) -> Self {
+        let (mode, bits) = mode(came);
+        Self {
+            rip: came.regs.rip,
+            bytes: bytes.to_vec(),
+            mode,
+            bits,
+            obtained,
+        }
+    }
+
+    /// The instruction, if the bytes tell it.
+    pub fn instruction(&self) -> Option<Instruction> {
+        let instruction = Decoder::new(self.bits, &self.bytes, DecoderOptions::AMD).decode();
+        (!instruction.is_invalid()).then_some(instruction)
+    }
+}
+
+impl Obtained {
+    /// The read of memory that KVM_RUN has just come out for, and that has been answered in the run structure since.
+    pub(super) fn of(vcpu: &mut VcpuFd) -> Option<Self> {
+        let (address, size, value) = sys::memory_read(vcpu.get_kvm_run())?;
+        let space = Space::Memory;
+        Some(Self {
+            space,
+            address,
+            size,
+            value,
+        })
+    }
+}
+
+/// The mode of a processor, and how instructions are decoded there.
+pub(super) fn mode(came: &kvm_sync_regs) -> (Mode, u32) {
+    let (system, cs) = (&came.sregs, &came.sregs.cs);
+    let long = system.efer & Efer::LMA != 0;
+    let mode = match (system.cr0 & Cr0::PE != 0, came.regs.rflags & flags::VM != 0) {
+        (false, _) => Mode::Real,
+        (_, true) => Mode::Virtual8086,
+        _ if long && cs.l != 0 => Mode::Long,
+        _ if long => Mode::Compatibility,
+        _ => Mode::Protected,
+    };
+    let bits = match mode {
+        Mode::Long => 64,
+        _ if cs.db != 0 => 32,
+        _ => 16,
+    };
+    (mode, bits)
+}
+
 impl fmt::Display for EmulationFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            rip, bytes, mode, bits, ..
-        } = self;
+        let Self { rip, bytes, mode, .. } = self;
         write!(f, "RIP {rip:#x}, {mode:?} mode, bytes {bytes:02x?}")?;
-        let instruction = Decoder::new(*bits, bytes, DecoderOptions::AMD).decode();
-        if !instruction.is_invalid() {
+        if let Some(instruction) = self.instruction() {
             write!(f, ", {:?}", instruction.code())?;
         }
         Ok(())

@@ -20,9 +20,9 @@ use std::sync::{Arc, OnceLock};
 use kvm_bindings::{
     KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
     KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION,
-    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_MEM_LOG_DIRTY_PAGES, kvm_ioapic_state, kvm_irqchip,
-    kvm_pic_state, kvm_regs, kvm_run, kvm_run__bindgen_ty_1, kvm_run__bindgen_ty_1__bindgen_ty_6,
-    kvm_run__bindgen_ty_1__bindgen_ty_23, kvm_userspace_memory_region, kvm_xsave,
+    KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_MEM_LOG_DIRTY_PAGES, KVM_SYNC_X86_EVENTS, KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS,
+    kvm_ioapic_state, kvm_irqchip, kvm_pic_state, kvm_regs, kvm_run, kvm_run__bindgen_ty_1,
+    kvm_run__bindgen_ty_1__bindgen_ty_6, kvm_run__bindgen_ty_1__bindgen_ty_23, kvm_userspace_memory_region, kvm_xsave,
 };
 use kvm_ioctls::{VcpuFd, VmFd};
 use vm_memory::{Address, GuestMemoryRegion, GuestRegionMmap, MemoryRegionAddress};
@@ -214,12 +214,12 @@ impl RunPage {
         unsafe { (&raw const (*self.0.start.as_ptr()).s.regs.regs).read_volatile() }
     }
 
-    /// Has KVM_RUN leave the general-purpose registers in the run structure.
+    /// Has KVM_RUN leave general-purpose, system and segment registers and events in the run structure.
     pub fn synchronise_registers(&mut self) {
         // SAFETY: nobody else writes to the structure now; the field is a number.
         unsafe {
             let valid = &raw mut (*self.0.start.as_ptr()).kvm_valid_regs;
-            valid.write_volatile(u64::from(kvm_bindings::KVM_SYNC_X86_REGS));
+            valid.write_volatile(u64::from(KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS));
         }
     }
 
@@ -272,6 +272,30 @@ impl RunPage {
             }
         }
     }
+}
+
+/// The instruction bytes, and how many there are, if `run` says that KVM cannot emulate an instruction.
+pub fn emulation_failure(run: &kvm_run) -> Option<([u8; 15], usize)> {
+    if run.exit_reason != KVM_EXIT_INTERNAL_ERROR {
+        return None;
+    }
+    match internal_error(&run.__bindgen_anon_1) {
+        Exit::Emulation { bytes, length } => Some((bytes, length)),
+        _ => None,
+    }
+}
+
+/// Address, size and data of a read of memory, if that is what `run` says.
+pub fn memory_read(run: &kvm_run) -> Option<(u64, u8, u64)> {
+    if run.exit_reason != KVM_EXIT_MMIO {
+        return None;
+    }
+    // SAFETY: the exit reason says that this is the union's live field, and it is numbers throughout.
+    let access = unsafe { run.__bindgen_anon_1.mmio };
+    let length = access.len.min(8) as usize;
+    let mut data = [0; 8];
+    data[..length].copy_from_slice(&access.data[..length]);
+    (access.is_write == 0).then_some((access.phys_addr, length as u8, u64::from_le_bytes(data)))
 }
 
 /// The exit reason must be KVM_EXIT_INTERNAL_ERROR.

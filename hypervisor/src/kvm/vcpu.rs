@@ -6,8 +6,8 @@
 //! # Invariants
 //! - While an access is under way, KVM_RUN is not called, and KVM stands at the instruction that reads, or behind the one
 //!   that writes.
-//! - An instruction that was in flight when the state that was restored was taken is finished in software, and KVM_RUN not
-//!   called before.
+//! - An instruction that is finished in software, since KVM cannot or since it was in flight when the restored state was
+//!   taken, is finished before KVM_RUN is called.
 //! - `obtained` is what the instruction under RIP has read from devices, if KVM has begun with it.
 
 use std::cell::RefCell;
@@ -26,9 +26,9 @@ use reprise_emulator::cpuid::CpuidTable;
 use super::cpu::{self, Shape};
 use super::error::{KvmError, KvmVcpuError, Named};
 use super::exchange::{Exchange, Senseless};
-use super::failure::{EmulationFailure, Obtained};
+use super::failure::{self, EmulationFailure, Obtained};
 use super::kick::KvmKick;
-use super::software::Software;
+use super::rescue::Rescuer;
 use super::sys::{Exit, RunPage};
 use super::vm::Machine;
 use super::{cpuid, msrs};
@@ -48,7 +48,7 @@ pub struct KvmVcpu {
     run: RunPage,
     pub(super) machine: Arc<Machine>,
     pub(super) cpuid: Arc<CpuidTable>,
-    pub(super) shape: Shape,
+    pub(super) shape: Arc<Shape>,
     kick: Arc<KvmKick>,
     /// What KVM does not have of the processor; the rest of it says nothing.
     pub(super) beside: Box<Cpu>,
@@ -56,8 +56,8 @@ pub struct KvmVcpu {
     exchange: Option<Exchange>,
     /// Stores of the last exit's instruction that KVM has told already, as it had to complete it to be looked at.
     ahead: RefCell<Option<VecDeque<IoRequest>>>,
-    /// An instruction that is finished in software.
-    pub(super) software: Option<Box<Software>>,
+    /// Finishes instructions in software, once there was one.
+    pub(super) rescuer: Option<Box<Rescuer>>,
     /// What is put into KVM when the vCPU runs first after it was restored.
     restored: Option<Restored>,
     /// The host's rate of the time-stamp counter, in kHz.
@@ -66,7 +66,7 @@ pub struct KvmVcpu {
     obtained: Vec<Obtained>,
     obtained_by: kvm_regs,
     /// A triple fault.
-    shutdown: bool,
+    pub(super) shutdown: bool,
     last_id: u64,
     /// The machine's pauses that the guest was told of.
     pauses: u32,
@@ -111,16 +111,16 @@ impl KvmVcpu {
         fd.set_cpuid2(&cpuid::to_kvm(&model)).of_vm("KVM_SET_CPUID2")?;
         machine.counters.count_at(khz);
         let msrs = machine.msrs.get_or_init(|| msrs::Known::probe(&fd)).clone();
-        let shape = Shape {
+        let shape = Arc::new(Shape {
             msrs,
             layout: cpuid::layout(machine.supported.as_slice()),
             has_xsave: cpuid::has_xsave(&model),
-        };
+        });
         let vcpu = Self {
             index,
             khz,
             ahead: RefCell::new(None),
-            software: None,
+            rescuer: None,
             restored: None,
             kick: KvmKick::new(run.exit_flag()),
             run,
@@ -217,6 +217,7 @@ impl KvmVcpu {
         };
         match exit {
             Exit::Port { port, .. } if Pit::claims(port) => {
+                self.between_rescues();
                 self.obtained.clear();
                 return self.serve_ports(&exit).map(|()| None);
             }
@@ -224,11 +225,12 @@ impl KvmVcpu {
             // What was obtained is the failure's, if it was for the same instruction.
             Exit::Emulation { bytes, length } => {
                 self.counters.emulation_failures += 1;
-                let failure = self.failure(&bytes[..length])?;
+                let failure = self.failure(&bytes[..length]);
                 return self.rescue(failure);
             }
             _ => self.obtained.clear(),
         }
+        self.between_rescues();
         match exit {
             Exit::ReadMsr { index } => self.read_msr(index),
             Exit::WriteMsr { index, value } => self.write_msr(index, value),
@@ -244,6 +246,7 @@ impl KvmVcpu {
 
     /// Begins with the accesses of an exit for a device.
     fn begin(&mut self, exit: &Exit) -> Result<VmExit, VcpuError> {
+        self.between_rescues();
         let id = self.new_id();
         let exchange = match Exchange::new(exit, &self.run, id) {
             Some(Ok(exchange)) => exchange,
@@ -294,32 +297,37 @@ impl KvmVcpu {
         Ok(())
     }
 
-    fn failure(&mut self, bytes: &[u8]) -> Result<EmulationFailure, VcpuError> {
-        let obtained = std::mem::take(&mut self.obtained);
-        let registers = self.run.registers();
-        let system = self.fd.get_sregs().of_vcpu("KVM_GET_SREGS")?;
-        let mut cpu = Cpu::reset();
-        super::registers::read_general(&mut cpu, &registers);
-        super::registers::read_control(&mut cpu, &system);
-        super::segments::read(&mut cpu, &system);
-        cpu.refresh();
-        Ok(EmulationFailure {
-            rip: cpu.rip,
-            bytes: bytes.to_vec(),
-            mode: cpu.view.mode,
-            bits: cpu.view.code.bits(),
-            obtained: if registers == self.obtained_by {
-                obtained
-            } else {
-                Vec::new()
-            },
-        })
+    fn failure(&mut self, bytes: &[u8]) -> EmulationFailure {
+        let came = self.fd.sync_regs();
+        let mut obtained = std::mem::take(&mut self.obtained);
+        if came.regs != self.obtained_by {
+            obtained.clear();
+        }
+        EmulationFailure::at(&came, bytes, obtained)
+    }
+
+    /// KVM came out for something else than an instruction that it cannot emulate.
+    fn between_rescues(&mut self) {
+        if let Some(rescuer) = &mut self.rescuer {
+            rescuer.interrupted();
+        }
+    }
+
+    pub(super) fn count_stale_answer(&mut self) {
+        self.counters.stale_answers += 1;
+    }
+
+    pub(super) fn count_device_access(&mut self) {
+        self.counters.device_accesses += 1;
     }
 
     /// Ends the access that is under way without an answer: whatever KVM makes of it is overwritten by whoever calls this.
     fn cancel(&mut self) -> Result<(), KvmVcpuError> {
         self.obtained.clear();
-        self.software = None;
+        if let Some(rescuer) = self.rescuer.as_mut().filter(|rescuer| rescuer.is_busy()) {
+            rescuer.cancel();
+            self.counters.cancellations += 1;
+        }
         let completed = self.ahead.get_mut().take().is_some();
         let Some(exchange) = self.exchange.take() else {
             return Ok(());
@@ -385,6 +393,8 @@ impl KvmVcpu {
         match *exit {
             Exit::Internal { suberror, length, data } => KvmVcpuError::Internal {
                 rip,
+                mode: failure::mode(&self.fd.sync_regs()).0,
+                bytes: self.code(),
                 suberror,
                 data: data[..length].to_vec(),
             },
@@ -395,9 +405,22 @@ impl KvmVcpu {
     }
 }
 
+impl KvmVcpu {
+    /// What is in memory under RIP, as far as that can be had.
+    fn code(&self) -> Vec<u8> {
+        let came = self.fd.sync_regs();
+        let start = came.sregs.cs.base.wrapping_add(came.regs.rip);
+        let byte = |linear| {
+            let place = self.fd.translate_gva(linear).ok().filter(|place| place.valid != 0)?;
+            Some(self.machine.ram.read(place.physical_address, 1)? as u8)
+        };
+        (0..15).map_while(|i| byte(start.wrapping_add(i))).collect()
+    }
+}
+
 impl Vcpu for KvmVcpu {
     fn run(&mut self, entry: VmEntry) -> Result<VmExit, VcpuError> {
-        if self.software.is_some() {
+        if self.is_rescuing() {
             if let Some(exit) = self.go_on_in_software(entry)? {
                 return Ok(exit);
             }
@@ -422,11 +445,11 @@ impl Vcpu for KvmVcpu {
     }
 
     fn cpu(&self) -> Result<Box<Cpu>, VcpuError> {
-        if let Some(software) = &self.software {
-            return Ok(Box::new(software.cpu().clone()));
-        }
         self.complete_writes();
         let mut cpu = cpu::read(&self.fd, &self.shape, &self.beside)?;
+        if let Some(rescuer) = self.rescuer.as_ref().filter(|rescuer| rescuer.is_busy()) {
+            rescuer.overlay(&mut cpu);
+        }
         if self.shutdown {
             cpu.activity = Activity::Shutdown;
         }
@@ -449,10 +472,8 @@ impl Vcpu for KvmVcpu {
     }
 
     fn waiting(&self) -> Option<IoRequest> {
-        match &self.software {
-            Some(software) => software.waiting(),
-            None => self.exchange.as_ref().map(|exchange| *exchange.request()),
-        }
+        let rescued = self.rescuer.as_ref().and_then(|rescuer| rescuer.waiting());
+        rescued.or_else(|| self.exchange.as_ref().map(|exchange| *exchange.request()))
     }
 
     /// Nothing ends the wait here: the local APIC is the kernel's, and it serves an INIT when the vCPU runs.
@@ -464,13 +485,15 @@ impl Vcpu for KvmVcpu {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let own = &self.counters;
-        vec![
+        let mut figures = vec![
             ("kvm_entries", own.entries),
             ("device_accesses", own.device_accesses),
             ("stale_answers", own.stale_answers),
             ("cancellations", own.cancellations),
             ("msr_exits", own.msr_exits),
             ("emulation_failures", own.emulation_failures),
-        ]
+        ];
+        figures.extend(self.rescuer.iter().flat_map(|rescuer| rescuer.figures()));
+        figures
     }
 }

@@ -1,9 +1,7 @@
 //! Device accesses: what is asked, and what becomes of the answer.
 
 use iced_x86::code_asm::*;
-use reprise_emulator::cpu::Mode;
-use reprise_hypervisor::kvm::{KvmVcpuError, Obtained};
-use reprise_hypervisor::{Access, HypervisorKind, Space, VcpuError, VmEntry, VmExit};
+use reprise_hypervisor::{Access, Space, VcpuError, VmEntry, VmExit};
 
 use crate::world::{CODE, DEVICE, Start, World, answer, counter, io, on_each, what};
 
@@ -221,46 +219,5 @@ fn a_triple_fault_shuts_the_processor_down() {
             VmExit::Shutdown,
             "and it stays down"
         );
-    });
-}
-
-#[test]
-fn what_kvm_cannot_emulate_is_told_with_its_bytes() {
-    on_each(|hypervisor| {
-        if hypervisor.kind() != HypervisorKind::Kvm {
-            return;
-        }
-        let world = World::new(hypervisor, 1);
-        world.code(64, CODE, |a| {
-            a.mov(rbx, DEVICE)?;
-            a.lock().cmpxchg16b(xmmword_ptr(rbx))?;
-            a.out(0x80, al)
-        });
-        let mut vcpu = world.vcpu(0, Start::Long);
-        let low = match vcpu.run(VmEntry::Resume) {
-            Ok(exit) => io(exit),
-            Err(error) => panic!("{error:?}"),
-        };
-        let high = io(vcpu.run(answer(low.id, 0x1111)).unwrap());
-        let failed = vcpu.run(answer(high.id, 0x2222));
-        let Err(VcpuError::Kvm {
-            source: KvmVcpuError::Emulation { failure },
-        }) = failed
-        else {
-            panic!("{failed:?}")
-        };
-        assert_eq!((failure.rip, failure.mode, failure.bits), (CODE + 10, Mode::Long, 64));
-        assert_eq!(failure.bytes[..5], [0xf0, 0x48, 0x0f, 0xc7, 0x0b]);
-        let obtained = |address, value| Obtained {
-            space: Space::Memory,
-            address,
-            size: 8,
-            value,
-        };
-        assert_eq!(
-            failure.obtained,
-            [obtained(DEVICE, 0x1111), obtained(DEVICE + 8, 0x2222)]
-        );
-        assert!(failure.to_string().contains("Cmpxchg16b"), "{failure}");
     });
 }

@@ -6,6 +6,7 @@ mod accesses;
 mod interrupts;
 mod kicks;
 mod registers;
+mod rescues;
 mod signals;
 mod snapshots;
 mod world;

@@ -28,7 +28,7 @@ const GDT: u64 = 0x900;
 const PAGE_TABLES: u64 = 0x10000;
 
 /// Runs `test` on every backend that there is here.
-pub fn on_each(test: impl Fn(&dyn Hypervisor)) {
+pub fn on_each(mut test: impl FnMut(&dyn Hypervisor)) {
     eprintln!("on the soft backend");
     test(&SoftHypervisor);
     if let Some(kvm) = kvm() {

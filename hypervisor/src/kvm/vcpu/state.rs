@@ -134,6 +134,8 @@ impl KvmVcpu {
             let kvm = cpuid::to_kvm(table.entries());
             self.fd.set_cpuid2(&kvm).of_vcpu("KVM_SET_CPUID2")?;
             self.cpuid = table;
+            // It is for the other model.
+            self.rescuer = None;
         }
         self.scale()?;
         msrs::set(&self.fd, &[(IA32_APIC_BASE, lapic.apic_base)])?;
@@ -220,8 +222,8 @@ impl KvmVcpu {
         use crate::Vcpu;
         // Completes stores.
         let cpu = self.cpu()?;
-        if let Some(software) = &self.software {
-            return Ok((cpu, software.in_flight()));
+        if let Some(rescuer) = self.rescuer.as_ref().filter(|rescuer| rescuer.is_busy()) {
+            return Ok((cpu, rescuer.in_flight()));
         }
         let Some(exchange) = &self.exchange else {
             return Ok((cpu, None));
