@@ -225,7 +225,14 @@ impl<M: Access> Step<M> for Compare {
         }
         let first = first?;
         m.check_comparison(cpu, second, first, size)?;
-        let a = m.load::<T>(cpu, first)?.zero_extend();
+        let a = match m.load::<T>(cpu, first) {
+            // Only the fast way comes here: it checks by loading.
+            Err(stop @ Stop::Fault(_)) => {
+                m.check_read(cpu, second, size)?;
+                return Err(stop);
+            }
+            a => a?.zero_extend(),
+        };
         let b = m.load::<T>(cpu, second)?.zero_extend();
         set_difference_flags::<T>(cpu, a, b);
         step_index(cpu, op, gpr::RSI, size);

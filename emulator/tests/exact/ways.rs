@@ -1,12 +1,15 @@
 //! Random code the fast way and the careful way at once: both machines are all RAM, one of them takes no other way than the
 //! careful one, and they are compared after every block.
 
+use reprise_emulator::cpu::{Cr0, Seg};
 use reprise_emulator::{Cpu, Entry, Exit};
 
 use crate::dice::Dice;
 use crate::duet::{Watch, compose, event};
+use crate::layout::{PAGE, PAGES, PAGING, TABLES, pages_of};
+use crate::scene::Scene;
 use crate::story::assert_same;
-use crate::world::{Placement, World};
+use crate::world::{Placement, World, cpuid};
 
 /// Steps of the careful machine for one of the fast one, at most: what repeats counts once there.
 const STEPS: u64 = 5000;
@@ -35,6 +38,28 @@ impl Ways {
     pub fn play(&mut self, bytes: &[u8]) -> usize {
         let mut dice = Dice::new(bytes);
         let scene = compose(&mut dice);
+        self.compare(dice, &scene)
+    }
+
+    /// As [`play`](Ways::play), but page tables, descriptor tables, task state and registers are damaged before, and an event
+    /// has to find its way through them.
+    pub fn damage(&mut self, bytes: &[u8]) -> usize {
+        let mut dice = Dice::new(bytes);
+        let mut scene = compose(&mut dice);
+        for _ in 0..1 + dice.below(8) {
+            hurt(&mut dice, &mut scene);
+        }
+        scene.cpu.refresh();
+        if scene.cpu.check(&cpuid()).is_err() {
+            return 0;
+        }
+        if dice.one_in(2) {
+            scene.cpu.event = Some(event(&mut dice));
+        }
+        self.compare(dice, &scene)
+    }
+
+    fn compare(&mut self, mut dice: Dice, scene: &Scene) -> usize {
         for world in [&mut self.fast, &mut self.careful] {
             world.load(&scene.cpu, &scene.image);
         }
@@ -91,6 +116,55 @@ impl Ways {
         }
         assert_same(self.careful.emulator.cpu(), self.fast.emulator.cpu());
         false
+    }
+}
+
+/// Damages one thing.
+fn hurt(dice: &mut Dice, scene: &mut Scene) {
+    let Scene { cpu, image } = scene;
+    let mut put = |at: u64, value: u64| image[at as usize..][..8].copy_from_slice(&value.to_le_bytes());
+    match dice.below(10) {
+        0..=2 => {
+            let pages = PAGING.len();
+            let page = PAGING.start + dice.below(pages);
+            let next = dice.below(PAGES) as u64 * PAGE;
+            let entry = dice.choose(&[0, 1, 2, 511, 256]) + dice.below(2) as u64;
+            let flags = dice.word() & 0x8000_0000_0000_0fff | u64::from(!dice.one_in(4));
+            put(page as u64 * PAGE + 8 * (entry % 512), next | flags);
+        }
+        3 | 4 => {
+            let pages = pages_of(TABLES);
+            let page = pages[dice.below(pages.len())] as u64;
+            let at = page * PAGE + 8 * dice.below(512) as u64;
+            put(at, dice.word());
+        }
+        5 => {
+            let bits = [Cr0::WP, Cr0::AM, Cr0::EM, Cr0::TS, Cr0::NE, Cr0::PG, Cr0::PE];
+            cpu.cr0.0 ^= dice.choose(&bits);
+        }
+        6 => cpu.cr4.0 ^= 1 << dice.below(23),
+        7 => {
+            let seg = dice.choose(&Seg::ALL);
+            let segment = &mut cpu.segments[seg];
+            segment.attributes.0 ^= 1 << dice.below(16);
+            if dice.one_in(2) {
+                segment.limit = dice.word() as u32;
+            }
+        }
+        8 => {
+            let mut register = cpu.tr;
+            match dice.below(4) {
+                0 => register.limit = dice.below(0x100) as u32,
+                1 => register.base ^= 1 << dice.below(48),
+                2 => register.attributes.0 ^= 1 << dice.below(16),
+                _ => register.selector ^= 1 << dice.below(16),
+            }
+            cpu.tr = register;
+        }
+        _ => {
+            let table = if dice.one_in(2) { &mut cpu.idtr } else { &mut cpu.gdtr };
+            table.limit = dice.word() as u16;
+        }
     }
 }
 

@@ -1,0 +1,48 @@
+#!/bin/bash
+# Measures which lines of the emulator's semantics its tests execute, and fails below a share of them.
+#
+# usage: scripts/coverage.sh [PERCENT]
+#
+# Builds the tests with instrumentation into a target directory of their own, runs them, and lists lines covered by file:
+# emulator/src/insn, decode, deliver, descriptor, operand, paging, stack, task. PERCENT is what must be reached (95). The
+# profile tools are those of the toolchain: rustup component add llvm-tools.
+set -euo pipefail
+
+cd "$(dirname "$0")/.."
+wanted=${1:-95}
+target=${CARGO_TARGET_DIR:-target}/coverage
+tools=$(dirname "$(rustc --print target-libdir)")/bin
+
+fail() { echo "coverage: $*" >&2; exit 1; }
+
+[ -x "$tools/llvm-profdata" ] || fail "no llvm-profdata: rustup component add llvm-tools"
+
+rm -rf "$target/profiles"
+mkdir -p "$target/profiles"
+export CARGO_TARGET_DIR=$target RUSTFLAGS="-Cinstrument-coverage" LLVM_PROFILE_FILE="$PWD/$target/profiles/%p-%m.profraw"
+case $target in /*) LLVM_PROFILE_FILE="$target/profiles/%p-%m.profraw" ;; esac
+config=(--config profile.dev.package.reprise-emulator.opt-level=1)
+cargo "${config[@]}" test -p reprise-emulator --no-fail-fast || echo "coverage: some tests failed" >&2
+binaries=$(cargo "${config[@]}" test -p reprise-emulator --no-run --message-format=json 2>/dev/null |
+    grep -o '"executable":"[^"]*"' | cut -d'"' -f4 | sort -u)
+# A sandboxed child that is killed leaves an empty profile.
+find "$target/profiles" -size 0 -delete
+"$tools/llvm-profdata" merge -sparse "$target"/profiles/*.profraw -o "$target/merged.profdata"
+objects=()
+for binary in $binaries; do objects+=(-object "$binary"); done
+"$tools/llvm-cov" export --summary-only -instr-profile="$target/merged.profdata" "${objects[@]}" > "$target/summary.json"
+
+python3 - "$target/summary.json" "$wanted" <<'PYTHON'
+import json, re, sys
+
+files = json.load(open(sys.argv[1]))["data"][0]["files"]
+semantics = re.compile(r"emulator/src/(insn|decode|deliver|descriptor|operand|paging|stack|task)(/|\.rs)")
+rows = [(f["filename"], f["summary"]["lines"]) for f in files if semantics.search(f["filename"])]
+rows = [row for row in rows if not row[0].endswith("tests.rs")]
+for name, lines in sorted(rows, key=lambda row: row[1]["percent"]):
+    print(f"{lines['percent']:6.2f} % {lines['covered']:6} of {lines['count']:6}  {name[name.index('emulator/'):]}")
+covered, count = (sum(lines[key] for _, lines in rows) for key in ("covered", "count"))
+percent = 100 * covered / max(count, 1)
+print(f"{percent:6.2f} % {covered:6} of {count:6}  all")
+sys.exit(percent < float(sys.argv[2]))
+PYTHON
