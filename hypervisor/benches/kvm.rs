@@ -103,7 +103,8 @@ impl Bare {
         // SAFETY: the memory is mapped as long as the machine is there, and is the guest's.
         unsafe { vm.set_user_memory_region(region) }.expect("a memory slot");
         let vcpu = vm.create_vcpu(0).expect("the first");
-        vcpu.set_cpuid2(&kvm.get_supported_cpuid(256).expect("a table")).expect("CPUID");
+        vcpu.set_cpuid2(&kvm.get_supported_cpuid(256).expect("a table"))
+            .expect("CPUID");
         let mut system = vcpu.get_sregs().expect("registers");
         for segment in [
             &mut system.cs,
@@ -162,7 +163,11 @@ fn main() {
         (_, Err(error)) => return println!("skipped: {error}"),
     };
     // Run as a test, it shows that it works.
-    let rounds = if std::env::args().any(|argument| argument == "--bench") { ROUNDS } else { 1 };
+    let rounds = if std::env::args().any(|argument| argument == "--bench") {
+        ROUNDS
+    } else {
+        1
+    };
     let (mut ours, mut bare) = (Ours::new(&kvm), Bare::new(&bare));
     let (mut our_figures, mut bare_figures) = (Vec::new(), Vec::new());
     for _ in 0..rounds {

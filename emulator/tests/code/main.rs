@@ -86,7 +86,7 @@ fn run_to_halt(emulator: &mut Emulator) {
     for _ in 0..1_000_000 {
         entry = match emulator.run(entry).expect("no internal error") {
             Exit::Halt => return,
-            Exit::Shutdown => panic!("triple fault at {:#x}", emulator.cpu().rip),
+            exit @ (Exit::Shutdown | Exit::Elsewhere) => panic!("{exit:?} at {:#x}", emulator.cpu().rip),
             Exit::Attention => Entry::Resume,
             Exit::Request(request) => Entry::Answer(Answer {
                 id: request.id,
