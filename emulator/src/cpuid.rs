@@ -63,7 +63,7 @@ impl CpuidTable {
                 .filter(|(_, feature)| table.has(*feature))
                 .fold(0, |bits, (bit, _)| bits | bit)
         };
-        let (cr4, efer) = (bits(&CR4_FEATURES), bits(&EFER_FEATURES));
+        let (cr4, efer) = (bits(CR4_FEATURES), bits(EFER_FEATURES));
         let components = table.find(0xd, 0);
         table.cr4 = cr4;
         table.efer = efer;

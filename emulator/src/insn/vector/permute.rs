@@ -54,12 +54,12 @@ fn shuffles(rows: &mut Vec<Row>) {
         .whole()
         .by_immediate(),
         Row::new(Vpermilps, 4, |lanes| {
-            choose_first::<u32>(lanes, |i, control| i & !3 | control & 3)
+            choose_first::<u32>(lanes, |i, control| i & !3 | control & 3);
         })
         .whole()
         .by_source(),
         Row::new(Vpermilpd, 8, |lanes| {
-            choose_first::<u64>(lanes, |i, control| i & !1 | control >> 1 & 1)
+            choose_first::<u64>(lanes, |i, control| i & !1 | control >> 1 & 1);
         })
         .whole()
         .by_source(),
