@@ -215,9 +215,9 @@ fn a_model_specific_register_that_is_not_there_faults() {
             world.code(32, CODE, |a| {
                 a.mov(ecx, 0xdead_0000_u32)?;
                 if write {
-                    a.wrmsr()?
+                    a.wrmsr()?;
                 } else {
-                    a.rdmsr()?
+                    a.rdmsr()?;
                 }
                 a.out(0x80, al)
             });
