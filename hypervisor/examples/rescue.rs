@@ -4,13 +4,12 @@ use kvm_bindings::{KVM_CAP_EXIT_ON_EMULATION_FAILURE, kvm_enable_cap, kvm_usersp
 use kvm_ioctls::{Kvm, VcpuExit};
 use reprise_emulator::Ram;
 use reprise_hypervisor::kvm::{EmulationFailure, Rescued, Rescuer};
-use reprise_hypervisor::{Answer, GuestMemory};
+use reprise_hypervisor::{Answer, GuestMemory, IoRequest};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 
 /// vmovdqu ymm0, [rbx]; lock cmpxchg16b [rbx]; hlt
 const CODE: [u8; 10] = [0xc5, 0xfe, 0x6f, 0x03, 0xf0, 0x48, 0x0f, 0xc7, 0x0b, 0xf4];
 const DEVICE: u64 = 0x20_0000;
-
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let (kvm, mut enable) = (Kvm::new()?, kvm_enable_cap::default());
     (enable.cap, enable.args[0]) = (KVM_CAP_EXIT_ON_EMULATION_FAILURE, 1);
@@ -18,13 +17,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     vm.enable_cap(&enable)?;
     let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x10000)])?;
     memory.write_slice(&CODE, GuestAddress(0x1000))?;
-    for (table, entries) in [
-        (0x2000, [0x3003_u64, 0]),
-        (0x3000, [0x4003, 0]),
-        (0x4000, [0x83, DEVICE | 0x83]),
-    ] {
-        memory.write_obj(entries, GuestAddress(table))?;
-    }
+    memory.write_obj(0x3003_u64, GuestAddress(0x2000))?;
+    memory.write_obj(0x4003_u64, GuestAddress(0x3000))?;
+    memory.write_obj([0x83, DEVICE | 0x83], GuestAddress(0x4000))?;
     let mut slot = kvm_userspace_memory_region::default();
     (slot.memory_size, slot.userspace_addr) = (0x10000, memory.get_host_address(GuestAddress(0))? as u64);
     // SAFETY: the memory is mapped there as long as `ram` lives, which is to the end.
@@ -51,9 +46,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
                 let failure = EmulationFailure::of(&mut vcpu).ok_or("KVM gave up for another reason")?;
                 println!("rescued: {failure}");
                 let mut step = rescuer.rescue(&mut vcpu, failure)?;
-                while let Rescued::Io(request) = step {
-                    let (id, value) = (request.id, 0x0707_0707_0707_0707);
-                    step = rescuer.answer(&mut vcpu, Answer { id, value })?;
+                while let Rescued::Io(IoRequest { id, .. }) = step {
+                    step = rescuer.answer(&mut vcpu, Answer { id, value: 7 })?;
                 }
                 continue;
             }
@@ -61,6 +55,5 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         rescuer.note(&mut vcpu);
     }
-    println!("RAX is {:#x}", vcpu.get_regs()?.rax);
     Ok(())
 }

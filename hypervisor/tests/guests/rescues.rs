@@ -118,8 +118,13 @@ fn run(
     // The processor stands before or behind the port's instruction, as the backend likes it; nobody counts its time.
     cpu.rip = 0;
     cpu.msr = Cpu::reset().msr;
-    // KVM has not the selectors of x87 pointers.
+    // A KVM in software runs ring 3 on the processor, and forgets IOPL over that.
+    cpu.flags.set_bits(cpu.flags.bits() & !flags::IOPL);
+    // KVM has not the selectors of x87 pointers, and AMD's processors save none of it without an exception.
     (cpu.fpu.cs, cpu.fpu.ds) = (0, 0);
+    if ring == 3 {
+        (cpu.fpu.ip, cpu.fpu.dp, cpu.fpu.opcode) = (0, 0, 0);
+    }
     let mut data = vec![0; 0x2000];
     world.memory.read_slice(&mut data, GuestAddress(DATA)).unwrap();
     // What of an FXSAVE area differs between processors: the bits that MXCSR has, and whether reserved bytes are written.
