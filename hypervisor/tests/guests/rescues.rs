@@ -4,11 +4,11 @@
 //! A KVM in software gives most of them up in ring 0, and all of them on a device; there they are rescued. One that is
 //! hardware's executes those on RAM itself.
 
-use iced_x86::IcedError;
 use iced_x86::code_asm::*;
-use reprise_emulator::Cpu;
+use iced_x86::{CpuidFeature, IcedError};
 use reprise_emulator::cpu::segment::Attributes;
 use reprise_emulator::cpu::{Cr0, Cr4, Mode, Seg, Segment, flags};
+use reprise_emulator::{Cpu, CpuidTable};
 use reprise_hypervisor::kvm::KvmVcpuError;
 use reprise_hypervisor::{
     Access, Hypervisor, HypervisorKind, KvmHypervisor, SoftHypervisor, Space, VcpuError, VmEntry, VmExit,
@@ -31,12 +31,20 @@ struct Left {
     counters: Vec<(&'static str, u64)>,
 }
 
-/// A 64-bit processor with all vector registers, in `ring`.
+/// Whether a backend announces AVX2 and what comes with it. Software KVMs hardly announce more than SSE2.
+fn is_wide(hypervisor: &dyn Hypervisor) -> bool {
+    let vcpu = World::new(hypervisor, 1).vm.create_vcpu(0).unwrap();
+    let table = CpuidTable::new(vcpu.state().unwrap().cpuid);
+    [CpuidFeature::AVX2, CpuidFeature::BMI2, CpuidFeature::ADX]
+        .into_iter()
+        .all(|feature| table.announces(feature))
+}
+
+/// A 64-bit processor with SSE, in `ring`.
 fn processor(world: &World, ring: u8) -> Cpu {
     let mut cpu = world.cpu(Start::Long);
     cpu.cr0.0 = cpu.cr0.0 & !(Cr0::EM | Cr0::TS) | Cr0::MP;
-    cpu.cr4.0 |= Cr4::OSFXSR | Cr4::OSXMMEXCPT | Cr4::OSXSAVE;
-    cpu.xcr0 = 7;
+    cpu.cr4.0 |= Cr4::OSFXSR | Cr4::OSXMMEXCPT;
     if ring == 3 {
         for seg in Seg::ALL {
             cpu.segments[seg] = Segment::flat(16 | 3, Attributes(0xc0f3));
@@ -47,7 +55,7 @@ fn processor(world: &World, ring: u8) -> Cpu {
         for table in [0x10000, 0x11000, 0x12000_u64] {
             for entry in (table..table + 0x1000).step_by(8).map(GuestAddress) {
                 let value: u64 = world.memory.read_obj(entry).unwrap();
-                world.memory.write_obj(value | 4 * (value & 1), entry).unwrap();
+                world.memory.write_obj(value | ((value & 1) << 2), entry).unwrap();
             }
         }
     }
@@ -56,7 +64,11 @@ fn processor(world: &World, ring: u8) -> Cpu {
 }
 
 /// Runs a guest to its end. The device's registers read as what was written last, else as a number made of their address.
-fn run(hypervisor: &dyn Hypervisor, ring: u8, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Left {
+fn run(
+    hypervisor: &dyn Hypervisor,
+    (ring, wide): (u8, bool),
+    write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>,
+) -> Left {
     let world = World::new(hypervisor, 1);
     world.code(64, CODE, write);
     for i in 0..0x400_u64 {
@@ -64,7 +76,12 @@ fn run(hypervisor: &dyn Hypervisor, ring: u8, write: impl FnOnce(&mut CodeAssemb
         world.memory.write_obj(value, GuestAddress(DATA + 8 * i)).unwrap();
     }
     let mut vcpu = world.vm.create_vcpu(0).unwrap();
-    vcpu.set_cpu(&processor(&world, ring)).unwrap();
+    let mut cpu = processor(&world, ring);
+    if wide {
+        cpu.cr4.0 |= Cr4::OSXSAVE;
+        cpu.xcr0 = 7;
+    }
+    vcpu.set_cpu(&cpu).unwrap();
     let mut accesses = Vec::new();
     let mut registers = std::collections::HashMap::new();
     let mut entry = VmEntry::Resume;
@@ -101,8 +118,18 @@ fn run(hypervisor: &dyn Hypervisor, ring: u8, write: impl FnOnce(&mut CodeAssemb
     // The processor stands before or behind the port's instruction, as the backend likes it; nobody counts its time.
     cpu.rip = 0;
     cpu.msr = Cpu::reset().msr;
+    // A KVM in software runs ring 3 on the processor, and forgets IOPL over that.
+    cpu.flags.set_bits(cpu.flags.bits() & !flags::IOPL);
+    // KVM has not the selectors of x87 pointers, and AMD's processors save none of it without an exception.
+    (cpu.fpu.cs, cpu.fpu.ds) = (0, 0);
+    if ring == 3 {
+        (cpu.fpu.ip, cpu.fpu.dp, cpu.fpu.opcode) = (0, 0, 0);
+    }
     let mut data = vec![0; 0x2000];
     world.memory.read_slice(&mut data, GuestAddress(DATA)).unwrap();
+    // What of an FXSAVE area differs between processors: the bits that MXCSR has, and whether reserved bytes are written.
+    data[0x1000 + 28..0x1000 + 32].fill(0);
+    data[0x1000 + 416..0x1000 + 512].fill(0);
     Left {
         accesses,
         cpu: serde_json::to_value(&*cpu).unwrap(),
@@ -112,12 +139,12 @@ fn run(hypervisor: &dyn Hypervisor, ring: u8, write: impl FnOnce(&mut CodeAssemb
 }
 
 /// The same guest on both backends leaves the same behind. What it is on KVM, if there is one.
-fn same(ring: u8, write: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Option<Left> {
-    let soft = run(&SoftHypervisor, ring, &write);
+fn same(kind: (u8, bool), write: impl Fn(&mut CodeAssembler) -> Result<(), IcedError>) -> Option<Left> {
+    let soft = run(&SoftHypervisor, kind, &write);
     let mut kvm = None;
     on_each(|hypervisor| {
         if hypervisor.kind() == HypervisorKind::Kvm {
-            kvm = Some(run(hypervisor, ring, &write));
+            kvm = Some(run(hypervisor, kind, &write));
         }
     });
     let kvm = kvm?;
@@ -154,24 +181,6 @@ fn classes(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.lock().cmpxchg16b(xmmword_ptr(rdi))?;
     a.pop(rbx)?;
     a.setz(r9b)?;
-    // Integers.
-    a.popcnt(r10, qword_ptr(rbx + 8))?;
-    a.crc32(r10, qword_ptr(rbx + 16))?;
-    a.crc32(r10d, byte_ptr(rbx + 24))?;
-    a.movbe(r11, qword_ptr(rbx + 24))?;
-    a.movbe(qword_ptr(rbx + 32), rsi)?;
-    a.andn(r12, rsi, qword_ptr(rbx + 40))?;
-    a.bextr(r13, qword_ptr(rbx + 48), rcx)?;
-    a.blsr(r14, qword_ptr(rbx + 56))?;
-    a.pdep(r8, rsi, qword_ptr(rbx + 8))?;
-    a.pext(rdi, rdx, qword_ptr(rbx + 8))?;
-    a.mulx(r9, r11, qword_ptr(rbx + 16))?;
-    a.rorx(r12, qword_ptr(rbx + 24), 13)?;
-    a.shlx(r13, qword_ptr(rbx + 32), rcx)?;
-    a.adcx(r14, qword_ptr(rbx + 40))?;
-    a.adox(r8, qword_ptr(rbx + 48))?;
-    a.lzcnt(rdi, qword_ptr(rbx + 56))?;
-    a.tzcnt(r9, qword_ptr(rbx + 56))?;
     a.movnti(qword_ptr(rbx + 64), r8)?;
     // MMX and SSE.
     a.movd(mm0, dword_ptr(rbx + 4))?;
@@ -192,21 +201,9 @@ fn classes(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.addsd(xmm6, xmm7)?;
     a.mulps(xmm0, xmm6)?;
     a.sqrtsd(xmm7, xmm6)?;
-    a.pshufb(xmm5, xmm4)?;
-    a.pcmpistri(xmm4, xmm5, 0x0c)?;
-    a.aesenc(xmm4, xmm5)?;
     a.movdqu(xmmword_ptr(rbx + 80), xmm4)?;
     a.movq(qword_ptr(rbx + 96), xmm6)?;
     a.movss(dword_ptr(rbx + 104), xmm2)?;
-    // AVX.
-    a.vmovdqu(ymm8, ymmword_ptr(rbx + 32))?;
-    a.vpaddq(ymm9, ymm8, ymmword_ptr(rbx))?;
-    a.vpxor(ymm10, ymm9, ymm8)?;
-    a.vpermq(ymm11, ymm10, 0x1b)?;
-    a.vmulpd(ymm12, ymm11, ymm9)?;
-    a.vmovdqu(ymmword_ptr(rbx + 128), ymm11)?;
-    a.vmovd(xmm13, r10d)?;
-    a.vextracti128(xmmword_ptr(rbx + 160), ymm10, 1)?;
     // x87.
     a.fninit()?;
     a.fild(qword_ptr(rbx + 16))?;
@@ -218,19 +215,6 @@ fn classes(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.fstp(tword_ptr(rbx + 184))?;
     a.fnstcw(word_ptr(rbx + 194))?;
     a.fnstsw(ax)?;
-    // State.
-    a.push(rax)?;
-    a.xor(ecx, ecx)?;
-    a.xgetbv()?;
-    a.add(r15, rax)?;
-    a.pop(rax)?;
-    a.mov(ecx, 0x3333)?;
-    a.rdtscp()?;
-    a.mov(eax, 7)?;
-    a.xor(edx, edx)?;
-    a.xsave(byte_ptr(rbp + 0x800))?;
-    a.vzeroall()?;
-    a.xrstor(byte_ptr(rbp + 0x800))?;
     a.fxsave(byte_ptr(rbp + 0x1000))?;
     a.ldmxcsr(dword_ptr(rbp + 0x1000 + 24))?;
     a.stmxcsr(dword_ptr(rbx + 196))?;
@@ -239,15 +223,62 @@ fn classes(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(rdx, r13)
 }
 
+/// What came after SSE2.
+fn wide_classes(a: &mut CodeAssembler) -> Result<(), IcedError> {
+    // Integers.
+    a.popcnt(r10, qword_ptr(rbx + 8))?;
+    a.crc32(r10, qword_ptr(rbx + 16))?;
+    a.crc32(r10d, byte_ptr(rbx + 24))?;
+    a.movbe(r11, qword_ptr(rbx + 24))?;
+    a.movbe(qword_ptr(rbx + 32), rsi)?;
+    a.andn(r12, rsi, qword_ptr(rbx + 40))?;
+    a.bextr(r13, qword_ptr(rbx + 48), rcx)?;
+    a.blsr(r14, qword_ptr(rbx + 56))?;
+    a.pdep(r8, rsi, qword_ptr(rbx + 8))?;
+    a.pext(rdi, rdx, qword_ptr(rbx + 8))?;
+    a.mulx(r9, r11, qword_ptr(rbx + 16))?;
+    a.rorx(r12, qword_ptr(rbx + 24), 13)?;
+    a.shlx(r13, qword_ptr(rbx + 32), rcx)?;
+    a.adcx(r14, qword_ptr(rbx + 40))?;
+    a.adox(r8, qword_ptr(rbx + 48))?;
+    a.lzcnt(rdi, qword_ptr(rbx + 56))?;
+    a.tzcnt(r9, qword_ptr(rbx + 56))?;
+    a.pshufb(xmm5, xmm4)?;
+    a.pcmpistri(xmm4, xmm5, 0x0c)?;
+    a.aesenc(xmm4, xmm5)?;
+    // AVX.
+    a.vmovdqu(ymm8, ymmword_ptr(rbx + 32))?;
+    a.vpaddq(ymm9, ymm8, ymmword_ptr(rbx))?;
+    a.vpxor(ymm10, ymm9, ymm8)?;
+    a.vpermq(ymm11, ymm10, 0x1b)?;
+    a.vmulpd(ymm12, ymm11, ymm9)?;
+    a.vmovdqu(ymmword_ptr(rbx + 128), ymm11)?;
+    a.vmovd(xmm13, r10d)?;
+    a.vextracti128(xmmword_ptr(rbx + 160), ymm10, 1)?;
+    a.push(rax)?;
+    a.xor(ecx, ecx)?;
+    a.xgetbv()?;
+    a.add(r15, rax)?;
+    a.pop(rax)?;
+    a.mov(eax, 7)?;
+    a.xor(edx, edx)?;
+    a.xsave(byte_ptr(rbp + 0x800))?;
+    a.vzeroall()?;
+    a.xrstor(byte_ptr(rbp + 0x800))
+}
+
 /// All of them on RAM and on the device, `rounds` times.
-fn program(a: &mut CodeAssembler, rounds: u32) -> Result<(), IcedError> {
+fn program(a: &mut CodeAssembler, rounds: u32, wide: bool) -> Result<(), IcedError> {
     begin(a)?;
     let mut again = a.create_label();
-    for (place, step) in [(DATA, 8), (DEVICE, 16)] {
+    for (place, step) in [(DATA, 16), (DEVICE, 16)] {
         a.mov(rbx, place)?;
         a.push(rbp)?;
         for _ in 0..rounds {
             classes(a)?;
+            if wide {
+                wide_classes(a)?;
+            }
             a.add(rbx, step)?;
         }
         a.pop(rbp)?;
@@ -258,8 +289,9 @@ fn program(a: &mut CodeAssembler, rounds: u32) -> Result<(), IcedError> {
 
 #[test]
 fn a_guest_of_everything_that_fails_ends_the_same_in_both_rings() {
+    let wide = KvmHypervisor::open().is_ok_and(|kvm| is_wide(&kvm));
     for ring in [0, 3] {
-        let left = same(ring, |a| program(a, 6));
+        let left = same((ring, wide), |a| program(a, 20, wide));
         if let Some(kvm) = left {
             let rescues = kvm.counters.iter().find(|(name, _)| *name == "rescues");
             assert!(rescues.is_some_and(|(_, count)| *count > 50), "{rescues:?}");
@@ -269,25 +301,24 @@ fn a_guest_of_everything_that_fails_ends_the_same_in_both_rings() {
 
 #[test]
 fn what_kvm_has_read_for_an_instruction_is_not_read_again() {
-    let left = same(0, |a| {
+    let left = same((0, false), |a| {
         begin(a)?;
         a.mov(rbx, DEVICE)?;
         a.lock().cmpxchg16b(xmmword_ptr(rbx))?;
-        a.movbe(rax, qword_ptr(rbx + 32))?;
         a.out(DONE as u32, al)
     });
     let Some(kvm) = left else { return };
     let reads = kvm.accesses.iter().filter(|access| access.3 == Access::Read);
-    assert_eq!(reads.count(), 3, "{:?}", kvm.accesses);
+    assert_eq!(reads.count(), 2, "{:?}", kvm.accesses);
 }
 
 #[test]
 fn rescued_instructions_are_counted_by_mnemonic() {
-    let left = same(0, |a| {
+    let left = same((0, false), |a| {
         begin(a)?;
         a.mov(rbx, DEVICE)?;
         for _ in 0..3 {
-            a.vmovdqu(ymm0, ymmword_ptr(rbx))?;
+            a.paddq(xmm0, xmmword_ptr(rbx))?;
         }
         a.out(DONE as u32, al)
     });
@@ -298,21 +329,21 @@ fn rescued_instructions_are_counted_by_mnemonic() {
             .find(|(own, _)| *own == name)
             .map_or(0, |(_, count)| *count)
     };
-    let moves = figure("rescued_vmovdqu");
+    let moves = figure("rescued_paddq");
     assert_eq!(moves, figure("rescues"));
     assert!((1..=3).contains(&moves) && figure("rescue_state_transfers") == 2 * moves);
 }
 
 #[test]
 fn where_failures_come_thick_software_runs_on() {
-    let left = same(0, |a| {
+    let left = same((0, false), |a| {
         begin(a)?;
         a.mov(rbx, DEVICE)?;
         a.mov(ecx, 200)?;
         let mut again = a.create_label();
         a.set_label(&mut again)?;
-        a.vmovdqu(ymm0, ymmword_ptr(rbx))?;
-        a.vpaddq(ymm1, ymm1, ymm0)?;
+        a.paddq(xmm0, xmmword_ptr(rbx))?;
+        a.paddd(xmm1, xmm0)?;
         a.dec(ecx)?;
         a.jnz(again)?;
         a.out(DONE as u32, al)
@@ -325,20 +356,20 @@ fn where_failures_come_thick_software_runs_on() {
             .map_or(0, |(_, count)| *count)
     };
     assert!(figure("rescues") < 20, "{:?}", kvm.counters);
-    assert!(figure("rescue_run_ahead") > 600, "{:?}", kvm.counters);
+    assert!(figure("rescue_run_ahead") > 500, "{:?}", kvm.counters);
 }
 
 #[test]
 fn code_that_kvm_has_changed_is_not_executed_as_it_was() {
     // Software runs on over this code, and then the guest changes it with a store that is KVM's.
-    same(0, |a| {
+    same((0, false), |a| {
         begin(a)?;
         a.mov(rbx, DEVICE)?;
         a.xor(r8d, r8d)?;
         a.mov(r9d, 60)?;
         let (mut again, mut place) = (a.create_label(), a.create_label());
         a.set_label(&mut again)?;
-        a.vmovdqu(ymm0, ymmword_ptr(rbx))?;
+        a.paddq(xmm0, xmmword_ptr(rbx))?;
         a.set_label(&mut place)?;
         a.add(r8d, 1)?;
         a.nop()?;
@@ -386,7 +417,7 @@ fn an_instruction_that_faults_when_it_is_rescued_faults_as_on_the_processor() {
         // A page beyond those that there are; alignment; and #UD of what is meant to be undefined.
         let page = faults(hypervisor, 14, |a| {
             a.mov(rbx, 0x8000_0000_u64)?;
-            a.vmovdqu(ymm0, ymmword_ptr(rbx))
+            a.paddq(xmm0, xmmword_ptr(rbx))
         });
         let aligned = faults(hypervisor, 13, |a| {
             a.mov(rbx, DEVICE + 8)?;
@@ -403,10 +434,10 @@ fn an_instruction_that_faults_when_it_is_rescued_faults_as_on_the_processor() {
 fn what_nobody_can_execute_ends_the_vcpu_with_its_bytes() {
     let Ok(kvm) = KvmHypervisor::open() else { return };
     let world = World::new(&kvm, 1);
-    // MONTMUL.
+    // CLZERO.
     world
         .memory
-        .write_slice(&[0xf3, 0x0f, 0xa6, 0xc0], GuestAddress(CODE))
+        .write_slice(&[0x0f, 0x01, 0xfc], GuestAddress(CODE))
         .unwrap();
     let mut vcpu = world.vm.create_vcpu(0).unwrap();
     vcpu.set_cpu(&processor(&world, 0)).unwrap();
@@ -419,8 +450,8 @@ fn what_nobody_can_execute_ends_the_vcpu_with_its_bytes() {
             panic!("{failed:?}")
         };
         assert_eq!((failure.rip, failure.mode, failure.bits), (CODE, Mode::Long, 64));
-        assert_eq!(failure.bytes[..4], [0xf3, 0x0f, 0xa6, 0xc0]);
-        assert!(failure.to_string().contains("Montmul"), "{failure}");
+        assert_eq!(failure.bytes[..3], [0x0f, 0x01, 0xfc]);
+        assert!(failure.to_string().contains("Clzero"), "{failure}");
     }
 }
 
@@ -430,7 +461,7 @@ fn a_vcpu_that_waits_in_a_rescue_shows_the_instruction_not_begun_and_can_be_put_
         let world = World::new(hypervisor, 1);
         world.code(64, CODE, |a| {
             a.mov(rbx, DEVICE)?;
-            a.vmovdqu(ymm0, ymmword_ptr(rbx))?;
+            a.paddq(xmm0, xmmword_ptr(rbx))?;
             a.out(DONE as u32, al)
         });
         let mut vcpu = world.vm.create_vcpu(0).unwrap();
@@ -458,7 +489,7 @@ fn a_vcpu_that_waits_in_a_rescue_is_saved_and_goes_on_on_either_backend() {
     let Ok(kvm) = KvmHypervisor::open() else { return };
     let code = |a: &mut CodeAssembler| {
         a.mov(rbx, DEVICE)?;
-        a.vmovdqu(ymm0, ymmword_ptr(rbx))?;
+        a.paddq(xmm0, xmmword_ptr(rbx))?;
         a.out(DONE as u32, al)
     };
     let world = World::new(&kvm, 1);
@@ -475,10 +506,7 @@ fn a_vcpu_that_waits_in_a_rescue_is_saved_and_goes_on_on_either_backend() {
     other.restore(state).unwrap();
     let waiting = other.waiting().unwrap();
     assert_eq!(what(&waiting), what(&second));
-    let mut exit = other.run(answer(waiting.id, 2)).unwrap();
-    for value in [3, 4] {
-        exit = other.run(answer(io(exit).id, value)).unwrap();
-    }
+    let exit = other.run(answer(waiting.id, 2)).unwrap();
     assert_eq!(what(&io(exit)).1, DONE);
-    assert_eq!(other.cpu().unwrap().fpu.vectors[0][..4], [1, 2, 3, 4]);
+    assert_eq!(other.cpu().unwrap().fpu.vectors[0][..2], [1, 2]);
 }
