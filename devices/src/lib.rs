@@ -1,4 +1,4 @@
-//! A bus whose devices may answer late, and the platform devices of a microVM.
+//! A bus whose devices may answer late, the platform devices of a microVM, PCI and virtio.
 //!
 //! A vCPU asks the [`Bus`]; the bus finds the device; the device answers at once, or hands out a [`Ticket`] and answers
 //! through its [`Completion`] when it can, from any thread. While it waits, a vCPU is inside no device and holds no lock,

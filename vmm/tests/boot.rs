@@ -596,10 +596,7 @@ fn a_guest_uses_a_disk_with_its_own_driver_across_a_snapshot() {
             .run("cat /sys/class/misc/hw_random/rng_current")
             .contains("virtio")
     );
-    assert_eq!(
-        console.run("head -c 64 /dev/hwrng | wc -c").trim(),
-        "64"
-    );
+    assert_eq!(console.run("head -c 64 /dev/hwrng | wc -c").trim(), "64");
     assert!(console.run("grep virtio0-req /proc/interrupts").contains("PCI-MSI"));
 
     // A program is loaded from the disk, and not from what the guest remembers of it.

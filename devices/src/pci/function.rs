@@ -1,7 +1,7 @@
 //! What stands at a device number: configuration space, interrupts, and a device's registers behind its BARs.
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
@@ -157,12 +157,19 @@ impl Function {
     /// Reads `size` bytes of configuration space.
     #[must_use]
     pub fn read_config(&self, offset: u64, size: u8) -> u64 {
-        let mut config = lock(&self.config);
-        if let Some(MsiCapability { msi, at }) = &self.msi {
-            config.set(at + 2 + 18, &msi.state().pending.to_le_bytes());
-        }
+        let mut config = self.current();
         self.registers.before_config_read(&mut config, offset, size);
         config.read(offset, size)
+    }
+
+    /// Configuration space with the pending bits as they are now.
+    fn current(&self) -> MutexGuard<'_, ConfigSpace> {
+        let mut config = lock(&self.config);
+        if let Some(MsiCapability { msi, at }) = &self.msi {
+            let at = at + 2 + msi::PENDING as u8;
+            config.set(at, &msi.state().pending.to_le_bytes());
+        }
+        config
     }
 
     /// Writes `size` bytes of configuration space.
@@ -197,7 +204,7 @@ impl Function {
     #[must_use]
     pub fn state(&self) -> FunctionState {
         FunctionState {
-            config: lock(&self.config).bytes().to_vec(),
+            config: self.current().bytes().to_vec(),
             msix: self.msix.as_ref().map(|capability| capability.msix.state()),
             msi: self.msi.as_ref().map(|capability| capability.msi.state()),
         }

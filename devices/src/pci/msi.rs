@@ -13,6 +13,9 @@ use crate::sync::lock;
 /// Bytes of the capability behind its two-byte head: control, address, data, two reserved bytes, mask and pending bits.
 pub const BODY_LENGTH: usize = 22;
 
+/// Where in the body the pending bits are.
+pub(super) const PENDING: usize = 18;
+
 /// Bits of Message Control.
 mod control {
     pub const ENABLE: u16 = 1 << 0;
@@ -29,7 +32,7 @@ mod body {
     pub const ADDRESS: usize = 2;
     pub const DATA: usize = 10;
     pub const MASK: usize = 14;
-    pub const PENDING: usize = 18;
+    pub const PENDING: usize = super::PENDING;
 }
 
 /// Which vectors of an [`Msi`] wait to be sent; all else lies in configuration space.

@@ -309,16 +309,16 @@ impl Shared {
         handler: &mut dyn QueueHandler,
         segments: &mut Segments,
     ) -> Result<Served, Error> {
-        let memory = self.dma.memory();
-        let served = loop {
-            queue.disable_notification(memory)?;
+        let mut rounds = || loop {
+            queue.disable_notification(self.dma.memory())?;
             let served = self.drain(queue, handler, segments)?;
-            if served != Served::All || !queue.enable_notification(memory)? {
-                break served;
+            if served != Served::All || !queue.enable_notification(self.dma.memory())? {
+                return Ok(served);
             }
         };
+        let served = rounds();
         self.ring_written(queue);
-        Ok(served)
+        served
     }
 
     /// Serves what is available, and tells the driver.
