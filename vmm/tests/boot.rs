@@ -150,7 +150,7 @@ impl Serve {
 
     /// The same, with these `cpus` and this command line, and devices that are late.
     fn boot_with(&self, guest: &Guest, kernel: &Path, cpus: &Value, cmdline: &str, delays: &Value) -> Console {
-        self.boot_config(json!({
+        self.boot_config(&json!({
             "cpus": cpus,
             "memory": {"size": 512 << 20},
             "payload": {"kernel": kernel, "initramfs": guest.initramfs, "cmdline": cmdline},
@@ -160,8 +160,8 @@ impl Serve {
     }
 
     /// The same, with a whole configuration whose serial port leads to the console's socket.
-    fn boot_config(&self, config: Value) -> Console {
-        let (status, body) = self.call("PUT", "vm.create", Some(&config));
+    fn boot_config(&self, config: &Value) -> Console {
+        let (status, body) = self.call("PUT", "vm.create", Some(config));
         assert_eq!(status, 204, "{body}");
         self.put("vm.boot");
         Console::connect(&self.console())
@@ -581,7 +581,7 @@ fn a_guest_uses_a_disk_with_its_own_driver_across_a_snapshot() {
     let serve = Serve::start();
     let path = serve.folder.path().join("disk");
     std::fs::File::create(&path).unwrap().set_len(64 << 20).unwrap();
-    let mut console = serve.boot_config(json!({
+    let mut console = serve.boot_config(&json!({
         "cpus": {"boot_vcpus": 1, "max_vcpus": 1},
         "memory": {"size": 512 << 20},
         "payload": {"kernel": guest.kernel, "initramfs": guest.initramfs, "cmdline": "console=ttyS0"},

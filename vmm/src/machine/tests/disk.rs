@@ -95,7 +95,7 @@ fn world(folder: &Path) -> VmConfig {
     let mut sector = function(0x22);
     sector.resize(512, 0);
     std::fs::write(&image, sector).unwrap();
-    let disk = format!(r#"{{"path": {:?}}}"#, image);
+    let disk = format!(r#"{{"path": {image:?}}}"#);
     VmConfig {
         disks: vec![crate::config::from_json::<DiskConfig>(disk.as_bytes()).unwrap()],
         ..config(kernel, 1)
