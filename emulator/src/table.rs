@@ -205,6 +205,21 @@ impl<M: Access> Table<M> {
         );
     }
 
+    /// As [`Table::careful`], of a family whose functions look up what else they must know under this number.
+    pub(crate) fn numbered_careful(&mut self, code: Code, number: u16, handler: Handler<crate::careful::Careful>) {
+        let handler = M::careful(handler);
+        self.add(
+            code,
+            Form {
+                register: handler,
+                memory: handler,
+                flat: handler,
+                flow: Flow::End,
+                number,
+            },
+        );
+    }
+
     fn add(&mut self, code: Code, form: Form<M>) {
         let slot = &mut self.forms[code as usize];
         debug_assert!(slot.is_none(), "{code:?} has two rows");

@@ -27,10 +27,13 @@ mod cipher;
 mod convert;
 mod float;
 mod form;
+mod gather;
 mod integer;
 mod kernel;
 mod lanes;
+mod masked;
 mod mov;
+mod opmask;
 mod packed;
 mod permute;
 mod resize;
@@ -44,7 +47,10 @@ use crate::access::Access;
 use crate::table::Table;
 
 pub(super) fn fill<M: Access>(table: &mut Table<M>) {
+    gather::fill(table);
+    masked::fill(table);
     mov::fill(table);
+    opmask::fill(table);
     for code in Code::values() {
         // Some encodings have functions of their own, for speed.
         if let (Some(number), None) = (form::number(code), table.form(code)) {

@@ -52,8 +52,22 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     table.plain(Code::Xsavec64_mem, xsave::<M, Compacting, true>);
     table.plain(Code::Xrstor_mem, xrstor::<M, false>);
     table.plain(Code::Xrstor64_mem, xrstor::<M, true>);
-    table.plain(Code::Ldmxcsr_m32, ldmxcsr);
-    table.plain(Code::Stmxcsr_m32, stmxcsr);
+    table.plain(Code::Ldmxcsr_m32, |cpu, m, op| {
+        available::sse(cpu)?;
+        ldmxcsr(cpu, m, op)
+    });
+    table.plain(Code::Stmxcsr_m32, |cpu, m, op| {
+        available::sse(cpu)?;
+        stmxcsr(cpu, m, op)
+    });
+    table.plain(Code::VEX_Vldmxcsr_m32, |cpu, m, op| {
+        available::avx(cpu)?;
+        ldmxcsr(cpu, m, op)
+    });
+    table.plain(Code::VEX_Vstmxcsr_m32, |cpu, m, op| {
+        available::avx(cpu)?;
+        stmxcsr(cpu, m, op)
+    });
 }
 
 /// The memory operand, which must be aligned.
@@ -424,7 +438,6 @@ fn xrstor<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> 
 
 /// LDMXCSR.
 fn ldmxcsr<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
-    available::sse(cpu)?;
     let at = General::linear(cpu, op, 4, Use::Read)?;
     cpu.fpu.mxcsr = checked_mxcsr(m.load(cpu, at)?)?;
     Ok(())
@@ -432,7 +445,6 @@ fn ldmxcsr<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
 
 /// STMXCSR.
 fn stmxcsr<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
-    available::sse(cpu)?;
     let at = General::linear(cpu, op, 4, Use::Write)?;
     m.store(cpu, at, cpu.fpu.mxcsr)
 }

@@ -91,17 +91,9 @@ fn store<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
         }
         _ if op.opmask() == 0 => (form.memory, lanes.active),
         _ => {
-            for part in Runs::new(lanes.active, form.element) {
-                let at = part.at(cpu, op, Use::Write)?;
-                m.check_write(cpu, at, part.length as u64)?;
-            }
+            check_selected(cpu, m, op, lanes.active, form.element, Use::Write)?;
             raise(cpu, &lanes)?;
-            // The pages were there: if one has gone meanwhile, the same is stored again from the start.
-            for part in Runs::new(lanes.active, form.element) {
-                let at = part.at(cpu, op, Use::Write)?;
-                m.store_bytes(cpu, at, &lanes.a[part.range()])?;
-            }
-            return Ok(());
+            return store_selected(cpu, m, op, lanes.active, form.element, &lanes.a);
         }
     };
     if size == 0 || selected == 0 {
@@ -271,22 +263,55 @@ fn fold(active: u64, count: usize, elements: usize) -> u64 {
     wanted & ones(elements)
 }
 
-fn fetch_selected<M: Access>(
+/// Checks every page that the selected elements are in.
+pub(super) fn check_selected<M: Access>(
     cpu: &Cpu,
     m: &mut M,
     op: &Op<M>,
-    wanted: u64,
+    selected: u64,
+    element: usize,
+    usage: Use,
+) -> Outcome {
+    for part in Runs::new(selected, element) {
+        let at = part.at(cpu, op, usage)?;
+        match usage {
+            Use::Read => m.check_read(cpu, at, part.length as u64)?,
+            Use::Write => m.check_write(cpu, at, part.length as u64)?,
+        }
+    }
+    Ok(())
+}
+
+/// Reads the selected elements, having checked all of them before the first: a device is not asked in vain.
+pub(super) fn fetch_selected<M: Access>(
+    cpu: &Cpu,
+    m: &mut M,
+    op: &Op<M>,
+    selected: u64,
     element: usize,
     bytes: &mut Bytes,
 ) -> Outcome {
-    // All before the first: a device is not asked in vain.
-    for part in Runs::new(wanted, element) {
-        let at = part.at(cpu, op, Use::Read)?;
-        m.check_read(cpu, at, part.length as u64)?;
-    }
-    for part in Runs::new(wanted, element) {
+    check_selected(cpu, m, op, selected, element, Use::Read)?;
+    for part in Runs::new(selected, element) {
         let at = part.at(cpu, op, Use::Read)?;
         m.load_bytes(cpu, at, &mut bytes[part.range()])?;
+    }
+    Ok(())
+}
+
+/// Stores the selected elements, which have been checked. If a page has gone meanwhile, the fast way gives up, and the same
+/// is stored again from the start.
+pub(super) fn store_selected<M: Access>(
+    cpu: &Cpu,
+    m: &mut M,
+    op: &Op<M>,
+    selected: u64,
+    element: usize,
+    bytes: &Bytes,
+) -> Outcome {
+    for part in Runs::new(selected, element) {
+        let at = part.at(cpu, op, Use::Write)?;
+        m.store_bytes(cpu, at, &bytes[part.range()])?;
     }
     Ok(())
 }
