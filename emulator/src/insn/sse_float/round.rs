@@ -99,7 +99,7 @@ fn reduce(format: Format, value: u64, imm: u8, mxcsr: u32) -> (u64, u32) {
     let difference = match integer {
         0 => return (value, flags),
         // So small beside the 1 that it became that only the rounding feels it.
-        1 if shift > 70 => Number {
+        1 if shift > 124 => Number {
             sign: !number.sign,
             significand: (1 << 70) - 1,
             exponent: unit - 70,
@@ -213,6 +213,8 @@ mod tests {
         assert_eq!(reduced(1e-300, 2), (-below_one, PE));
         assert_eq!(reduced(-1e-300, 1), (below_one, PE));
         assert_eq!(reduced(1e-300, 1), (1e-300, PE));
+        let small = f64::from_bits(0x3cb8_17ed_c77f_f000);
+        assert_eq!(reduced(small, 0x32), (-f64::from_bits(0x3fbf_ffff_ffff_ffe7), PE));
         let tiny = |mxcsr| reduce(Format::DOUBLE, 1, 0, mxcsr | MASKED);
         assert_eq!(tiny(FTZ), (1, PE));
         assert_eq!(tiny(DAZ), (0, 0));

@@ -81,6 +81,18 @@ pub fn excluded(mnemonic: Mnemonic) -> Option<&'static str> {
         Vcvtps2ph => {
             "takes exact denormals for inexact in Bochs, and neither {sae} nor the opmask suppresses its exceptions"
         }
+        Vgetmantps | Vgetmantpd | Vgetmantss | Vgetmantsd => {
+            "leaves the interval in Bochs when its operand is denormal"
+        }
+        Vscalefps | Vscalefpd | Vscalefss | Vscalefsd => {
+            "heeds neither DAZ in its first operand in Bochs, nor what SDM Vol. 2 says of denormals in its second"
+        }
+        Vrangeps | Vrangepd | Vrangess | Vrangesd => {
+            "raises a denormal exception beside a quiet NaN in Bochs (SDM Vol. 2, VRANGEPD)"
+        }
+        Vreduceps | Vreducepd | Vreducess | Vreducesd => {
+            "raises denormal exceptions in Bochs, which SDM Vol. 2 does not list, and flushes to zero"
+        }
         Vpconflictd | Vpconflictq => "overwrites its source as it goes in Bochs",
         Vpbroadcastmb2q | Vpbroadcastmw2d => "leaves the upper part of its destination in Bochs",
         _ => return None,
