@@ -34,7 +34,9 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use self::parts::ones;
+use crate::cpu::Cpu;
 use crate::cpuid::CpuidTable;
+use crate::debug::{self, Watched};
 use crate::host::Host;
 use crate::paging::{Intent, Privilege};
 use crate::ram::Ram;
@@ -79,6 +81,8 @@ pub struct Careful {
     error: Option<ReplayError>,
     /// Translations to forget when the instruction retires.
     pub(crate) flush: Flush,
+    /// Breakpoints on data and ports that this pass has met, as DR6 has them.
+    pub(crate) watched: u8,
 }
 
 /// Translations that an instruction invalidates.
@@ -183,6 +187,7 @@ impl Careful {
             fault_address: 0,
             error: None,
             flush: Flush::None,
+            watched: 0,
         }
     }
 
@@ -193,6 +198,12 @@ impl Careful {
         self.seen = 0;
         self.drained = 0;
         self.flush = Flush::None;
+        self.watched = 0;
+    }
+
+    /// Notes the breakpoints that an access meets.
+    pub(crate) fn watch(&mut self, cpu: &Cpu, address: u64, length: u64, watched: Watched) {
+        self.watched |= debug::matches(cpu, address, length, watched);
     }
 
     /// An instruction is between its first pass and its end.

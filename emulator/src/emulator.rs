@@ -11,6 +11,7 @@ use crate::blocks::{BLOCK_OPS, Block, Blocks, Decoding};
 use crate::careful::{Aside, Careful, Flush, InFlight, InFlightError};
 use crate::cpu::{Activity, Cpu, Shadow, flags, gpr};
 use crate::cpuid::CpuidTable;
+use crate::debug;
 use crate::elsewhere::Elsewhere;
 use crate::event::{self, Event, Exception, Source};
 use crate::fast::Fast;
@@ -376,10 +377,12 @@ impl Emulator {
 
     /// Executes instructions until something is to be looked at.
     fn advance(&mut self) -> Result<Pass, Error> {
-        // Single steps are the careful way's business.
-        if self.cpu.flags.any(flags::TF) || self.careful_only {
+        // Single steps and breakpoints are the careful way's business.
+        if self.cpu.flags.any(flags::TF) || self.careful_only || debug::is_armed(&self.cpu) {
             return self.pass();
         }
+        // Without breakpoints nobody sees how RF goes that was for this instruction: a fault sets it again.
+        self.cpu.flags.assign(flags::RF, false);
         let shadow = self.cpu.shadow;
         let left = if shadow == Shadow::None && self.may_run_blocks() {
             self.run_blocks()
@@ -536,7 +539,12 @@ impl Emulator {
             Stop::Next | Stop::Jumped | Stop::Taken | Stop::Stay => {
                 match stop {
                     Stop::Next => self.cpu.rip = self.cpu.truncate_ip(ip.wrapping_add(u64::from(len))),
-                    Stop::Stay => self.cpu.rip = ip,
+                    Stop::Stay => {
+                        self.cpu.rip = ip;
+                        // Between two iterations RF is set (SDM Vol. 3, Instruction-Breakpoint Exception Condition).
+                        let repeats = self.cpu.event.is_none();
+                        self.cpu.flags.assign(flags::RF, repeats);
+                    }
                     _ => {}
                 }
                 self.counters.instructions += 1;

@@ -38,6 +38,7 @@ mod string_io;
 mod strings;
 mod syscall;
 mod vector;
+mod virtual_8086;
 mod wide;
 mod x87;
 mod xsave;

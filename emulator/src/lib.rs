@@ -62,6 +62,7 @@ pub mod careful;
 pub mod code_pages;
 pub mod cpu;
 pub mod cpuid;
+mod debug;
 mod decode;
 mod deliver;
 mod descriptor;

@@ -87,6 +87,7 @@ pub fn executes(feature: CpuidFeature) -> bool {
             | AVX512CD
             | AVX512DQ
             | AVX512VL
+            | PKU
             | BMI1
             | BMI2
             | ADX

@@ -35,6 +35,8 @@ pub mod error_code {
     pub const RESERVED: u16 = 1 << 3;
     /// An instruction fetch.
     pub const FETCH: u16 = 1 << 4;
+    /// The page's protection key forbade the access.
+    pub const PROTECTION_KEY: u16 = 1 << 5;
 }
 
 /// What is done with the page.
@@ -251,8 +253,9 @@ pub fn translate<T: Tables>(
                 smap || intent == Intent::Write && rights & WRITABLE == 0 && cpu.cr0.any(Cr0::WP)
             }
         };
-        if denied {
-            return Err(tables.page_fault(linear, code | error_code::PRESENT));
+        let key = key_error(cpu, intent, privilege, user_page, entry);
+        if denied || key != 0 {
+            return Err(tables.page_fault(linear, code | key | error_code::PRESENT));
         }
         let leaf = level;
         for level in (leaf..=shape.levels).rev() {
@@ -283,6 +286,18 @@ pub fn translate<T: Tables>(
             global,
         });
     }
+}
+
+/// [`error_code::PROTECTION_KEY`] if the rights of the page's key in PKRU forbid the access: to data, on a user page (SDM
+/// Vol. 3, Protection Keys).
+fn key_error(cpu: &Cpu, intent: Intent, privilege: Privilege, user_page: bool, entry: u64) -> u16 {
+    if !cpu.cr4.any(Cr4::PKE) || !cpu.efer.any(Efer::LMA) || !user_page || intent == Intent::Fetch {
+        return 0;
+    }
+    let rights = cpu.fpu.pkru >> (2 * (entry >> 59 & 0xf));
+    let writes = intent == Intent::Write && (privilege == Privilege::User || cpu.cr0.any(Cr0::WP));
+    let forbidden = rights & 1 != 0 || rights & 2 != 0 && writes;
+    if forbidden { error_code::PROTECTION_KEY } else { 0 }
 }
 
 /// The address is sign-extended from bit 47 (56 with 5-level paging), as 64-bit mode demands.

@@ -3,6 +3,7 @@
 use super::Careful;
 use crate::access::{Access, Linear, Stop};
 use crate::cpu::Cpu;
+use crate::debug::{self, Watched};
 use crate::event::{self, Exception};
 use crate::fast::set_live_bits;
 use crate::op::Handler;
@@ -51,16 +52,19 @@ impl Tables for Careful {
 
 impl Access for Careful {
     fn load<T: Word>(&mut self, cpu: &Cpu, at: Linear) -> Result<T, Stop> {
+        self.watch(cpu, at.address, T::SIZE as u64, Watched::Read);
         let place = self.word::<T>(cpu, at, Intent::Read)?;
         Ok(T::truncate(self.load_place(place)?))
     }
 
     fn store<T: Word>(&mut self, cpu: &Cpu, at: Linear, value: T) -> Result<(), Stop> {
+        self.watch(cpu, at.address, T::SIZE as u64, Watched::Write);
         let place = self.word::<T>(cpu, at, Intent::Write)?;
         self.stage_place(place, value.zero_extend())
     }
 
     fn update<T: Word, R>(&mut self, cpu: &Cpu, at: Linear, f: impl FnOnce(T) -> (T, R)) -> Result<R, Stop> {
+        self.watch(cpu, at.address, T::SIZE as u64, Watched::Write);
         let place = self.word::<T>(cpu, at, Intent::Write)?;
         let (value, result) = f(T::truncate(self.load_place(place)?));
         self.stage_place(place, value.zero_extend())?;
@@ -68,11 +72,13 @@ impl Access for Careful {
     }
 
     fn atomic<T: Word, R>(&mut self, cpu: &Cpu, at: Linear, f: impl FnMut(T) -> (Option<T>, R)) -> Result<R, Stop> {
+        self.watch(cpu, at.address, T::SIZE as u64, Watched::Write);
         let place = self.word::<T>(cpu, at, Intent::Write)?;
         self.atomic_place(place, f)
     }
 
     fn compare_exchange_16(&mut self, cpu: &Cpu, at: Linear, expected: u128, new: u128) -> Result<u128, Stop> {
+        self.watch(cpu, at.address, 16, Watched::Write);
         let place = self.place(cpu, at, 16, Intent::Write, Privilege::of(cpu.cpl()))?;
         let halves = [place.first, place.first + 8].map(|address| Question {
             kind: Kind::Atomic,
@@ -104,11 +110,13 @@ impl Access for Careful {
     }
 
     fn load_bytes(&mut self, cpu: &Cpu, at: Linear, bytes: &mut [u8]) -> Result<(), Stop> {
+        self.watch(cpu, at.address, bytes.len() as u64, Watched::Read);
         let place = self.operand(cpu, at, bytes.len() as u64, Intent::Read)?;
         self.read_bytes(place, bytes)
     }
 
     fn store_bytes(&mut self, cpu: &Cpu, at: Linear, bytes: &[u8]) -> Result<(), Stop> {
+        self.watch(cpu, at.address, bytes.len() as u64, Watched::Write);
         let place = self.operand(cpu, at, bytes.len() as u64, Intent::Write)?;
         self.write_bytes(place, bytes)
     }
@@ -135,6 +143,10 @@ impl Access for Careful {
     const ITERATIONS: u32 = 1;
 
     fn copy_run(&mut self, cpu: &Cpu, from: Linear, to: Linear, length: u64, size: u8) -> Result<u64, Stop> {
+        // Each iteration may meet a breakpoint.
+        if debug::is_armed(cpu) {
+            return Ok(0);
+        }
         self.copy_batch(cpu, from, to, length, size)
     }
 

@@ -45,7 +45,8 @@ impl Cpu {
         // x87 cannot be taken out, even where there is no XSAVE and so no XCR0.
         let wrong_xcr0 = self.xcr0 & !(cpuid.xcr0() | fpu::X87) != 0
             || self.xcr0 & fpu::X87 == 0
-            || self.xcr0 & fpu::AVX != 0 && self.xcr0 & fpu::SSE == 0;
+            || self.xcr0 & fpu::AVX != 0 && self.xcr0 & fpu::SSE == 0
+            || self.xcr0 & fpu::AVX512 != 0 && self.xcr0 & (fpu::AVX | fpu::AVX512) != fpu::AVX | fpu::AVX512;
         if wrong_xcr0 {
             return refuse("XCR0", self.xcr0);
         }

@@ -61,6 +61,8 @@ pub const OPMASK: u64 = 1 << 5;
 pub const ZMM_HI256: u64 = 1 << 6;
 /// XCR0 bit of ZMM16 to ZMM31.
 pub const HI16_ZMM: u64 = 1 << 7;
+/// XCR0 bit of the rights of protection keys, PKRU.
+pub const PKRU: u64 = 1 << 9;
 /// XCR0 bits of AVX-512, which are set together.
 pub const AVX512: u64 = OPMASK | ZMM_HI256 | HI16_ZMM;
 
@@ -68,6 +70,17 @@ pub const AVX512: u64 = OPMASK | ZMM_HI256 | HI16_ZMM;
 pub const LEGACY_SIZE: usize = 512;
 /// Size of the legacy region and the header, where the other components begin.
 pub const EXTENDED_START: usize = 576;
+
+/// The registers that a state component holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Registers {
+    /// Parts of vector registers.
+    Vectors,
+    /// Opmask registers.
+    Opmasks,
+    /// PKRU, and 32 bits that are zero.
+    ProtectionKeys,
+}
 
 /// A state component of XSAVE that holds vector or opmask registers, or parts of them (SDM Vol. 1, XSAVE-Supported
 /// Features).
@@ -77,8 +90,8 @@ pub struct Component {
     pub bit: u64,
     /// Offset in the standard format.
     pub offset: usize,
-    /// The opmask registers, not vector registers.
-    pub opmasks: bool,
+    /// What they are.
+    pub kind: Registers,
     /// The registers of which it holds a part.
     pub registers: Range<usize>,
     /// Which quadwords of each.
@@ -94,12 +107,10 @@ impl Component {
     /// What it holds of `registers`, in the order in which it is saved.
     pub fn values<'a>(&'a self, fpu: &'a Fpu, registers: Range<usize>) -> impl Iterator<Item = u64> + 'a {
         registers.flat_map(move |register| {
-            self.quadwords.clone().map(move |quadword| {
-                if self.opmasks {
-                    fpu.k[register]
-                } else {
-                    fpu.vectors[register][quadword]
-                }
+            self.quadwords.clone().map(move |quadword| match self.kind {
+                Registers::Vectors => fpu.vectors[register][quadword],
+                Registers::Opmasks => fpu.k[register],
+                Registers::ProtectionKeys => u64::from(fpu.pkru),
             })
         })
     }
@@ -109,10 +120,10 @@ impl Component {
         for register in registers {
             for quadword in self.quadwords.clone() {
                 let Some(value) = values.next() else { return };
-                if self.opmasks {
-                    fpu.k[register] = value;
-                } else {
-                    fpu.vectors[register][quadword] = value;
+                match self.kind {
+                    Registers::Vectors => fpu.vectors[register][quadword] = value,
+                    Registers::Opmasks => fpu.k[register] = value,
+                    Registers::ProtectionKeys => fpu.pkru = value as u32,
                 }
             }
         }
@@ -123,7 +134,7 @@ const fn vectors(bit: u64, offset: usize, registers: Range<usize>, quadwords: Ra
     Component {
         bit,
         offset,
-        opmasks: false,
+        kind: Registers::Vectors,
         registers,
         quadwords,
     }
@@ -137,12 +148,19 @@ pub const COMPONENTS: &[Component] = &[
     Component {
         bit: OPMASK,
         offset: 1088,
-        opmasks: true,
+        kind: Registers::Opmasks,
         registers: 0..8,
         quadwords: 0..1,
     },
     vectors(ZMM_HI256, 1152, 0..16, 4..8),
     vectors(HI16_ZMM, 1664, 16..32, 0..8),
+    Component {
+        bit: PKRU,
+        offset: 2688,
+        kind: Registers::ProtectionKeys,
+        registers: 0..1,
+        quadwords: 0..1,
+    },
 ];
 
 /// XCR0 bits that may be set.
@@ -196,6 +214,9 @@ pub struct Fpu {
     /// Opmask registers k0 to k7.
     #[serde(default)]
     pub k: [u64; 8],
+    /// PKRU: for each protection key whether access (even bits) and writing (odd bits) are forbidden.
+    #[serde(default)]
+    pub pkru: u32,
 }
 
 impl Fpu {
@@ -347,6 +368,7 @@ impl Default for Fpu {
             mxcsr: MXCSR_INIT,
             vectors: [[0; 8]; 32],
             k: [0; 8],
+            pkru: 0,
         }
     }
 }

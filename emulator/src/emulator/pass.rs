@@ -4,6 +4,7 @@ use super::{Emulator, Error};
 use crate::access::Stop;
 use crate::careful::Careful;
 use crate::cpu::{Activity, Seg, Shadow, flags, gpr};
+use crate::debug::{self, Watched};
 use crate::decode::{Decoded, Incomplete, decode};
 use crate::deliver::{self, Combined};
 use crate::event::{self, Event, Exception, Source};
@@ -12,6 +13,11 @@ use crate::ram::PAGE_SIZE;
 use crate::replay::{self, ReplayError};
 use crate::request::Request;
 use crate::table::Flow;
+
+/// DR6: breakpoints 0 to 3.
+const DR6_BREAKPOINTS: u64 = 0xf;
+/// DR6: single step.
+const DR6_BS: u64 = 1 << 14;
 
 /// What a pass of the careful way led to.
 pub(super) enum Pass {
@@ -48,14 +54,33 @@ impl Emulator {
             return self.deliver();
         }
         let stepping = self.cpu.flags.any(flags::TF);
+        let resuming = self.cpu.flags.any(flags::RF);
         let shadow = self.cpu.shadow;
-        match self.execute() {
+        let begins = self.careful.record().is_empty();
+        if begins && !resuming && shadow != Shadow::MovSs && self.meets_breakpoint() {
+            return Ok(Pass::Done);
+        }
+        // RF is over with the instruction that it was for, unless that is IRET, or one that repeats.
+        self.cpu.flags.assign(flags::RF, false);
+        let outcome = self.execute();
+        match outcome {
+            Err(Stop::Stay) if self.cpu.event.is_none() => self.cpu.flags.assign(flags::RF, true),
+            Ok(()) | Err(Stop::Next | Stop::Jumped | Stop::Taken | Stop::Stay) => {}
+            Err(_) => self.cpu.flags.assign(flags::RF, resuming),
+        }
+        match outcome {
             Ok(()) | Err(Stop::Next | Stop::Jumped | Stop::Taken | Stop::Stay) => {
                 self.counters.instructions += 1;
                 self.end_shadow(shadow);
                 // The trap after an instruction that loads SS is lost (SDM Vol. 3, Masking Exceptions and Interrupts).
-                if stepping && self.cpu.shadow != Shadow::MovSs && self.cpu.event.is_none() {
-                    self.cpu.dr6 |= 1 << 14;
+                let watched = u64::from(self.careful.watched);
+                if (stepping || watched != 0) && self.cpu.shadow != Shadow::MovSs && self.cpu.event.is_none() {
+                    if watched != 0 {
+                        self.cpu.dr6 = self.cpu.dr6 & !DR6_BREAKPOINTS | watched;
+                    }
+                    if stepping {
+                        self.cpu.dr6 |= DR6_BS;
+                    }
                     let vector = event::DB;
                     let source = Source::Trap;
                     self.cpu.event = Some(Event {
@@ -75,6 +100,23 @@ impl Emulator {
             }
             Err(stop) => self.interrupted(stop),
         }
+    }
+
+    /// Raises #DB if there is a breakpoint on the instruction under RIP.
+    fn meets_breakpoint(&mut self) -> bool {
+        if !debug::is_armed(&self.cpu) {
+            return false;
+        }
+        let Ok(linear) = self.cpu.linear_code(self.cpu.rip) else {
+            return false;
+        };
+        let found = debug::matches(&self.cpu, linear, 1, Watched::Instruction);
+        if found == 0 {
+            return false;
+        }
+        self.cpu.dr6 = self.cpu.dr6 & !DR6_BREAKPOINTS | u64::from(found);
+        self.fault(Exception::plain(event::DB), 0);
+        true
     }
 
     /// Fetches, decodes and executes the instruction under RIP.

@@ -64,6 +64,8 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     }
     table.careful(Xgetbv, xgetbv);
     table.careful(Xsetbv, xsetbv);
+    table.plain(Rdpkru, read_keys::<M>);
+    table.careful(Wrpkru, write_keys);
     for code in [Monitorw, Monitord, Monitorq] {
         table.plain(code, monitor::<M>);
     }
@@ -329,6 +331,39 @@ fn xsetbv(cpu: &mut Cpu, m: &mut Careful, _: &Op<Careful>) -> Outcome {
         return Err(Exception::gp(0).into());
     }
     cpu.xcr0 = value;
+    Err(Stop::Next)
+}
+
+/// # Errors
+/// #UD, #GP(0).
+fn check_keys(cpu: &Cpu) -> Result<(), Stop> {
+    if !cpu.cr4.any(Cr4::PKE) {
+        return Err(Exception::ud().into());
+    }
+    if cpu.gpr.read::<u32>(gpr::RCX) != 0 {
+        return Err(Exception::gp(0).into());
+    }
+    Ok(())
+}
+
+/// RDPKRU.
+fn read_keys<M: Access>(cpu: &mut Cpu, _: &mut M, _: &Op<M>) -> Outcome {
+    check_keys(cpu)?;
+    set_edx_eax(cpu, u64::from(cpu.fpu.pkru));
+    Ok(())
+}
+
+/// WRPKRU.
+fn write_keys(cpu: &mut Cpu, m: &mut Careful, _: &Op<Careful>) -> Outcome {
+    check_keys(cpu)?;
+    let value = edx_eax(cpu);
+    if value >> 32 != 0 {
+        return Err(Exception::gp(0).into());
+    }
+    if cpu.fpu.pkru != value as u32 {
+        cpu.fpu.pkru = value as u32;
+        m.invalidate(Flush::All);
+    }
     Err(Stop::Next)
 }
 

@@ -2,6 +2,7 @@
 //!
 //! A TSS or a task gate as target, and IRET with NT set, switch tasks; in IA-32e mode they are #GP.
 
+use super::virtual_8086::{self, Reach};
 use crate::access::{Access, Outcome, Stop};
 use crate::careful::Careful;
 use crate::cpu::segment::{TSS16_AVAILABLE, TSS32_AVAILABLE};
@@ -423,8 +424,11 @@ fn iret<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     let size = T::SIZE as u8;
     let outcome = match cpu.view.mode {
         Mode::Real => iret_real(cpu, m, size),
-        Mode::Virtual8086 if cpu.flags.iopl() < 3 => Err(Exception::gp(0).into()),
-        Mode::Virtual8086 => iret_real(cpu, m, size),
+        Mode::Virtual8086 => match virtual_8086::reach(cpu, T::SIZE) {
+            Ok(Reach::Own) => iret_real(cpu, m, size),
+            Ok(Reach::Virtual) => iret_virtual(cpu, m),
+            Err(stop) => Err(stop),
+        },
         _ if cpu.flags.any(flags::NT) && cpu.view.is_ia32e() => Err(Exception::gp(0).into()),
         _ if cpu.flags.any(flags::NT) => iret_to_task(cpu, m, op),
         _ => iret_protected(cpu, m, size),
@@ -469,6 +473,19 @@ fn iret_real(cpu: &mut Cpu, m: &mut Careful, size: u8) -> Outcome {
     let cs = real_code(cpu, Pointer { selector, offset })?;
     let mask = iret_flags(cpu, size);
     cpu.flags.replace(mask, image);
+    stack.commit(cpu);
+    arrive(cpu, cs, offset)
+}
+
+/// In virtual-8086 mode, with the virtual interrupt flag.
+fn iret_virtual(cpu: &mut Cpu, m: &mut Careful) -> Outcome {
+    let mut stack = Stack::current(cpu);
+    let offset = stack.pop(cpu, m, 2)?;
+    let selector = stack.pop(cpu, m, 2)? as u16;
+    let image = stack.pop(cpu, m, 2)?;
+    virtual_8086::check_taking(cpu, image)?;
+    let cs = real_code(cpu, Pointer { selector, offset })?;
+    virtual_8086::take(cpu, image);
     stack.commit(cpu);
     arrive(cpu, cs, offset)
 }

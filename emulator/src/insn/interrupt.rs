@@ -1,5 +1,6 @@
 //! Software interrupts, the interrupt flag, POPF, and HLT.
 
+use super::virtual_8086::{self, Reach};
 use crate::access::{Access, Outcome, Stop};
 use crate::cpu::{Activity, Cpu, Cr4, Mode, Shadow, flags};
 use crate::event::{self, Event, Exception, Source};
@@ -36,10 +37,11 @@ fn raise<M>(cpu: &mut Cpu, op: &Op<M>, vector: u8, source: Source) -> Outcome {
     Err(Stop::Stay)
 }
 
-fn int<M: Access>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
-    if cpu.view.mode == Mode::Virtual8086 && cpu.flags.iopl() < 3 {
-        return Err(Exception::gp(0).into());
+fn int<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    if cpu.view.mode == Mode::Virtual8086 && cpu.cr4.any(Cr4::VME) {
+        return (M::careful(virtual_8086::int))(cpu, m, op);
     }
+    virtual_8086::reach(cpu, 4)?;
     raise(cpu, op, op.imm as u8, Source::Software)
 }
 
@@ -71,7 +73,8 @@ fn interrupts(cpu: &Cpu) -> Result<Interrupts, Stop> {
     if cpu.cpl() <= cpu.flags.iopl() {
         return Ok(Interrupts::Real);
     }
-    if cpu.view.has_descriptors() && cpu.cpl() == 3 && cpu.cr4.any(Cr4::PVI) {
+    let extension = if cpu.view.has_descriptors() { Cr4::PVI } else { Cr4::VME };
+    if cpu.cpl() == 3 && cpu.cr4.any(extension) {
         return Ok(Interrupts::Virtual);
     }
     Err(Exception::gp(0).into())
@@ -102,11 +105,15 @@ fn sti<M: Access>(cpu: &mut Cpu, _: &mut M, _: &Op<M>) -> Outcome {
 
 /// POPF: which flags it changes depends on privilege (SDM Vol. 2, POPF).
 fn popf<M: Access, W: Word>(cpu: &mut Cpu, m: &mut M, _: &Op<M>) -> Outcome {
-    if cpu.view.mode == Mode::Virtual8086 && cpu.flags.iopl() < 3 {
-        return Err(Exception::gp(0).into());
-    }
+    let reach = virtual_8086::reach(cpu, W::SIZE)?;
     let (at, sp) = pop_slot::<W>(cpu)?;
     let image = m.load::<W>(cpu, at)?.zero_extend();
+    if reach == Reach::Virtual {
+        virtual_8086::check_taking(cpu, image)?;
+        virtual_8086::take(cpu, image);
+        set_pointer::<W>(cpu, sp);
+        return Err(Stop::Next);
+    }
     let mut mask = flags::STATUS | flags::TF | flags::DF | flags::NT;
     if W::SIZE > 2 {
         mask |= flags::AC | flags::ID;

@@ -4,6 +4,7 @@ use crate::access::{Access, Outcome, Stop};
 use crate::careful::Careful;
 use crate::cpu::segment::{TSS32_AVAILABLE, TSS32_BUSY};
 use crate::cpu::{Cpu, Mode, gpr};
+use crate::debug::Watched;
 use crate::event::Exception;
 use crate::op::Op;
 use crate::table::Table;
@@ -63,6 +64,7 @@ pub(crate) fn io_permitted(cpu: &Cpu, m: &mut Careful, port: u16, size: u8) -> R
 
 fn input<T: Word>(cpu: &mut Cpu, m: &mut Careful, port: u16) -> Outcome {
     io_permitted(cpu, m, port, T::SIZE as u8)?;
+    m.watch(cpu, u64::from(port), T::SIZE as u64, Watched::Port);
     let value = m.port_read(port, T::SIZE as u8)?;
     cpu.gpr.write::<T>(gpr::RAX, value);
     Err(Stop::Next)
@@ -70,6 +72,7 @@ fn input<T: Word>(cpu: &mut Cpu, m: &mut Careful, port: u16) -> Outcome {
 
 fn output<T: Word>(cpu: &mut Cpu, m: &mut Careful, port: u16) -> Outcome {
     io_permitted(cpu, m, port, T::SIZE as u8)?;
+    m.watch(cpu, u64::from(port), T::SIZE as u64, Watched::Port);
     m.port_write(port, T::SIZE as u8, cpu.gpr.read::<T>(gpr::RAX))?;
     Err(Stop::Next)
 }

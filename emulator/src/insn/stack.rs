@@ -5,10 +5,10 @@
 
 use iced_x86::Code;
 
+use super::virtual_8086::{self, Reach};
 use crate::access::{Access, Linear, Outcome, Stop};
 use crate::careful::Careful;
-use crate::cpu::{Cpu, Mode, Seg, flags, gpr};
-use crate::event::Exception;
+use crate::cpu::{Cpu, Seg, flags, gpr};
 use crate::op::Op;
 use crate::operand::{Addressing, Flat, General, Use};
 use crate::table::Table;
@@ -122,10 +122,11 @@ fn pop_memory<M: Access, W: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &
 
 /// PUSHF: without VM and RF.
 fn push_flags<M: Access, W: Word>(cpu: &mut Cpu, m: &mut M, _: &Op<M>) -> Outcome {
-    if cpu.view.mode == Mode::Virtual8086 && cpu.flags.iopl() < 3 {
-        return Err(Exception::gp(0).into());
-    }
-    push_value::<M, W>(cpu, m, cpu.flags.bits() & !(flags::VM | flags::RF))
+    let image = match virtual_8086::reach(cpu, W::SIZE)? {
+        Reach::Own => cpu.flags.bits(),
+        Reach::Virtual => virtual_8086::seen(cpu),
+    };
+    push_value::<M, W>(cpu, m, image & !(flags::VM | flags::RF))
 }
 
 /// LEAVE.

@@ -10,6 +10,7 @@ use super::string::{count_repetitions, destination, source, step_index};
 use crate::access::{Access, Linear, Outcome, Stop};
 use crate::careful::{Careful, Elements, Way};
 use crate::cpu::{Cpu, gpr};
+use crate::debug::{self, Watched};
 use crate::op::{Handler, Op};
 use crate::operand::Use;
 use crate::ram::PAGE_SIZE;
@@ -22,6 +23,7 @@ fn ins<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     if is_over(cpu, op) {
         return Ok(());
     }
+    m.watch(cpu, u64::from(port), size, Watched::Port);
     let to = destination(cpu, op, size, Use::Write)?;
     m.check_write(cpu, to, size)?;
     let elements = at_once::<T>(cpu, op, gpr::RDI, |size| destination(cpu, op, size, Use::Write));
@@ -41,6 +43,7 @@ fn outs<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     if is_over(cpu, op) {
         return Ok(());
     }
+    m.watch(cpu, u64::from(port), size, Watched::Port);
     let from = source(cpu, op, size)?;
     let elements = at_once::<T>(cpu, op, gpr::RSI, |size| source(cpu, op, size));
     let mut moved = m.port_batch(cpu, port, from, elements, Way::Out)?;
@@ -66,7 +69,7 @@ fn at_once<T: Word>(
         size: T::SIZE as u8,
         count: 1,
     };
-    if !op.attr.is_repeated() || cpu.flags.direction() {
+    if !op.attr.is_repeated() || cpu.flags.direction() || debug::is_armed(cpu) {
         return one;
     }
     let offset = cpu.gpr.get(index) & mask;

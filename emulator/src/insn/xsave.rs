@@ -10,10 +10,12 @@ use iced_x86::Code;
 
 use super::available;
 use crate::access::{Access, Linear, Outcome, Stop};
+use crate::careful::{Careful, Flush};
 use crate::cpu::fpu::{
-    AVX, COMPONENTS, Component, EXTENDED_START, F80, Fpu, LEGACY_SIZE, MXCSR_INIT, MXCSR_MASK, SSE, X87,
+    AVX, COMPONENTS, Component, EXTENDED_START, F80, Fpu, LEGACY_SIZE, MXCSR_INIT, MXCSR_MASK, PKRU, Registers, SSE,
+    X87,
 };
-use crate::cpu::{Cpu, Efer, gpr};
+use crate::cpu::{Cpu, Cr4, Efer, gpr};
 use crate::event::{self, Exception};
 use crate::op::Op;
 use crate::operand::{Addressing, General, Use};
@@ -166,7 +168,11 @@ fn checked_mxcsr(value: u32) -> Result<u32, Stop> {
 
 /// The registers of a component that exist in the present mode: outside 64-bit mode XMM8 and up are left alone.
 fn visible(cpu: &Cpu, component: &Component) -> Range<usize> {
-    let count = if cpu.view.is_long() || component.opmasks { 32 } else { 8 };
+    let count = if cpu.view.is_long() || component.kind != Registers::Vectors {
+        32
+    } else {
+        8
+    };
     component.registers.start.min(count)..component.registers.end.min(count)
 }
 
@@ -377,6 +383,24 @@ impl Pieces {
 /// XRSTOR, in the standard or the compacted format.
 fn xrstor<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::xsave(cpu)?;
+    // Other rights are other translations, which only the careful way forgets.
+    if cpu.cr4.any(Cr4::PKE) && requested(cpu) & PKRU != 0 {
+        return (M::careful(xrstor_keys::<WIDE>))(cpu, m, op);
+    }
+    restore::<M, WIDE>(cpu, m, op)
+}
+
+/// XRSTOR with PKRU among the components.
+fn xrstor_keys<const WIDE: bool>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
+    let rights = cpu.fpu.pkru;
+    restore::<Careful, WIDE>(cpu, m, op)?;
+    if cpu.fpu.pkru != rights {
+        m.invalidate(Flush::All);
+    }
+    Err(Stop::Next)
+}
+
+fn restore<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     let at = area(cpu, op, EXTENDED_START, 64, Use::Read)?;
     m.check_read(cpu, at, 1)?;
     let rfbm = requested(cpu);

@@ -360,3 +360,37 @@ fn without_paging_the_address_is_physical() {
     );
     assert_eq!(translation.map(|t| t.gpa), Ok(0xffff_0000));
 }
+
+#[test]
+fn protection_keys_forbid_data_of_user_pages_to_everybody() {
+    let mut cpu = cpu();
+    cpu.cr4.0 |= Cr4::PKE;
+    let leaf = LEAF | RW | USER | 5 << 59;
+    let outcome = |cpu: &Cpu, leaf, intent, privilege| translate(cpu, &mut mapped(leaf), LINEAR, intent, privilege);
+    const PK: u16 = error_code::PROTECTION_KEY;
+    for (rights, intent, privilege, code) in [
+        (0b01, Intent::Read, Privilege::User, Some(P | U | PK)),
+        (0b01, Intent::Write, Privilege::Supervisor, Some(P | WRITE | PK)),
+        (0b01, Intent::Read, Privilege::Implicit, Some(P | PK)),
+        (0b01, Intent::Fetch, Privilege::User, None),
+        (0b10, Intent::Read, Privilege::User, None),
+        (0b10, Intent::Write, Privilege::User, Some(P | WRITE | U | PK)),
+        (0b10, Intent::Write, Privilege::Supervisor, Some(P | WRITE | PK)),
+    ] {
+        cpu.fpu.pkru = rights << 10;
+        let found = outcome(&cpu, leaf, intent, privilege);
+        match code {
+            Some(code) => assert_eq!(found, fault(code), "{rights:#b} {intent:?} {privilege:?}"),
+            None => assert!(found.is_ok(), "{rights:#b} {intent:?} {privilege:?}"),
+        }
+    }
+    cpu.fpu.pkru = u32::MAX;
+    let supervisors = leaf & !USER;
+    assert!(outcome(&cpu, supervisors, Intent::Write, Privilege::Supervisor).is_ok());
+    cpu.fpu.pkru = 0b10 << 10;
+    cpu.cr0.0 &= !Cr0::WP;
+    assert!(outcome(&cpu, leaf, Intent::Write, Privilege::Supervisor).is_ok());
+    cpu.cr4.0 &= !Cr4::PKE;
+    cpu.fpu.pkru = u32::MAX;
+    assert!(outcome(&cpu, leaf, Intent::Write, Privilege::User).is_ok());
+}

@@ -49,7 +49,7 @@ fn user(world: &mut World) {
 }
 
 /// The lowest `n` doublewords on the stack.
-fn top<const N: usize>(world: &World) -> [u64; N] {
+pub fn top<const N: usize>(world: &World) -> [u64; N] {
     let top = world.get(gpr::RSP);
     core::array::from_fn(|i| world.read(top + 4 * i as u64, 4))
 }
@@ -207,7 +207,7 @@ fn a_call_gate_copies_parameters_and_a_return_releases_them() {
 }
 
 /// Enters virtual-8086 mode at [`USER`] by IRETD, with `image` as flags.
-fn virtual_8086(world: &mut World, image: u64) {
+pub fn virtual_8086(world: &mut World, image: u64) {
     legacy(world);
     let frame = [
         0x10,

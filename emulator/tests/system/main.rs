@@ -1,7 +1,10 @@
 //! System instructions, mode switches, exceptions and interrupts (SDM Vol. 3), each with its tables in RAM and in a
 //! device that answers late.
 
+mod debug;
 mod delivery;
+mod extensions;
+mod keys;
 mod legacy;
 mod modes;
 mod registers;

@@ -46,7 +46,7 @@ fn cr4_has_only_what_cpuid_announces() {
     for (name, value, expected) in [
         ("UMIP and debug extensions", on | Cr4::UMIP | Cr4::DE, None),
         ("without PAE in long mode", on & !Cr4::PAE, Some(GP)),
-        ("five levels, not announced", on | Cr4::LA57, Some(GP)),
+        ("five levels, in long mode", on | Cr4::LA57, Some(GP)),
         ("PCIDs", on | Cr4::PCIDE, None),
         ("a reserved bit", on | 1 << 15, Some(GP)),
     ] {

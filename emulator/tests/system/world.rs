@@ -100,8 +100,8 @@ fn cpuid() -> CpuidTable {
         entry(0, 0, [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65]),
         // PCID, XSAVE; VME, DE, PSE, TSC, PAE, MCE, MTRR, PGE, PAT, FXSR, SSE.
         entry(1, 0, [0x00a0_0f11, 0, 1 << 17 | 1 << 26, 0x0301_30fe]),
-        // FSGSBASE, SMEP, SMAP; UMIP.
-        entry(7, 0, [0, 1 | 1 << 7 | 1 << 20, 1 << 2, 0]),
+        // FSGSBASE, SMEP, SMAP; UMIP, PKU, LA57.
+        entry(7, 0, [0, 1 | 1 << 7 | 1 << 20, 1 << 2 | 1 << 3 | 1 << 16, 0]),
         entry(0xd, 0, [3, 576, 576, 0]),
         // SYSCALL, NX, RDTSCP, long mode.
         entry(0x8000_0001, 0, [0, 0, 0, 1 << 11 | 1 << 20 | 1 << 27 | 1 << 29]),

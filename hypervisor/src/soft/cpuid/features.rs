@@ -36,7 +36,8 @@ pub enum Word {
 }
 
 /// What leaf 1 EDX and leaf 0x8000_0001 EDX share of the platform's bits.
-const SHARED_EDX: u32 = 1 << 2          // debugging extensions
+const SHARED_EDX: u32 = 1 << 1          // virtual-8086 mode extensions
+    | 1 << 2                            // debugging extensions
     | 1 << 3                            // 4 MiB pages
     | 1 << 6                            // PAE
     | 1 << 7                            // machine check exception

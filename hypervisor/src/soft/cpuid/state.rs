@@ -1,6 +1,6 @@
 //! The state components of XSAVE: leaf 0xD.
 
-use iced_x86::CpuidFeature::{self, AVX, AVX512F};
+use iced_x86::CpuidFeature::{self, AVX, AVX512F, PKU};
 use reprise_emulator::cpu::fpu::{COMPONENTS, EXTENDED_START};
 
 use super::features::announces;
@@ -30,7 +30,11 @@ impl Component {
 
 /// Whose registers a component holds.
 fn owner(number: u32) -> CpuidFeature {
-    if number == 2 { AVX } else { AVX512F }
+    match number {
+        2 => AVX,
+        9 => PKU,
+        _ => AVX512F,
+    }
 }
 
 /// The components of a processor of this model.
