@@ -67,6 +67,8 @@ fn driver() -> Vec<u8> {
         a.set_label(&mut leave)?;
         a.cmp(byte_ptr(LEAVE as i32), 1)?;
         a.jne(leave)?;
+        // Only now: a device looks for what is available as soon as it may.
+        a.mov(word_ptr(AVAIL as i32 + 2), 1)?;
         a.mov(word_ptr(BAR + 0x3000), 0)?;
         a.set_label(&mut wait)?;
         a.cmp(word_ptr(USED as i32 + 2), 1)?;
@@ -127,8 +129,8 @@ fn prepare(machine: &Machine) {
         .concat();
         put(DESC + 16 * u64::from(index), &descriptor);
     }
-    // One chain is available, and its head is descriptor 0.
-    put(AVAIL, &[0, 0, 1, 0, 0, 0]);
+    // The first chain's head is descriptor 0. It is made available later.
+    put(AVAIL, &[0; 6]);
 }
 
 fn leave(machine: &Machine) {
