@@ -19,7 +19,6 @@ fn in_guest(script: &str) -> Result<(u8, String), Box<dyn Error>> {
 
     let (mut console, serial) = UnixStream::pair()?;
     let options = MachineOptions {
-        debug_exit: true,
         console: Some(Console::stream(serial)?),
         ..MachineOptions::default()
     };
@@ -32,13 +31,16 @@ fn in_guest(script: &str) -> Result<(u8, String), Box<dyn Error>> {
         console.read_to_string(&mut text).map(|_| text)
     });
     machine.start();
-    let status = match ended.recv()? {
-        MachineEnd::PowerOff => 0,
-        MachineEnd::DebugExit(status) => status,
-        end => return Err(format!("the guest ended otherwise: {end:?}").into()),
-    };
+    let end = ended.recv()?;
     machine.stop();
-    Ok((status, printed.join().expect("reading does not panic")?))
+    let printed = printed.join().expect("reading does not panic")?;
+    match printed.rsplit_once("reprise: status ") {
+        Some((output, status)) if end == MachineEnd::PowerOff => {
+            let digits = status.split_whitespace().next().unwrap_or_default();
+            Ok((digits.parse()?, output.to_owned()))
+        }
+        _ => Err(format!("the guest ended otherwise: {end:?}, {printed}").into()),
+    }
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
