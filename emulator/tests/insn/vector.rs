@@ -80,7 +80,7 @@ impl Sequence {
             ymm: [[0; 32]; 16],
             gpr: core::array::from_fn(|_| self.next()),
             flags: self.next() & STATUS | 2,
-            mxcsr: 0x1f80 | (self.next() & 3) as u32 * 0x2000,
+            mxcsr: 0x1f80 | ((self.next() & 3) as u32 * 0x2000),
             host: 0x1f80,
             data: [0; DATA],
         };

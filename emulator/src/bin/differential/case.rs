@@ -207,7 +207,7 @@ pub fn state(dice: &mut Dice, rip: u64, bits: u32) -> State {
     let mut flags = dice.next() & COMMON_FLAGS | 0x202;
     // DF is rare in practice, NT and ID mean nothing, AC checks alignment.
     for (flag, percent) in [(1 << 10, 30), (1 << 14, 10), (1 << 21, 10), (1 << 18, 3)] {
-        flags = flags & !flag | u64::from(dice.percent(percent)) * flag;
+        flags = flags & !flag | (u64::from(dice.percent(percent)) * flag);
     }
     if !long {
         for (i, register) in gpr.iter_mut().enumerate() {
@@ -340,7 +340,7 @@ fn selector(dice: &mut Dice) -> u16 {
         1 => dice.below(4) as u16,
         2 => dice.pick(&[CS32, CS64, FLAT]),
         3 | 4 => dice.below(128) as u16,
-        _ => 4 | dice.below(64) as u16 | 3 * dice.below(2) as u16,
+        _ => 4 | dice.below(64) as u16 | (3 * dice.below(2) as u16),
     }
 }
 

@@ -140,7 +140,7 @@ impl Dice {
 
     /// A number below `bound`, which is not 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 
     /// True in `percent` of a hundred cases.
@@ -200,9 +200,9 @@ impl Dice {
                 let (exponent, significand) = self.pick(&EXTENDEDS);
                 (exponent | sign, significand ^ 1 << self.below(64))
             }
-            3 => (0x3ff0 + self.below(32) as u16 | sign, self.next() | 1 << 63),
-            4 => (0x3fff + self.below(70) as u16 | sign, !0 << self.below(64) | 1 << 63),
-            5 => (0x3fbf + self.below(0x80) as u16 | sign, self.next() | 1 << 63),
+            3 => ((0x3ff0 + self.below(32) as u16) | sign, self.next() | 1 << 63),
+            4 => ((0x3fff + self.below(70) as u16) | sign, !0 << self.below(64) | 1 << 63),
+            5 => ((0x3fbf + self.below(0x80) as u16) | sign, self.next() | 1 << 63),
             6 => (self.next() as u16, self.next() | 1 << 63),
             _ => (self.next() as u16, self.next()),
         }

@@ -153,7 +153,7 @@ impl Emulated {
         self.poke64(physical::HIGH_PDPT, physical::HIGH_DIRECTORY | WRITE | PRESENT);
         self.poke64(physical::HIGH_DIRECTORY, physical::HIGH_TABLE | WRITE | PRESENT);
         for page in 0..(physical::SIZE / PAGE) as u64 {
-            self.poke64(physical::HIGH_TABLE + 8 * page, page * PAGE as u64 | WRITE | PRESENT);
+            self.poke64(physical::HIGH_TABLE + 8 * page, (page * PAGE as u64) | WRITE | PRESENT);
         }
         for vector in 0..256 {
             let handler = HIGH + physical::HANDLERS + vector;
@@ -242,7 +242,7 @@ impl Emulated {
         self.emulator.set_cpu(cpu);
         let limit = if way == Way::Fast { 1 } else { PATIENCE };
         let exit = self.emulator.run_at_most(Entry::Resume, limit);
-        self.end(exit, output);
+        self.end(&exit, output);
         if let Some(at) = stored
             && self.mxcsr_mask(at) == Some(fpu::MXCSR_MASK)
         {
@@ -267,7 +267,7 @@ impl Emulated {
     }
 
     /// What the handler, or the next instruction, finds.
-    fn end(&mut self, exit: Result<Exit, reprise_emulator::Error>, output: &mut Output) {
+    fn end(&mut self, exit: &Result<Exit, reprise_emulator::Error>, output: &mut Output) {
         let cpu = self.emulator.cpu();
         get_state(cpu, &mut output.state);
         output.error_code = 0;

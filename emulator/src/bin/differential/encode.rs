@@ -34,7 +34,7 @@ pub fn encode(dice: &mut Dice, code: Code, bits: u32) -> Bytes {
         EncodingKind::VEX => vex(dice, &mut bytes, info, bits),
         _ => legacy(dice, &mut bytes, info, bits),
     }
-    let op_code = info.op_code() | u32::from(has_register_in_opcode(info)) * dice.below(8) as u32;
+    let op_code = info.op_code() | (u32::from(has_register_in_opcode(info)) * dice.below(8) as u32);
     if info.op_code_len() == 2 {
         bytes.push((op_code >> 8) as u8);
     }
@@ -106,9 +106,9 @@ fn legacy(dice: &mut Dice, bytes: &mut Bytes, info: &OpCodeInfo, bits: u32) {
     };
     prefixes.extend(mandatory);
     let default_size = if bits == 16 { 16 } else { 32 };
-    if matches!(info.operand_size(), 16 | 32) && info.operand_size() != default_size {
-        prefixes.push(0x66);
-    } else if info.mandatory_prefix() == MandatoryPrefix::None && info.operand_size() == 0 && dice.percent(10) {
+    let other_operand_size = matches!(info.operand_size(), 16 | 32) && info.operand_size() != default_size;
+    let any_operand_size = info.mandatory_prefix() == MandatoryPrefix::None && info.operand_size() == 0;
+    if other_operand_size || any_operand_size && dice.percent(10) {
         prefixes.push(0x66);
     }
     let other_address_size = info.address_size() != 0 && info.address_size() != bits;

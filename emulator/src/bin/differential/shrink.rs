@@ -45,7 +45,7 @@ pub fn shrink(case: &Case, mut differs: impl FnMut(&Case) -> bool) -> Case {
             attempt(&mut best, &|case| case.input.state.xsave.set(32 + 16 * i, &[0; 10]));
         }
         attempt(&mut best, &|case| {
-            case.input.state.xsave.set(24, &0x1f80u32.to_le_bytes())
+            case.input.state.xsave.set(24, &0x1f80u32.to_le_bytes());
         });
         for (at, length) in [(6, 2), (8, 8), (16, 8)] {
             attempt(&mut best, &|case| case.input.state.xsave.set(at, &[0; 8][..length]));

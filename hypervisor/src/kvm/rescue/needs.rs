@@ -267,8 +267,8 @@ mod tests {
             assert_eq!(
                 needs(&decoded(bytes)),
                 parts,
-                "{}",
-                format!("{:?}", decoded(bytes).code())
+                "{:?}",
+                decoded(bytes).code()
             );
         }
     }
