@@ -312,7 +312,7 @@ fn random_code_does_the_same_the_fast_way_and_the_careful_way() {
 
 #[test]
 fn damaged_tables_and_task_state_do_the_same_the_fast_way_and_the_careful_way() {
-    compare_ways(Ways::damage);
+    assert!(compare_ways(Ways::damage) > number("REPRISE_PLAYS", 2000) / 4);
 }
 
 #[test]

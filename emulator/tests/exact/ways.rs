@@ -50,6 +50,7 @@ impl Ways {
             hurt(&mut dice, &mut scene);
         }
         scene.cpu.refresh();
+        scene.cpu.xcr0 &= 3;
         if scene.cpu.check(&cpuid()).is_err() {
             return 0;
         }
@@ -67,12 +68,13 @@ impl Ways {
         let mut blocks = 0;
         while blocks < BLOCKS && !dice.is_spent() {
             let steps = 1 + dice.below(24) as u64;
+            // What takes too long, a repetition or one exception after the other, is broken off.
             let Some(exit) = run(&self.watch, &mut self.fast, steps) else {
-                break;
+                return blocks;
             };
             let retired = self.fast.emulator.counters().instructions - bases[0];
             if !self.catch_up(bases[1], retired, exit) {
-                break;
+                return blocks;
             }
             blocks += 1;
             match exit {
