@@ -317,7 +317,7 @@ impl Rescuer {
                 Exit::Request(request) => match request.space {
                     Space::Memory if !self.first && self.is_kernels(vcpu, &request) => {
                         self.emulator.cancel();
-                        return self.finish(vcpu);
+                        return self.finish(vcpu, false);
                     }
                     Space::Port | Space::Memory => {
                         let request = to_device(&request, RequestId(request.id));
@@ -331,13 +331,13 @@ impl Rescuer {
                     }
                 },
                 Exit::Shutdown => {
-                    self.finish(vcpu)?;
+                    self.finish(vcpu, false)?;
                     if !self.adopted {
                         Held::settle(vcpu)?;
                     }
                     return Ok(Rescued::Shutdown);
                 }
-                Exit::Halt | Exit::Elsewhere => return self.finish(vcpu),
+                Exit::Halt | Exit::Elsewhere => return self.finish(vcpu, false),
                 Exit::Attention => {
                     let done = self.emulator.counters().instructions;
                     if std::mem::take(&mut self.first) {
@@ -346,7 +346,7 @@ impl Rescuer {
                     }
                     instructions = self.left.saturating_sub(done - self.begun);
                     if instructions == 0 {
-                        return self.finish(vcpu);
+                        return self.finish(vcpu, true);
                     }
                 }
             }
@@ -362,11 +362,11 @@ impl Rescuer {
         request.direction == Direction::Read && (page == IO_APIC || page == local)
     }
 
-    /// Gives KVM its state back.
-    fn finish(&mut self, vcpu: &mut VcpuFd) -> Result<Rescued, KvmVcpuError> {
+    /// Gives KVM its state back; `ran_out` if software could have gone on.
+    fn finish(&mut self, vcpu: &mut VcpuFd, ran_out: bool) -> Result<Rescued, KvmVcpuError> {
         if !std::mem::take(&mut self.first) {
             let ahead = self.emulator.counters().instructions - self.begun;
-            self.ahead.ended(ahead);
+            self.ahead.ended(ahead, ran_out);
             self.figures.count_ahead(ahead);
         }
         if !self.adopted {
