@@ -50,6 +50,12 @@
 //!   [`model`] and [`cpuid`] what is announced, [`op`] and [`operand`] what a decoded instruction looks like.
 //! - [`ram`] with [`code_pages`], [`paging`]: memory, who has decoded what of it, and the way there.
 //!
+//! # What is executed
+//! Encodings as iced counts them, of 16-, 32- and 64-bit code; what is not executed is #UD. Others, for comparison, emulate
+//! what their guests trap on; their hardware does the rest.
+//!
+#![doc = include_str!("executed.md")]
+//!
 //! # Unsafe code
 //! It lives in `ram` and `tlb` (guest memory is shared with other threads and cannot be borrowed) and `native`
 //! (floating-point instructions under the guest's own rounding and exception masks). The host is an x86-64 machine.

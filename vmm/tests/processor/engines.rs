@@ -79,7 +79,7 @@ impl Image {
         std::fs::write(path("disk"), disk).unwrap();
         let configuration = format!(
             "megs: 64
-cpu: model=corei7_icelake_u, count=1, ips=400000000, reset_on_triple_fault=0
+cpu: model=corei7_icelake_u, count=1, ips=400000000, reset_on_triple_fault=0, ignore_bad_msrs=0
 romimage: file=/usr/share/bochs/BIOS-bochs-latest
 vgaromimage: file=/usr/share/bochs/VGABIOS-lgpl-latest
 display_library: rfb, options=\"timeout=0\"

@@ -45,8 +45,10 @@ impl Trace {
                     frame = 3;
                 }
                 frame = u32::saturating_sub(frame, 1);
-                match u32::from_str_radix(word, 16) {
-                    Ok(flags) if frame == 0 && word.len() == 8 => format!("{:08x}", flags & !0x1_0000),
+                // CR2 or DR6 may follow at once.
+                let (flags, rest) = word.split_at_checked(8).unwrap_or((word, ""));
+                match u32::from_str_radix(flags, 16) {
+                    Ok(flags) if frame == 0 => format!("{:08x}{rest}", flags & !0x1_0000),
                     _ => word.to_owned(),
                 }
             });

@@ -19,6 +19,7 @@ const FTZ: u32 = 1 << 15;
 
 /// Reasons for what is not compared, though both sides execute it.
 pub const REASONS: &[(&str, &str)] = &[
+    ("shifts of quadwords by 64", "do nothing in Bochs"),
     (
         "instructions on general or opmask registers with EVEX.X or EVEX.R'",
         "make Bochs write beyond the general registers, and need some of what is there itself",
@@ -116,6 +117,10 @@ pub fn limit(instruction: &Instruction, case: &mut Case) -> bool {
         case.mxcsr |= MASKS;
     }
     case.mxcsr |= flags(instruction) << 7;
+    let has_immediate = (0..instruction.op_count()).any(|i| instruction.op_kind(i) == iced_x86::OpKind::Immediate8);
+    if matches!(mnemonic, Vpsrlq | Vpsllq | Vpsraq) && has_immediate && instruction.immediate8() == 64 {
+        return false;
+    }
     let broadcasts = name(instruction).starts_with("Vbroadcast") || name(instruction).starts_with("Vpbroadcast");
     if broadcasts && has_memory && instruction.has_op_mask() {
         if instruction.code() == Code::EVEX_Vpbroadcastb_zmm_k1z_xmmm8 {

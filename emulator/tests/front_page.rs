@@ -1,0 +1,158 @@
+//! The table on the crate's front page says what the code does. `REPRISE_BLESS=1` writes it anew.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use iced_x86::{Code, CpuidFeature};
+use reprise_emulator::Model;
+
+/// A row: what it is called, which encodings it counts, and what others execute of them.
+struct Family {
+    name: &'static str,
+    features: &'static [CpuidFeature],
+    /// Xen, KVM, OpenVMM, cloud-hypervisor.
+    others: [&'static str; 4],
+}
+
+const fn family(name: &'static str, features: &'static [CpuidFeature], others: [&'static str; 4]) -> Family {
+    Family { name, features, others }
+}
+
+/// The first that names any of an encoding's features counts it.
+const FAMILIES: &[Family] = {
+    use CpuidFeature::*;
+    &[
+        family(
+            "XSAVE, FXSAVE",
+            &[XSAVE, XSAVEC, XSAVEOPT, XSAVES, FXSR],
+            ["no", "FXSAVE", "no", "no"],
+        ),
+        family(
+            "AVX-512 F, BW, DQ, VL, CD",
+            &[AVX512F, AVX512BW, AVX512DQ, AVX512CD, AVX512VL],
+            ["yes", "no", "no", "no"],
+        ),
+        family(
+            "AES, PCLMULQDQ, SHA, GFNI",
+            &[AES, PCLMULQDQ, SHA, GFNI, VAES, VPCLMULQDQ],
+            ["yes", "no", "no", "no"],
+        ),
+        family("FMA, F16C", &[FMA, F16C], ["yes", "no", "no", "no"]),
+        family("AVX, AVX2", &[AVX, AVX2], ["yes", "no", "no", "no"]),
+        family(
+            "SSE3, SSSE3, SSE4.1, SSE4.2",
+            &[SSE3, SSSE3, SSE4_1, SSE4_2],
+            ["yes", "no", "no", "no"],
+        ),
+        family("SSE, SSE2", &[SSE, SSE2], ["yes", "moves", "moves", "no"]),
+        family("MMX", &[MMX], ["yes", "moves", "no", "no"]),
+        family(
+            "x87",
+            &[FPU, FPU287, FPU287XL_ONLY, FPU387],
+            ["yes", "control", "no", "no"],
+        ),
+        family(
+            "BMI1, BMI2, ADX, LZCNT, POPCNT",
+            &[BMI1, BMI2, ADX, LZCNT, POPCNT],
+            ["yes", "no", "no", "no"],
+        ),
+        family(
+            "MOVBE, MOVDIRI, MOVDIR64B, RDPID",
+            &[MOVBE, MOVDIRI, MOVDIR64B, RDPID],
+            ["yes", "MOVBE, RDPID", "no", "no"],
+        ),
+        family("CMPXCHG16B", &[CMPXCHG16B], ["yes", "no", "yes", "no"]),
+        family(
+            "integer, control, string, system",
+            &[
+                INTEL8086,
+                INTEL8086_ONLY,
+                INTEL186,
+                INTEL286,
+                INTEL286_ONLY,
+                INTEL386,
+                INTEL386_ONLY,
+                INTEL486,
+                X64,
+                CMOV,
+                CX8,
+                CPUID,
+                MSR,
+                TSC,
+                SEP,
+                SYSCALL,
+            ],
+            ["all but IRET and gates", "most", "with memory operands", "40 forms"],
+        ),
+    ]
+};
+
+/// What is no matter of encodings: by which test it is known.
+const MODES: &[(&str, &str, [&str; 4])] = &[
+    (
+        "real and unreal mode, virtual-8086 mode",
+        "`system::modes`",
+        ["yes", "yes", "no", "no"],
+    ),
+    (
+        "protected mode of 16 and 32 bits, 64-bit mode",
+        "`system::modes`",
+        ["yes", "yes", "64 bits", "64 bits"],
+    ),
+    (
+        "exceptions and interrupts through gates",
+        "`system::delivery`",
+        ["no", "real mode", "no", "no"],
+    ),
+    (
+        "call gates, stack switches, IRET",
+        "`system::transfers`",
+        ["no", "in part", "no", "no"],
+    ),
+    (
+        "task switches, task gates",
+        "`system::tasks`",
+        ["no", "yes", "no", "no"],
+    ),
+];
+
+fn table() -> String {
+    let model = Model::new();
+    let mut counts = vec![(0, 0); FAMILIES.len()];
+    for code in Code::values().filter(|code| code.op_code().is_instruction()) {
+        let features = code.cpuid_features();
+        let row = FAMILIES
+            .iter()
+            .position(|family| features.iter().any(|feature| family.features.contains(feature)));
+        // Those of a later extension are not the family's.
+        let known = |feature: &CpuidFeature| FAMILIES.iter().any(|family| family.features.contains(feature));
+        let Some(row) = row.filter(|_| features.iter().all(known)) else {
+            continue;
+        };
+        counts[row].0 += usize::from(model.supports(code));
+        counts[row].1 += 1;
+    }
+    let mut text = String::from("| | here | Xen | KVM | OpenVMM | cloud-hypervisor |\n|---|---|---|---|---|---|\n");
+    for (family, (executed, all)) in FAMILIES.iter().zip(&counts).rev() {
+        let here = match executed == all {
+            true => format!("all {all} encodings"),
+            false => format!("{executed} of {all} encodings"),
+        };
+        writeln!(text, "| {} | {here} | {} |", family.name, family.others.join(" | ")).expect("a String takes all");
+    }
+    for (what, test, others) in MODES {
+        writeln!(text, "| {what} | {test} | {} |", others.join(" | ")).expect("a String takes all");
+    }
+    text
+}
+
+#[test]
+fn the_front_page_says_what_is_executed() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/executed.md");
+    let table = table();
+    if std::env::var_os("REPRISE_BLESS").is_some() {
+        std::fs::write(&path, &table).expect("the sources can be written");
+    }
+    let page = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(page, table, "{} is old: REPRISE_BLESS=1", path.display());
+}
