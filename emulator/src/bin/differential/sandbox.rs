@@ -234,7 +234,8 @@ const GREGS: [usize; 16] = [
 extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::ucontext_t) {
     // SAFETY: there is one thread, and this handler does not interrupt itself: all signals are blocked.
     unsafe {
-        let child = &mut *&raw mut CHILD;
+        let child = &raw mut CHILD;
+        let child = &mut *child;
         let batch = child.batch;
         let context = context.cast::<Context>();
         if child.running {

@@ -264,12 +264,7 @@ mod tests {
             (&[0x0f, 0x01, 0xf9], Parts::MSRS),                 // rdtscp
             (&[0x0f, 0x21, 0xf8], Parts::DEBUG),                // mov rax, dr7
         ] {
-            assert_eq!(
-                needs(&decoded(bytes)),
-                parts,
-                "{:?}",
-                decoded(bytes).code()
-            );
+            assert_eq!(needs(&decoded(bytes)), parts, "{:?}", decoded(bytes).code());
         }
     }
 
