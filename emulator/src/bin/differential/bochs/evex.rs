@@ -74,7 +74,7 @@ fn prefix(dice: &mut Dice, info: &OpCodeInfo, modrm: u8, bytes: &mut Bytes) {
     let (vvvv, v) = if uses_vvvv(info) || dice.percent(1) {
         (dice.below(16) as u8, dice.below(2) as u8)
     } else {
-        // Bochs 2.7 takes an index of 16 or more for a register in vvvv, and so for #UD.
+        // V' extends the indices of gathers and scatters too, but not in Bochs.
         (15, 1)
     };
     // Opmask and general registers have fewer numbers.

@@ -21,6 +21,10 @@ const FTZ: u32 = 1 << 15;
 pub const REASONS: &[(&str, &str)] = &[
     ("shifts of quadwords by 64", "do nothing in Bochs"),
     (
+        "gathers and scatters with ZMM16 to ZMM31 as indices",
+        "are #UD in Bochs",
+    ),
+    (
         "gathers and scatters that fault behind an element",
         "may do so before or after they clear the upper part",
     ),
