@@ -119,6 +119,10 @@ pub fn run(options: &Options) -> bool {
             count.faults += u64::from(!expected.is_done());
             for way in [Way::Fast, Way::Careful] {
                 let found = emulated.run(case, &pool, way);
+                // With TF, a gather that stops behind an element is a step, and the fault at the next one the next.
+                if way == Way::Careful && found.is_done() && found.rip == case.rip {
+                    continue;
+                }
                 let differences = differences(case, expected, &found);
                 if differences.is_empty() {
                     continue;

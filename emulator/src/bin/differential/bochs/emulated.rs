@@ -153,7 +153,13 @@ impl Emulated {
         self.write_code(case, &case.code);
         self.emulator.set_cpu(cpu);
         let limit = if way == Way::Fast { 1 } else { PATIENCE };
-        let exit = self.emulator.run_at_most(Entry::Resume, limit);
+        let mut exit = self.emulator.run_at_most(Entry::Resume, limit);
+        // Gathers and scatters may stop behind an element, and fault at the next one when they go on.
+        let mut patience = 64;
+        while matches!(exit, Ok(Exit::Attention)) && self.emulator.cpu().rip == case.rip && patience > 0 {
+            exit = self.emulator.run_at_most(Entry::Resume, limit);
+            patience -= 1;
+        }
         let outcome = self.outcome(case, &exit, way);
         self.write_code(case, &[0xcc; 16]);
         outcome

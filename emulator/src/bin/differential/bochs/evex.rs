@@ -73,9 +73,8 @@ fn prefix(dice: &mut Dice, info: &OpCodeInfo, modrm: u8, bytes: &mut Bytes) {
     };
     let (vvvv, v) = if uses_vvvv(info) || dice.percent(1) {
         (dice.below(16) as u8, dice.below(2) as u8)
-    } else if is_vsib(info) {
-        (15, dice.below(2) as u8)
     } else {
+        // V' extends the indices of gathers and scatters too, but not in Bochs.
         (15, 1)
     };
     // Opmask and general registers have fewer numbers.
