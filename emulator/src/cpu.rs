@@ -22,6 +22,7 @@ pub use fpu::Fpu;
 pub use gpr::Gprs;
 pub use msr::Msrs;
 pub use segment::{Attributes, Seg, Segment, Segments, TableRegister};
+pub(crate) use view::CONTEXT_USER;
 pub use view::{CodeSize, Mode, View};
 
 use crate::event::Event;

@@ -148,7 +148,7 @@ pub fn cpuid() -> CpuidTable {
         entry(0, 0xd, 0, 0, 0),
         entry(1, 0, 0, u32::MAX, u32::MAX),
         entry(7, 0, u32::MAX, u32::MAX, u32::MAX),
-        entry(0xd, 3, 576, 576, 0),
+        entry(0xd, 0xe7, 2688, 2688, 0),
         entry(0x8000_0001, 0, 0, u32::MAX, u32::MAX),
     ])
 }

@@ -1,8 +1,8 @@
 //! Gathers and scatters: elements whose addresses are a vector's elements.
 //!
-//! Elements are read or written from the first on. If one faults behind others that did not, these are done and their mask
-//! is cleared, and the instruction stays where it is (SDM Vol. 2, VPGATHERDD): executed again, it begins with the element
-//! that faults.
+//! Elements are read or written from the first on. If one faults, those before it are done and their mask is cleared (SDM
+//! Vol. 2, VPGATHERDD): executed again, the instruction begins with the element that faulted. Alignment is not checked, as
+//! on the modelled processor.
 
 use std::sync::LazyLock;
 
@@ -10,6 +10,7 @@ use iced_x86::{Code, EncodingKind, Mnemonic, OpCodeOperandKind};
 
 use super::form::ones;
 use super::lanes::{Bytes, to_bytes, to_vector};
+use super::shell::without_alignment_check;
 use crate::access::{Access, Linear, Outcome, Stop};
 use crate::careful::Careful;
 use crate::cpu::{Cpu, Seg};
@@ -83,15 +84,13 @@ impl Form {
         cpu.linear(Seg::from_number(op.seg()), offset, self.element as u64, usage)
     }
 
-    /// The elements of `done` are no longer selected.
-    fn clear<M>(&self, cpu: &mut Cpu, op: &Op<M>, done: u64) {
+    /// Elements before `i` are no longer selected. Of a vector all of theirs becomes zero, as on the modelled processor.
+    fn clear_below<M>(&self, cpu: &mut Cpu, op: &Op<M>, i: usize) {
         if self.is_evex {
-            cpu.fpu.k[usize::from(op.opmask())] &= !done;
+            cpu.fpu.k[usize::from(op.opmask())] &= !below(i);
         } else {
             let mut mask = vector(cpu, op.r2);
-            for i in (0..self.count).filter(|i| done >> i & 1 != 0) {
-                mask[i * self.element..(i + 1) * self.element].fill(0);
-            }
+            mask[..i * self.element].fill(0);
             set_vector(cpu, op.r2, &mask);
         }
     }
@@ -104,6 +103,11 @@ impl Form {
             set_vector(cpu, op.r2, &[0; 64]);
         }
     }
+}
+
+/// The bits before bit `i`, which is below 16.
+fn below(i: usize) -> u64 {
+    (1 << i) - 1
 }
 
 /// Bytes of an index, and of all.
@@ -159,62 +163,52 @@ fn check(cpu: &Cpu, form: &Form) -> Outcome {
     }
 }
 
+/// An element that faults takes with it that those before it are done: the one case besides MXCSR where an instruction
+/// changes registers and faults. What a register has beyond the elements becomes zero only at the end.
 fn gather<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     let form = &FORMS[op.form()];
     check(cpu, form)?;
     let selected = form.selected(cpu, op);
     let indices = vector(cpu, op.r4());
     let mut value = vector(cpu, op.r1);
-    value[form.count * form.element..].fill(0);
-    let mut done = 0;
-    let mut stop = None;
     for i in (0..form.count).filter(|i| selected >> i & 1 != 0) {
         let element = &mut value[i * form.element..(i + 1) * form.element];
-        match form
+        let loaded = form
             .address(cpu, op, &indices, i, Use::Read)
-            .and_then(|at| m.load_bytes(cpu, at, element))
-        {
-            Ok(()) => done |= 1 << i,
-            Err(Stop::Fault(_)) if done != 0 => {
-                stop = Some(Stop::Stay);
-                break;
+            .and_then(|at| without_alignment_check(cpu, |cpu| m.load_bytes(cpu, at, element)));
+        if let Err(stop) = loaded {
+            if matches!(stop, Stop::Fault(_)) {
+                set_vector(cpu, op.r1, &value);
+                form.clear_below(cpu, op, i);
             }
-            Err(stop) => return Err(stop),
+            return Err(stop);
         }
     }
+    value[form.count * form.element..].fill(0);
     set_vector(cpu, op.r1, &value);
-    match stop {
-        Some(stop) => {
-            form.clear(cpu, op, done);
-            Err(stop)
-        }
-        None => {
-            form.clear_all(cpu, op);
-            Ok(())
-        }
-    }
+    form.clear_all(cpu, op);
+    Ok(())
 }
 
-/// Where elements overlap, the last one counts.
+/// Where elements overlap, the last one counts. An element that faults lets those before it retire; the next execution
+/// begins with it.
 fn scatter(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     let form = &FORMS[op.form()];
     check(cpu, form)?;
     let selected = form.selected(cpu, op);
     let indices = vector(cpu, op.r4());
     let value = vector(cpu, op.r1);
-    let mut done = 0;
     for i in (0..form.count).filter(|i| selected >> i & 1 != 0) {
         let element = &value[i * form.element..(i + 1) * form.element];
-        match form
+        let stored = form
             .address(cpu, op, &indices, i, Use::Write)
-            .and_then(|at| m.store_bytes(cpu, at, element))
-        {
-            Ok(()) => done |= 1 << i,
-            Err(Stop::Fault(_)) if done != 0 => {
-                form.clear(cpu, op, done);
+            .and_then(|at| without_alignment_check(cpu, |cpu| m.store_bytes(cpu, at, element)));
+        if let Err(stop) = stored {
+            if matches!(stop, Stop::Fault(_)) && selected & below(i) != 0 {
+                form.clear_below(cpu, op, i);
                 return Err(Stop::Stay);
             }
-            Err(stop) => return Err(stop),
+            return Err(stop);
         }
     }
     form.clear_all(cpu, op);

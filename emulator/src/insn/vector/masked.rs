@@ -2,7 +2,8 @@
 
 use iced_x86::Code::{self, *};
 
-use super::shell::{check_selected, fetch_selected, store_selected};
+use super::lanes::{to_bytes, to_vector};
+use super::shell::{check_selected, fetch_selected, store_selected, without_alignment_check};
 use crate::access::{Access, Outcome};
 use crate::cpu::Cpu;
 use crate::insn::available;
@@ -10,8 +11,6 @@ use crate::insn::shuffle::sign_mask;
 use crate::op::Op;
 use crate::operand::Use;
 use crate::table::Table;
-
-use super::lanes::{to_bytes, to_vector};
 
 pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     for code in [VEX_Vmaskmovps_xmm_xmm_m128, VEX_Vpmaskmovd_xmm_xmm_m128] {
@@ -47,8 +46,11 @@ fn selected<const ELEMENT: usize, const SIZE: usize>(cpu: &Cpu, register: u8) ->
 /// Elements that are not selected become zero.
 fn load<M: Access, const ELEMENT: usize, const SIZE: usize>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::avx(cpu)?;
+    let selected = selected::<ELEMENT, SIZE>(cpu, op.r2);
+    // On the modelled processor all other faults come before that for misalignment.
+    without_alignment_check(cpu, |cpu| check_selected(cpu, m, op, selected, ELEMENT, Use::Read))?;
     let mut bytes = [0; 64];
-    fetch_selected(cpu, m, op, selected::<ELEMENT, SIZE>(cpu, op.r2), ELEMENT, &mut bytes)?;
+    fetch_selected(cpu, m, op, selected, ELEMENT, &mut bytes)?;
     cpu.fpu.vectors[usize::from(op.r1 & 31)] = to_vector(&bytes);
     Ok(())
 }
@@ -57,6 +59,7 @@ fn store<M: Access, const ELEMENT: usize, const SIZE: usize>(cpu: &mut Cpu, m: &
     available::avx(cpu)?;
     let selected = selected::<ELEMENT, SIZE>(cpu, op.r1);
     let bytes = to_bytes(&cpu.fpu.vectors[usize::from(op.r2 & 31)]);
+    without_alignment_check(cpu, |cpu| check_selected(cpu, m, op, selected, ELEMENT, Use::Write))?;
     check_selected(cpu, m, op, selected, ELEMENT, Use::Write)?;
     store_selected(cpu, m, op, selected, ELEMENT, &bytes)
 }

@@ -5,7 +5,7 @@ use iced_x86::Code;
 use super::form::{self, Fetch, Form, Merge, Place, ones};
 use super::lanes::{Bytes, Lanes, to_bytes, to_vector};
 use crate::access::{Access, Linear, Outcome, Stop};
-use crate::cpu::{Cpu, Seg};
+use crate::cpu::{CONTEXT_USER, Cpu, Seg};
 use crate::event::Exception;
 use crate::insn::shuffle::Lane;
 use crate::insn::sse_float::exceptions;
@@ -261,6 +261,17 @@ fn fold(active: u64, count: usize, elements: usize) -> u64 {
         wanted |= active >> start;
     }
     wanted & ones(elements)
+}
+
+/// Does something that ignores alignment.
+pub(super) fn without_alignment_check<R>(cpu: &mut Cpu, f: impl FnOnce(&Cpu) -> R) -> R {
+    if !cpu.view.checks_alignment() {
+        return f(cpu);
+    }
+    let context = core::mem::replace(&mut cpu.view.context, CONTEXT_USER);
+    let result = f(cpu);
+    cpu.view.context = context;
+    result
 }
 
 /// Checks every page that the selected elements are in.
