@@ -122,15 +122,6 @@ impl Careful {
         self.place(cpu, at, T::SIZE as u64, intent, Privilege::of(cpl))
     }
 
-    /// Makes sure that `length` bytes could be written, without the alignment check.
-    ///
-    /// # Errors
-    /// As [`Access::check_write`](crate::access::Access::check_write).
-    pub(crate) fn check_write_unaligned(&mut self, cpu: &Cpu, at: Linear, length: u64) -> Result<(), Stop> {
-        self.place(cpu, at, length, Intent::Write, Privilege::of(cpu.cpl()))
-            .map(|_| ())
-    }
-
     /// Writes `bytes`, without the alignment check.
     ///
     /// # Errors

@@ -18,7 +18,6 @@ pub(super) fn length(code: CodeSize, bytes: &[u8]) -> usize {
         operand: false,
         address: false,
         wide: false,
-        has_mandatory: false,
     };
     reader
         .opcode()
@@ -97,8 +96,6 @@ struct Reader<'a> {
     address: bool,
     /// REX.W.
     wide: bool,
-    /// There is a prefix 66, F2 or F3, or VEX says so.
-    has_mandatory: bool,
 }
 
 impl Reader<'_> {
@@ -119,10 +116,9 @@ impl Reader<'_> {
         loop {
             let byte = self.next()?;
             match byte {
-                0x66 => (self.operand, self.has_mandatory) = (true, true),
+                0x66 => self.operand = true,
                 0x67 => self.address = true,
-                0xf2 | 0xf3 => self.has_mandatory = true,
-                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0 => {}
+                0x26 | 0x2e | 0x36 | 0x3e | 0x64 | 0x65 | 0xf0 | 0xf2 | 0xf3 => {}
                 0x40..=0x4f if long => {
                     rex = Some(byte);
                     continue;
@@ -151,26 +147,22 @@ impl Reader<'_> {
                 if matches!(opcode, 0x38 | 0x3a) {
                     self.next()?;
                 }
-                two_bytes(opcode, self.has_mandatory)
+                two_bytes(opcode)
             }
             0xc5 if is_vex => {
-                let prefix = self.next()?;
-                vex(1, self.next()?, prefix & 3 != 0 || self.has_mandatory)
+                self.next()?;
+                vex(1, self.next()?)
             }
             0xc4 if is_vex => {
                 let map = self.next()? & 0x1f;
-                let prefix = self.next()?;
-                vex(map, self.next()?, prefix & 3 != 0 || self.has_mandatory)
+                self.next()?;
+                vex(map, self.next()?)
             }
             0x8f if is_vex => {
                 let map = self.next()? & 0x1f;
                 self.next()?;
                 self.next()?;
-                match map {
-                    8 => MODRM_BYTE,
-                    10 => with_modrm(4),
-                    _ => MODRM,
-                }
+                if map == 10 { with_modrm(4) } else { MODRM }
             }
             opcode => one_byte(opcode),
         })
@@ -272,11 +264,11 @@ fn one_byte(opcode: u8) -> Tail {
 }
 
 /// Opcodes behind 0F; those of the maps 0F 38 and 0F 3A are all alike.
-fn two_bytes(opcode: u8, has_mandatory: bool) -> Tail {
+fn two_bytes(opcode: u8) -> Tail {
     match opcode {
         0x3a | 0x0f | 0x70..=0x73 | 0xa4 | 0xac | 0xba | 0xc2 | 0xc4..=0xc6 => MODRM_BYTE,
         // EXTRQ and INSERTQ.
-        0x78 if has_mandatory => with_modrm(2),
+        0x78 => with_modrm(2),
         0x80..=0x8f => sized(false),
         0x04..=0x0c | 0x0e | 0x24..=0x27 | 0x30..=0x37 | 0x39 | 0x3b..=0x3f | 0x77 | 0x7a | 0x7b => NOTHING,
         0xa0..=0xa2 | 0xa6..=0xaa | 0xb9 | 0xc8..=0xcf | 0xff => NOTHING,
@@ -285,9 +277,13 @@ fn two_bytes(opcode: u8, has_mandatory: bool) -> Tail {
 }
 
 /// Opcodes behind a VEX prefix: those of the map that it stands for.
-fn vex(map: u8, opcode: u8, has_mandatory: bool) -> Tail {
+fn vex(map: u8, opcode: u8) -> Tail {
     match map {
-        1 => two_bytes(opcode, has_mandatory),
+        // The escapes of other maps are none here, and no prefix makes an operand narrow.
+        1 if matches!(opcode, 0x38 | 0x3a) => NOTHING,
+        1 if matches!(opcode, 0x80..=0x8f) => plain(4),
+        1 if matches!(opcode, 0x20..=0x23) => plain(1),
+        1 => two_bytes(opcode),
         3 => MODRM_BYTE,
         _ => MODRM,
     }

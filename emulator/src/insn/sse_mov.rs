@@ -297,7 +297,7 @@ pub(super) fn store_masked(cpu: &Cpu, m: &mut Careful, op: &Op<Careful>, bytes: 
     // All of it must be writable, whatever the mask: the modelled processor makes use of this freedom (APM Vol. 4, MASKMOVDQU).
     let (all, length) = (offset & op.attr.address_mask(), bytes.len() as u64);
     let whole = cpu.linear(Seg::from_number(op.seg()), all, length, Use::Write)?;
-    m.check_write_unaligned(cpu, whole, length)?;
+    m.check_write(cpu, whole, length)?;
     let selected = |i: usize| mask.get(i).is_some_and(|byte| byte & 0x80 != 0);
     let mut start = 0;
     while start < bytes.len() {

@@ -8,7 +8,7 @@ use core::ops::Range;
 
 use iced_x86::Code;
 
-use super::available;
+use super::{available, sse_mov};
 use crate::access::{Access, Linear, Outcome, Stop};
 use crate::careful::{Careful, Flush};
 use crate::cpu::fpu::{
@@ -74,7 +74,10 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
 
 /// The memory operand, which must be aligned.
 fn area<M>(cpu: &Cpu, op: &Op<M>, size: usize, alignment: u64, usage: Use) -> Result<Linear, Stop> {
-    let at = General::linear(cpu, op, size as u64, usage)?;
+    let at = match General::linear(cpu, op, size as u64, usage) {
+        Err(_) if !sse_mov::is_aligned(cpu, op, alignment) => return Err(Exception::gp(0).into()),
+        at => at?,
+    };
     if !at.address.is_multiple_of(alignment) {
         // The alignment check, where it is on, comes first, and knows but the alignment of FXSAVE's fields.
         if alignment == 16 && cpu.view.checks_alignment() && !at.address.is_multiple_of(4) {

@@ -5,6 +5,7 @@ use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic
 use crate::dice::{Dice, Taste};
 use crate::emulated::TF;
 use crate::encode::encode;
+use crate::lengths::is_odd;
 use crate::form::{self, Form, Forms};
 use crate::place::{Places, address, place, target};
 use crate::quirk::{Mask, mask};
@@ -70,7 +71,7 @@ impl Maker<'_> {
         if !is_wanted && !dice.percent(5) {
             return None;
         }
-        if !is_wanted && !self.can_run(&instruction) {
+        if is_odd(&code[..length]) || !is_wanted && !self.can_run(&instruction) {
             return None;
         }
         let mut state = state(dice, rip, bits);

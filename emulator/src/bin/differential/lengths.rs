@@ -80,6 +80,11 @@ fn is_known_to_one(model: &Model, instruction: &Instruction) -> bool {
         .all(|feature| host_has(*feature) || form::is_unknown(*feature))
 }
 
+/// LOCK on the instructions of 0F 00: this processor looks at their memory operands before it finds them undefined.
+pub fn is_odd(bytes: &[u8]) -> bool {
+    bytes.contains(&0xf0) && bytes.windows(2).any(|pair| pair == [0x0f, 0x00])
+}
+
 /// What is decoded, and defined to be undefined.
 fn is_undefined(code: Code) -> bool {
     use iced_x86::Mnemonic::*;
@@ -94,7 +99,7 @@ pub fn make(dice: &mut Dice, forms: &Forms, model: &Model) -> Vec<Case> {
     let Some((instruction, ..)) = decode(&bytes, end, bits) else {
         return Vec::new();
     };
-    if is_known_to_one(model, &instruction) {
+    if is_known_to_one(model, &instruction) || is_odd(&bytes) {
         return Vec::new();
     }
     let mut start = state(dice, end, bits);

@@ -22,7 +22,11 @@ pub struct Mask {
 }
 
 /// Reasons for what is left out.
-pub const REASONS: [(&str, &str); 6] = [
+pub const REASONS: [(&str, &str); 7] = [
+    (
+        "LOCK on what 0F 00 begins",
+        "is found to be undefined when this processor has looked at the operand already; it is left out",
+    ),
     (
         "far calls, ENTER, PUSHA and the instructions that store x87 and vector state",
         "may fault when this processor has stored a part already; the emulator stores all or nothing",
