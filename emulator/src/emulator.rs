@@ -539,12 +539,7 @@ impl Emulator {
             Stop::Next | Stop::Jumped | Stop::Taken | Stop::Stay => {
                 match stop {
                     Stop::Next => self.cpu.rip = self.cpu.truncate_ip(ip.wrapping_add(u64::from(len))),
-                    Stop::Stay => {
-                        self.cpu.rip = ip;
-                        // Between two iterations RF is set (SDM Vol. 3, Instruction-Breakpoint Exception Condition).
-                        let repeats = self.cpu.event.is_none();
-                        self.cpu.flags.assign(flags::RF, repeats);
-                    }
+                    Stop::Stay => self.cpu.rip = ip,
                     _ => {}
                 }
                 self.counters.instructions += 1;

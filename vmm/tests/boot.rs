@@ -383,7 +383,8 @@ fn every_processor_model_boots_with_the_flags_of_its_level_and_without_those_of_
         "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "xsave", "adx",
     ];
     let v4 = ["avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"];
-    let host = ["gfni", "vaes", "pku", "ospke", "la57", "rdpid"];
+    // A kernel that is entered at its PVH entry has missed its chance of five-level paging, and does not show `la57`.
+    let host = ["gfni", "vaes", "pku", "ospke", "rdpid"];
     let levels = [("v2", &v2[..]), ("v3", &v3[..]), ("v4", &v4[..]), ("host", &host[..])];
     for (own, (model, _)) in levels.iter().enumerate() {
         // Multiplications with additions are the host's own.
@@ -582,12 +583,12 @@ fn boot_with_every_device_late(vcpus: u32) {
     serve.put("vm.pause");
     let counters = serve.get("vm.counters");
     let figure = |device: &str, name: &str| counters[device][name].as_u64().unwrap();
-    let mut late = 0;
     for device in ["acpi", "i8042", "post", "rtc", "serial"] {
         let accesses = figure(device, "reads") + figure(device, "writes");
         assert_eq!(figure(device, "late"), accesses, "{device}");
-        late += accesses;
     }
+    let all = counters.as_object().unwrap().values();
+    let late: u64 = all.filter_map(|own| own["late"].as_u64()).sum();
     assert!(late > 10_000 && figure("rtc", "late") > 10, "{counters}");
     let parked: u64 = (0..vcpus).map(|vcpu| figure(&format!("vcpu{vcpu}"), "parked")).sum();
     assert_eq!(parked, late, "each of them parked a vCPU");

@@ -64,7 +64,12 @@ impl Emulator {
         self.cpu.flags.assign(flags::RF, false);
         let outcome = self.execute();
         match outcome {
-            Err(Stop::Stay) if self.cpu.event.is_none() => self.cpu.flags.assign(flags::RF, true),
+            // Between two iterations RF keeps an instruction breakpoint away (SDM Vol. 3, Instruction-Breakpoint Exception
+            // Condition); a single step finds it clear, as on the modelled processor.
+            Err(Stop::Stay) if self.cpu.event.is_none() && !stepping => {
+                let has_breakpoints = self.cpu.dr7 & 0xff != 0;
+                self.cpu.flags.assign(flags::RF, has_breakpoints);
+            }
             Ok(()) | Err(Stop::Next | Stop::Jumped | Stop::Taken | Stop::Stay) => {}
             Err(_) => self.cpu.flags.assign(flags::RF, resuming),
         }

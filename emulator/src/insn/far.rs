@@ -257,7 +257,8 @@ fn call_direct<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Out
 
 fn call_indirect<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     let target = indirect::<T>(cpu, m, op)?;
-    call(cpu, m, op, target, T::SIZE as u8)
+    // With REX.W the modelled processor reads no longer a pointer, but pushes quadwords.
+    call(cpu, m, op, target, op.attr.operand_size().max(T::SIZE as u8))
 }
 
 fn call(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>, target: Pointer, size: u8) -> Outcome {

@@ -324,6 +324,11 @@ fn instance(code: Code, memory: bool, random: &mut Sequence) -> Option<Vec<u8>> 
     Some(encoder.take_buffer())
 }
 
+/// Loads and stores of MXCSR: any other value than the few that the rest of the test uses faults, or traps later.
+fn is_of_control(code: Code) -> bool {
+    matches!(code, Code::VEX_Vldmxcsr_m32 | Code::VEX_Vstmxcsr_m32)
+}
+
 fn is_aligned(code: Code) -> bool {
     let name = format!("{code:?}");
     ["Vmovap", "Vmovdqa", "Vmovnt"].iter().any(|part| name.contains(part))
@@ -345,7 +350,10 @@ fn every_vex_encoding_does_what_the_processor_does() {
     let mut emulated = [Way::Fast, Way::Careful, Way::AllLate].map(Emulated::new);
     let mut wrong = BTreeMap::new();
     let mut forms = 0;
-    for code in codes(EncodingKind::VEX, true).filter(|code| format!("{code:?}").contains(&only)) {
+    for code in codes(EncodingKind::VEX, true)
+        .filter(|code| !is_of_control(*code))
+        .filter(|code| format!("{code:?}").contains(&only))
+    {
         for memory in [false, true] {
             for round in 0..rounds {
                 let Some(instruction) = instance(code, memory, &mut random) else {

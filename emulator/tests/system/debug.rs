@@ -149,9 +149,10 @@ fn mov_to_ss_holds_off_a_breakpoint_on_the_next_instruction() {
 }
 
 #[test]
-fn an_interrupt_between_iterations_pushes_rf() {
+fn an_interrupt_between_iterations_pushes_rf_where_there_are_breakpoints() {
     both(|mut world| {
         world.code(CODE, 64, |a| a.rep().stosb());
+        arm(&mut world, CODE + 7, 0);
         world.change(|cpu| {
             cpu.gpr.set(gpr::RCX, 1 << 20);
             cpu.gpr.set(gpr::RDI, DATA);

@@ -291,7 +291,8 @@ fn another_cpu_model_is_refused_by_what_differs() {
     let other = place.changed(|_, machine| {
         let cpuid = machine["vcpus"][0]["state"]["cpuid"].as_array_mut().unwrap();
         let leaf = cpuid.iter_mut().find(|entry| entry["leaf"] == 7).unwrap();
-        leaf["registers"]["ebx"] = Value::from(leaf["registers"]["ebx"].as_u64().unwrap() ^ 1 << 5);
+        // HLE, which no model has.
+        leaf["registers"]["ebx"] = Value::from(leaf["registers"]["ebx"].as_u64().unwrap() | 1 << 4);
     });
     let error = restore(&other, Prefault::No).err().unwrap();
     assert!(

@@ -5,8 +5,8 @@ use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic
 use crate::dice::{Dice, Taste};
 use crate::emulated::TF;
 use crate::encode::encode;
-use crate::lengths::is_odd;
 use crate::form::{self, Form, Forms};
+use crate::lengths::is_odd;
 use crate::place::{Places, address, place, target};
 use crate::quirk::{Mask, mask};
 use crate::sandbox::code_base;

@@ -264,6 +264,9 @@ impl Worker<'_> {
             counts.faults += u64::from(!matches!(self.expected.vector, 1 | 3));
             counts.masked |= case.mask.flags;
             for (way, name) in ways(case) {
+                if way == Way::Fast && is_unfinished(case, &self.expected) {
+                    continue;
+                }
                 self.emulated
                     .run(&case.input, way, case.mask.mxcsr_mask, &mut self.found);
                 settle_tf(way, &self.expected, &mut self.found);
@@ -370,6 +373,11 @@ fn settle_tf(way: Way, expected: &Output, found: &mut Output) {
     if way == Way::Fast {
         found.state.flags |= expected.state.flags & crate::emulated::TF;
     }
+}
+
+/// The step was over before the instruction was: a gather that has read some elements. The fast way takes no steps.
+fn is_unfinished(case: &Case, expected: &Output) -> bool {
+    expected.vector == 1 && expected.state.rip == case.input.state.rip
 }
 
 /// How a case is executed: the careful way steps, and the fast way must come to the same.

@@ -13,7 +13,7 @@ use super::lanes::{Bytes, to_bytes, to_vector};
 use super::shell::without_alignment_check;
 use crate::access::{Access, Linear, Outcome, Stop};
 use crate::careful::Careful;
-use crate::cpu::{Cpu, Seg};
+use crate::cpu::{Cpu, Seg, flags};
 use crate::event::Exception;
 use crate::insn::available;
 use crate::insn::shuffle::Lane;
@@ -164,7 +164,8 @@ fn check(cpu: &Cpu, form: &Form) -> Outcome {
 }
 
 /// An element that faults takes with it that those before it are done: the one case besides MXCSR where an instruction
-/// changes registers and faults. What a register has beyond the elements becomes zero only at the end.
+/// changes registers and faults. What a register has beyond the elements becomes zero only at the end. A single step is over
+/// in front of the element that faults, if another was read before.
 fn gather<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     let form = &FORMS[op.form()];
     check(cpu, form)?;
@@ -177,11 +178,13 @@ fn gather<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
             .address(cpu, op, &indices, i, Use::Read)
             .and_then(|at| without_alignment_check(cpu, |cpu| m.load_bytes(cpu, at, element)));
         if let Err(stop) = loaded {
-            if matches!(stop, Stop::Fault(_)) {
-                set_vector(cpu, op.r1, &value);
-                form.clear_below(cpu, op, i);
+            if !matches!(stop, Stop::Fault(_)) {
+                return Err(stop);
             }
-            return Err(stop);
+            set_vector(cpu, op.r1, &value);
+            form.clear_below(cpu, op, i);
+            let is_step = cpu.flags.any(flags::TF) && selected & below(i) != 0;
+            return Err(if is_step { Stop::Stay } else { stop });
         }
     }
     value[form.count * form.element..].fill(0);
