@@ -3,6 +3,7 @@
 //! Both are owned values. The answer to the last exit is the argument of the next [`run`](crate::Vcpu::run); nothing is
 //! borrowed and no device is called while a vCPU is inside `run`.
 
+use reprise_emulator::{Direction, Request};
 use serde::{Deserialize, Serialize};
 
 /// How a vCPU is entered.
@@ -80,6 +81,25 @@ pub struct IoRequest {
 }
 
 impl IoRequest {
+    /// The emulator's request as the owner of the vCPU knows it, as `id`. Only ports and memory are asked for outside.
+    pub(crate) fn of(request: &Request, id: RequestId) -> IoRequest {
+        IoRequest {
+            id,
+            space: match request.space {
+                reprise_emulator::Space::Port => Space::Port,
+                _ => Space::Memory,
+            },
+            address: request.address,
+            size: request.size,
+            access: match request.direction {
+                Direction::Read => Access::Read,
+                Direction::Write(value) => Access::Write(value),
+                Direction::ReadTo { guest, count } => Access::ReadTo { guest, count },
+                Direction::WriteFrom { guest, count } => Access::WriteFrom { guest, count },
+            },
+        }
+    }
+
     /// Element `index` of a batch: the device's address, and where in RAM the element's bytes are. `None` if this is no
     /// batch, or one of fewer elements.
     pub fn element(&self, index: u32) -> Option<(u64, u64)> {

@@ -1,6 +1,7 @@
 //! Whole machines that run a few instructions of our own instead of a kernel: how a guest ends, and what becomes of one
 //! that misbehaves.
 
+#[path = "../../hypervisor/tests/backends/mod.rs"]
 mod backends;
 mod code;
 

@@ -389,6 +389,7 @@ fn every_processor_model_boots_with_the_flags_of_its_level_and_without_those_of_
     for (own, (model, _)) in levels.iter().enumerate() {
         // Multiplications with additions are the host's own.
         if own > 0 && !is_x86_feature_detected!("fma") {
+            eprintln!("skipped: {model}: this processor has no FMA");
             continue;
         }
         let serve = Serve::start();

@@ -57,7 +57,6 @@ use self::transfer::Held;
 use super::cpu::Shape;
 use super::error::{KvmVcpuError, Named};
 use super::failure::{EmulationFailure, Obtained};
-use super::software::to_device;
 use super::{cpuid, msrs};
 use crate::{Answer, IoRequest, RequestId};
 
@@ -320,7 +319,7 @@ impl Rescuer {
                         return self.finish(vcpu, false);
                     }
                     Space::Port | Space::Memory => {
-                        let request = to_device(&request, RequestId(request.id));
+                        let request = IoRequest::of(&request, RequestId(request.id));
                         self.asked = Some(request);
                         return Ok(Rescued::Io(request));
                     }

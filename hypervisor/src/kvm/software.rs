@@ -1,11 +1,9 @@
-//! The emulator beside KVM: how it is made, and what it asks for.
+//! The emulator beside KVM.
 
 use std::sync::Arc;
 
 use reprise_emulator::cpuid::CpuidTable;
-use reprise_emulator::{Cpu, Direction, Emulator, Host, Model, Ram, Request, Space};
-
-use crate::{Access, IoRequest, RequestId};
+use reprise_emulator::{Cpu, Emulator, Host, Model, Ram};
 
 /// A clock that stands while one instruction is executed.
 struct Moment(u64);
@@ -24,23 +22,4 @@ impl Host for Moment {
 pub fn emulator(cpu: Cpu, ram: &Arc<Ram>, cpuid: &Arc<CpuidTable>, tsc: u64) -> Emulator {
     let model = Arc::new(Model::announcing(cpuid));
     Emulator::new(cpu, Arc::clone(ram), Arc::new(Moment(tsc)), model, Arc::clone(cpuid))
-}
-
-/// The request as the owner of the vCPU knows it, as `id`.
-pub fn to_device(request: &Request, id: RequestId) -> IoRequest {
-    IoRequest {
-        id,
-        space: match request.space {
-            Space::Port => crate::Space::Port,
-            _ => crate::Space::Memory,
-        },
-        address: request.address,
-        size: request.size,
-        access: match request.direction {
-            Direction::Read => Access::Read,
-            Direction::Write(value) => Access::Write(value),
-            Direction::ReadTo { guest, count } => Access::ReadTo { guest, count },
-            Direction::WriteFrom { guest, count } => Access::WriteFrom { guest, count },
-        },
-    }
 }

@@ -24,7 +24,7 @@ use super::chipset::{Chipset, Seat};
 use super::hypercall::Counters as Hypercalls;
 use super::msr::{Msrs, Surroundings};
 use super::vm::Machine;
-use crate::{Access, IoRequest, Kick, RequestId, StateError, Vcpu, VcpuError, VcpuState, VmEntry, VmExit};
+use crate::{IoRequest, Kick, RequestId, StateError, Vcpu, VcpuError, VcpuState, VmEntry, VmExit};
 
 /// One vCPU of the soft backend.
 pub struct SoftVcpu {
@@ -339,7 +339,7 @@ impl SoftVcpu {
                     }
                     None => {
                         self.counters.device_accesses += 1;
-                        return Ok(VmExit::Io(to_device(&request)));
+                        return Ok(VmExit::Io(IoRequest::of(&request, RequestId(request.id))));
                     }
                 },
                 // The top of the loop looks after both; nothing is executed elsewhere.
@@ -378,7 +378,7 @@ impl Vcpu for SoftVcpu {
         let device = owed.filter(|request| matches!(request.space, Space::Port | Space::Memory));
         device
             .as_ref()
-            .map(to_device)
+            .map(|request| IoRequest::of(request, RequestId(request.id)))
             .filter(|_| !self.seat().lapic().init_pending())
     }
 
@@ -418,25 +418,6 @@ impl Vcpu for SoftVcpu {
         ];
         figures.extend(self.hypercalls.figures());
         figures
-    }
-}
-
-/// The request as the owner of the vCPU sees it; only ports and memory leave the platform.
-fn to_device(request: &Request) -> IoRequest {
-    IoRequest {
-        id: RequestId(request.id),
-        space: match request.space {
-            Space::Port => crate::Space::Port,
-            _ => crate::Space::Memory,
-        },
-        address: request.address,
-        size: request.size,
-        access: match request.direction {
-            Direction::Read => Access::Read,
-            Direction::Write(value) => Access::Write(value),
-            Direction::ReadTo { guest, count } => Access::ReadTo { guest, count },
-            Direction::WriteFrom { guest, count } => Access::WriteFrom { guest, count },
-        },
     }
 }
 

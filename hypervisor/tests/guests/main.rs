@@ -3,6 +3,8 @@
 //! Where there is no KVM the tests say so and run on the soft backend only; `REPRISE_REQUIRE=kvm` makes that a failure.
 
 mod accesses;
+#[path = "../backends/mod.rs"]
+mod backends;
 mod interrupts;
 mod kicks;
 mod registers;

@@ -15,7 +15,7 @@ use reprise_hypervisor::{
 };
 use vm_memory::{Bytes, GuestAddress};
 
-use crate::world::{CODE, DEVICE, HANDLER, Start, World, answer, counter, io, on_each, what};
+use crate::world::{CODE, DEVICE, HANDLER, Start, World, answer, counter, io, kvm, on_each, what};
 
 /// RAM that the guest works on.
 const DATA: u64 = 0x4000;
@@ -432,7 +432,7 @@ fn an_instruction_that_faults_when_it_is_rescued_faults_as_on_the_processor() {
 
 #[test]
 fn what_nobody_can_execute_ends_the_vcpu_with_its_bytes() {
-    let Ok(kvm) = KvmHypervisor::open() else { return };
+    let Some(kvm) = kvm() else { return };
     let world = World::new(&kvm, 1);
     // CLZERO.
     world
@@ -486,7 +486,7 @@ fn a_vcpu_that_waits_in_a_rescue_shows_the_instruction_not_begun_and_can_be_put_
 
 #[test]
 fn a_vcpu_that_waits_in_a_rescue_is_saved_and_goes_on_on_either_backend() {
-    let Ok(kvm) = KvmHypervisor::open() else { return };
+    let Some(kvm) = kvm() else { return };
     let code = |a: &mut CodeAssembler| {
         a.mov(rbx, DEVICE)?;
         a.paddq(xmm0, xmmword_ptr(rbx))?;
@@ -499,14 +499,16 @@ fn a_vcpu_that_waits_in_a_rescue_is_saved_and_goes_on_on_either_backend() {
     let first = io(vcpu.run(VmEntry::Resume).unwrap());
     let second = io(vcpu.run(answer(first.id, 1)).unwrap());
     let state = vcpu.state().unwrap();
-    let again = World::new(&kvm, 1);
-    again.code(64, CODE, code);
-    processor(&again, 0);
-    let mut other = again.vm.create_vcpu(0).unwrap();
-    other.restore(state).unwrap();
-    let waiting = other.waiting().unwrap();
-    assert_eq!(what(&waiting), what(&second));
-    let exit = other.run(answer(waiting.id, 2)).unwrap();
-    assert_eq!(what(&io(exit)).1, DONE);
-    assert_eq!(other.cpu().unwrap().fpu.vectors[0][..2], [1, 2]);
+    for hypervisor in [&kvm as &dyn Hypervisor, &SoftHypervisor] {
+        let again = World::new(hypervisor, 1);
+        again.code(64, CODE, code);
+        processor(&again, 0);
+        let mut other = again.vm.create_vcpu(0).unwrap();
+        other.restore(state.clone()).unwrap();
+        let waiting = other.waiting().unwrap();
+        assert_eq!(what(&waiting), what(&second));
+        let exit = other.run(answer(waiting.id, 2)).unwrap();
+        assert_eq!(what(&io(exit)).1, DONE);
+        assert_eq!(other.cpu().unwrap().fpu.vectors[0][..2], [1, 2]);
+    }
 }

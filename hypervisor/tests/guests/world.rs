@@ -8,10 +8,12 @@ use reprise_emulator::Cpu;
 use reprise_emulator::cpu::segment::Attributes;
 use reprise_emulator::cpu::{Activity, Cr0, Cr4, Efer, Seg, Segment, gpr};
 use reprise_hypervisor::{
-    Access, Answer, CpuModel, GuestMemory, Hypervisor, IoRequest, KvmHypervisor, RequestId, SoftHypervisor, Space,
-    Vcpu, Vm, VmEntry, VmExit, VmSettings,
+    Access, Answer, CpuModel, GuestMemory, Hypervisor, IoRequest, RequestId, Space, Vcpu, Vm, VmEntry, VmExit,
+    VmSettings,
 };
 use vm_memory::{Bytes, GuestAddress};
+
+pub use crate::backends::{kvm, on_each};
 
 /// Where guest code begins.
 pub const CODE: u64 = 0x1000;
@@ -26,29 +28,6 @@ pub const DEVICE: u64 = 0x3000_0000;
 
 const GDT: u64 = 0x900;
 const PAGE_TABLES: u64 = 0x10000;
-
-/// Runs `test` on every backend that there is here.
-pub fn on_each(mut test: impl FnMut(&dyn Hypervisor)) {
-    eprintln!("on the soft backend");
-    test(&SoftHypervisor);
-    if let Some(kvm) = kvm() {
-        eprintln!("on KVM");
-        test(&kvm);
-    }
-}
-
-/// KVM, if it is there. `REPRISE_REQUIRE=kvm` makes it an error if it is not.
-pub fn kvm() -> Option<KvmHypervisor> {
-    match KvmHypervisor::open() {
-        Ok(kvm) => Some(kvm),
-        Err(error) => {
-            let required = std::env::var("REPRISE_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "kvm"));
-            assert!(!required, "{error}");
-            eprintln!("skipped on KVM: {error}");
-            None
-        }
-    }
-}
 
 /// The mode that a guest begins in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

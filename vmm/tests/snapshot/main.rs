@@ -1,6 +1,6 @@
 //! Machines that are saved and restored: in one process, and by the program `reprise`, which is killed and whose disk is full.
 
-#[path = "../backends/mod.rs"]
+#[path = "../../../hypervisor/tests/backends/mod.rs"]
 mod backends;
 #[path = "../code/mod.rs"]
 mod code;

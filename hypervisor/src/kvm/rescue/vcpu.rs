@@ -22,7 +22,7 @@ impl Rescuer {
         (self.first, self.left, self.held.parts) = (true, 0, Parts::ALL);
         self.adopted = true;
         let asks = self.emulator.waiting_for();
-        self.asked = asks.map(|request| super::to_device(&request, RequestId(request.id)));
+        self.asked = asks.map(|request| IoRequest::of(&request, RequestId(request.id)));
         Ok(())
     }
 

@@ -9,7 +9,7 @@ mod timers;
 
 use super::super::world::{CODE, IDT, World};
 use super::*;
-use crate::Vm;
+use crate::{Access, Vm};
 
 const HANDLER: u64 = 0x2000;
 

@@ -3,7 +3,7 @@
 use reprise_hypervisor::{Hypervisor, KvmHypervisor, SoftHypervisor};
 
 /// Runs `test` on every backend that there is here.
-pub fn on_each(test: impl Fn(&dyn Hypervisor)) {
+pub fn on_each(mut test: impl FnMut(&dyn Hypervisor)) {
     eprintln!("on the soft backend");
     test(&SoftHypervisor);
     if let Some(kvm) = kvm() {
