@@ -1,8 +1,11 @@
 //! What a virtio device brings.
 
+use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::sync::Arc;
 
 use super::chain::{Chain, ChainError};
+use super::interrupts::Interrupts;
 
 /// Which device it is (virtio 1.2, "Device Types").
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -15,6 +18,12 @@ pub enum DeviceKind {
     Console,
     /// A source of entropy.
     Entropy,
+    /// A balloon, which takes memory from the guest.
+    Balloon,
+    /// Sockets between guest and host.
+    Vsock,
+    /// A shared file system.
+    FileSystem,
 }
 
 impl DeviceKind {
@@ -26,6 +35,9 @@ impl DeviceKind {
             Self::Block => 2,
             Self::Console => 3,
             Self::Entropy => 4,
+            Self::Balloon => 5,
+            Self::Vsock => 19,
+            Self::FileSystem => 26,
         }
     }
 
@@ -36,7 +48,49 @@ impl DeviceKind {
             Self::Net => [0x02, 0x00, 0x00],
             Self::Block => [0x01, 0x80, 0x00],
             Self::Console => [0x07, 0x80, 0x00],
+            Self::Balloon => [0x05, 0x00, 0x00],
+            Self::Vsock => [0x02, 0x80, 0x00],
+            Self::FileSystem => [0x01, 0x80, 0x00],
             Self::Entropy => [0xff, 0x00, 0x00],
+        }
+    }
+}
+
+/// How a device tells its driver that [`VirtioDevice::config`] has changed; copies lead to the same driver.
+#[derive(Clone)]
+pub struct ConfigChange(Arc<Interrupts>);
+
+impl ConfigChange {
+    pub(super) fn new(interrupts: Arc<Interrupts>) -> Self {
+        Self(interrupts)
+    }
+
+    /// Raises the configuration change notification (virtio 1.2, "Configuration change notification"), after the change. What
+    /// changes before it is told is seen as a change all the same: config_generation follows the bytes.
+    pub fn announce(&self) {
+        self.0.config_changed();
+    }
+}
+
+impl fmt::Debug for ConfigChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ConfigChange")
+    }
+}
+
+/// A device that cannot go on from the bytes that it is given.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{reason}")]
+pub struct DeviceStateError {
+    /// What is the matter.
+    pub reason: String,
+}
+
+impl DeviceStateError {
+    /// Of `reason`.
+    pub fn new(reason: impl fmt::Display) -> Self {
+        Self {
+            reason: reason.to_string(),
         }
     }
 }
@@ -52,8 +106,40 @@ pub trait VirtioDevice: Send + Sync {
     /// The largest size of each queue, in descriptors: powers of two up to 32768.
     fn queue_sizes(&self) -> Vec<u16>;
 
-    /// The device configuration structure. It does not change.
+    /// The device configuration structure as it is now; its length stays. Never blocks: a vCPU thread asks.
     fn config(&self) -> Vec<u8>;
+
+    /// The driver writes `data` into the device configuration structure at `offset`; all of it lies inside. Never blocks.
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        let _ = (offset, data);
+    }
+
+    /// It is put behind a transport, and tells changes of its configuration through `change` from now on.
+    fn connect(&self, change: ConfigChange) {
+        let _ = change;
+    }
+
+    /// The driver resets it. A handler may be amid a request of before. Never blocks: a vCPU thread says so.
+    fn reset(&self) {}
+
+    /// What it remembers besides registers and queues; it is paused. Nothing to remember is no bytes.
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// Goes on from what another one [saved](Self::save); no queue runs yet.
+    ///
+    /// # Errors
+    /// [`DeviceStateError`] if it cannot; nothing has changed then.
+    fn restore(&self, saved: &[u8]) -> Result<(), DeviceStateError> {
+        if saved.is_empty() {
+            Ok(())
+        } else {
+            Err(DeviceStateError::new(
+                "a device without a state of its own was saved with one",
+            ))
+        }
+    }
 
     /// What serves queue `index`; asked for once each.
     fn handler(&self, index: u16) -> Box<dyn QueueHandler>;

@@ -46,9 +46,13 @@ impl Interrupts {
 
     /// The device cannot go on: DEVICE_NEEDS_RESET, and a configuration change notification.
     pub(super) fn need_reset(&self) {
-        if self.needs_reset.swap(true, SeqCst) {
-            return;
+        if !self.needs_reset.swap(true, SeqCst) {
+            self.config_changed();
         }
+    }
+
+    /// A configuration change notification.
+    pub(super) fn config_changed(&self) {
         if self.msix.is_enabled() {
             self.send(&self.config);
         } else {

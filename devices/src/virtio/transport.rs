@@ -4,19 +4,21 @@
 //! # Invariants
 //! - A register does what its bytes say, whatever the width and the offset of the access; what is read-only stays.
 //! - A driver that has accepted features that were not offered, or not VIRTIO_F_VERSION_1, finds FEATURES_OK clear.
+//! - A driver that finds config_generation unchanged has read one state of the device configuration structure, whatever
+//!   changed meanwhile: the generation counts the states that were shown.
 //! - No queue is served before DRIVER_OK, nor while the function is no bus master.
 //! - device_status reads as zero after a reset only when no queue's thread touches guest memory any more.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config as bits;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueState, QueueT};
 
-use super::device::VirtioDevice;
+use super::device::{ConfigChange, VirtioDevice};
 use super::dma::Dma;
 use super::interrupts::Interrupts;
 use super::queue::{QueueCounters, QueueThread};
@@ -125,8 +127,8 @@ pub enum VirtioError {
 pub struct VirtioPci {
     name: String,
     device: Arc<dyn VirtioDevice>,
-    /// Its configuration structure.
-    config: Vec<u8>,
+    /// Its configuration structure as the driver last saw it.
+    config: Mutex<Shown>,
     offered: u64,
     dma: Dma,
     common: Mutex<Common>,
@@ -136,6 +138,12 @@ pub struct VirtioPci {
     resets: AtomicU64,
     /// Where in configuration space the access window is.
     window: u8,
+}
+
+/// A state of the device configuration structure, and how many there were, modulo 2^8.
+struct Shown {
+    config: Vec<u8>,
+    generation: u8,
 }
 
 impl VirtioPci {
@@ -176,6 +184,7 @@ impl VirtioPci {
                 source,
             })?);
         }
+        device.connect(ConfigChange::new(Arc::clone(&interrupts)));
         let config = device.config();
         let laid_out = |source| VirtioError::Config {
             name: name.clone(),
@@ -186,7 +195,7 @@ impl VirtioPci {
             name: name.clone(),
             offered: device.features() | TRANSPORT_FEATURES,
             device,
-            config,
+            config: Mutex::new(Shown { config, generation: 0 }),
             dma,
             common: Mutex::new(Common::new(&sizes)),
             interrupts,
@@ -240,8 +249,31 @@ impl VirtioPci {
             }
             // Any read clears it; it is one byte.
             ISR if within == 0 => self.interrupts.take_isr().into(),
-            DEVICE => read_slice(&self.config, within, size),
+            DEVICE => read_slice(&self.shown().config, within, size),
             _ => 0,
+        }
+    }
+
+    /// The device configuration structure as it is now.
+    fn shown(&self) -> MutexGuard<'_, Shown> {
+        let mut shown = lock(&self.config);
+        let mut config = self.device.config();
+        // Its length is in the capability.
+        config.resize(shown.config.len(), 0);
+        if config != shown.config {
+            *shown = Shown {
+                config,
+                generation: shown.generation.wrapping_add(1),
+            };
+        }
+        shown
+    }
+
+    fn write_device(&self, within: u64, size: u8, value: u64) {
+        let length = lock(&self.config).config.len() as u64;
+        let inside = length.saturating_sub(within).min(size.into()) as usize;
+        if inside > 0 {
+            self.device.write_config(within, &value.to_le_bytes()[..inside]);
         }
     }
 
@@ -259,7 +291,7 @@ impl VirtioPci {
                     queue.notify();
                 }
             }
-            // Nothing in any device's configuration structure can be written.
+            DEVICE => self.write_device(within, size, value),
             _ => {}
         }
     }
@@ -275,6 +307,7 @@ impl VirtioPci {
             queue.reset();
         }
         self.interrupts.reset();
+        self.device.reset();
     }
 
     /// Starts queue `index` with the rings in `state`.

@@ -125,7 +125,7 @@ impl Common {
         put(0x10, &of.interrupts.config_vector().to_le_bytes());
         put(0x12, &(self.queues.len() as u16).to_le_bytes());
         put(0x14, &[self.shown_status(of)]);
-        // config_generation at 0x15 stays 0: no device's configuration changes.
+        put(0x15, &[of.shown().generation]);
         put(0x16, &self.queue_select.to_le_bytes());
         let index = usize::from(self.queue_select);
         // A queue that is not there has size 0, and reads as zero.

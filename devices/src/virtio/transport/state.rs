@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use virtio_queue::QueueState;
 
 use super::common::{Common, QueueSetup};
-use super::{EVENT_IDX, VirtioPci, status};
+use super::{EVENT_IDX, Shown, VirtioPci, status};
 use crate::sync::lock;
+use crate::virtio::device::DeviceStateError;
 
 /// What a [`VirtioPci`] remembers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,8 +29,14 @@ pub struct VirtioState {
     pub config_vector: u16,
     /// queue_select.
     pub queue_select: u16,
+    /// config_generation.
+    pub generation: u8,
+    /// The device configuration structure that it stands for.
+    pub config: Vec<u8>,
     /// The queues.
     pub queues: Vec<QueueSetupState>,
+    /// What the device itself [remembers](super::VirtioDevice::save).
+    pub device: Vec<u8>,
 }
 
 /// A queue of a [`VirtioState`].
@@ -88,6 +95,14 @@ pub enum VirtioStateError {
         /// Those that are not offered.
         features: u64,
     },
+    /// The device refuses what it shall remember.
+    #[error("{name} cannot go on from what it was saved with")]
+    Device {
+        /// The device.
+        name: String,
+        /// Why.
+        source: DeviceStateError,
+    },
 }
 
 impl VirtioPci {
@@ -102,6 +117,7 @@ impl VirtioPci {
             });
         }
         let common = lock(&self.common);
+        let shown = self.shown();
         let queues = common.queues.iter().enumerate().map(|(index, setup)| {
             let running = self.queues[index].state();
             QueueSetupState {
@@ -124,7 +140,10 @@ impl VirtioPci {
             isr: self.interrupts.isr(),
             config_vector: self.interrupts.config_vector(),
             queue_select: common.queue_select,
+            generation: shown.generation,
+            config: shown.config.clone(),
             queues: queues.collect(),
+            device: self.device.save(),
         })
     }
 
@@ -183,6 +202,16 @@ impl VirtioPci {
             setups.push(setup);
         }
         self.set_paused(true, Duration::ZERO);
+        let refused = |source| VirtioStateError::Device { name: name(), source };
+        self.device.restore(&state.device).map_err(refused)?;
+        let mut shown = lock(&self.config);
+        let mut config = state.config.clone();
+        config.resize(shown.config.len(), 0);
+        *shown = Shown {
+            config,
+            generation: state.generation,
+        };
+        drop(shown);
         for queue in &self.queues {
             queue.reset();
         }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::super::testing::{BUFFERS, Driver, RING_RESET as RESET, VERSION_1 as V1, rings};
-use super::super::{DeviceKind, QueueHandler, Rng};
+use super::super::{DeviceKind, DeviceStateError, QueueHandler, Rng};
 use super::*;
 use std::path::Path;
 
@@ -9,8 +9,28 @@ fn driver() -> Driver {
     Driver::new(Arc::new(Rng::open(Path::new("/dev/urandom")).unwrap()))
 }
 
-/// A device with a configuration structure.
-struct Configured;
+/// A device with a configuration structure, which is all that it remembers.
+struct Configured {
+    config: Mutex<Vec<u8>>,
+    change: Mutex<Option<ConfigChange>>,
+    resets: AtomicU64,
+}
+
+impl Configured {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            config: Mutex::new((1..=12).collect()),
+            change: Mutex::default(),
+            resets: AtomicU64::new(0),
+        })
+    }
+
+    /// Puts a byte, and tells.
+    fn change(&self, at: usize, byte: u8) {
+        lock(&self.config)[at] = byte;
+        lock(&self.change).as_ref().unwrap().announce();
+    }
+}
 
 impl VirtioDevice for Configured {
     fn kind(&self) -> DeviceKind {
@@ -23,7 +43,32 @@ impl VirtioDevice for Configured {
         vec![16, 256]
     }
     fn config(&self) -> Vec<u8> {
-        (1..=12).collect()
+        lock(&self.config).clone()
+    }
+    /// Bytes 8 to 11 are the driver's.
+    fn write_config(&self, offset: u64, data: &[u8]) {
+        let mut config = lock(&self.config);
+        for (at, byte) in (offset as usize..).zip(data) {
+            if at >= 8 {
+                config[at] = *byte;
+            }
+        }
+    }
+    fn connect(&self, change: ConfigChange) {
+        *lock(&self.change) = Some(change);
+    }
+    fn reset(&self) {
+        self.resets.fetch_add(1, Ordering::SeqCst);
+    }
+    fn save(&self) -> Vec<u8> {
+        lock(&self.config).clone()
+    }
+    fn restore(&self, saved: &[u8]) -> Result<(), DeviceStateError> {
+        if saved.len() != 12 {
+            return Err(DeviceStateError::new("it is not 12 bytes"));
+        }
+        *lock(&self.config) = saved.to_vec();
+        Ok(())
     }
     fn handler(&self, _index: u16) -> Box<dyn QueueHandler> {
         Rng::open(Path::new("/dev/zero")).unwrap().handler(0)
@@ -31,7 +76,7 @@ impl VirtioDevice for Configured {
 }
 
 fn configured() -> Driver {
-    Driver::new(Arc::new(Configured))
+    Driver::new(Configured::new())
 }
 
 #[test]
@@ -67,13 +112,107 @@ fn the_capabilities_tell_where_everything_is() {
 }
 
 #[test]
-fn the_configuration_structure_is_read_in_any_width_and_not_written() {
+fn the_configuration_structure_is_read_in_any_width() {
     let driver = configured();
     assert_eq!(driver.read(0x2000, 8), 0x0807_0605_0403_0201);
     assert_eq!(driver.read(0x2003, 2), 0x0504);
     assert_eq!(driver.read(0x200a, 4), 0x0c0b, "zero beyond its end");
-    driver.write(0x2000, 8, u64::MAX);
-    assert_eq!(driver.read(0x2000, 1), 1);
+}
+
+#[test]
+fn the_driver_writes_what_the_device_lets_it_write_and_nothing_behind() {
+    let driver = configured();
+    driver.write(0x2000, 4, 0xffff_ffff);
+    assert_eq!(driver.read(0x2000, 4), 0x0403_0201);
+    driver.write(0x2008, 4, 0xa1a2_a3a4);
+    assert_eq!(driver.read(0x2008, 4), 0xa1a2_a3a4);
+    driver.write(0x200a, 8, u64::MAX);
+    assert_eq!(driver.read(0x2008, 8), 0xffff_a3a4);
+    driver.write(0x200c, 4, 7);
+    driver.write(0x2fff, 8, 7);
+    assert_eq!(driver.read(0x200c, 4), 0);
+}
+
+#[test]
+fn the_generation_changes_whenever_the_configuration_was_seen_to_change() {
+    let device = Configured::new();
+    let driver = Driver::new(Arc::clone(&device) as _);
+    let generation = || driver.read(0x15, 1);
+    assert_eq!((generation(), generation()), (0, 0));
+    // Amid a driver's reading of several fields, and before the device has told.
+    let before = generation();
+    assert_eq!(driver.read(0x2000, 4), 0x0403_0201);
+    lock(&device.config)[5] = 0x55;
+    assert_eq!(driver.read(0x2004, 2), 0x5505);
+    assert_eq!(generation(), before + 1, "what was read belongs to two states");
+    assert_eq!(generation(), before + 1);
+    for byte in 0..=255 {
+        device.change(0, byte);
+        generation();
+    }
+    assert_eq!(generation(), before + 1, "modulo 2^8");
+}
+
+#[test]
+fn a_change_interrupts_by_the_vector_for_configuration_or_the_isr() {
+    let device = Configured::new();
+    let mut driver = Driver::new(Arc::clone(&device) as _);
+    assert!(driver.negotiate(V1));
+    device.change(0, 9);
+    assert_eq!(
+        (driver.read(0x1000, 1), driver.read(0x1000, 1)),
+        (2, 0),
+        "by the ISR without MSI-X"
+    );
+    driver.run(V1);
+    device.change(0, 10);
+    assert_eq!(driver.inbox.take(), vec![], "the driver has chosen no vector");
+    driver.write(0x10, 2, 0);
+    device.change(0, 11);
+    assert_eq!(driver.inbox.take().len(), 1);
+    assert_eq!(driver.read(0x1000, 1), 0);
+    assert_eq!(driver.status(), 0xf);
+}
+
+#[test]
+fn a_device_is_told_of_a_reset() {
+    let device = Configured::new();
+    let driver = Driver::new(Arc::clone(&device) as _);
+    driver.write(0x14, 1, 3);
+    assert_eq!(device.resets.load(Ordering::SeqCst), 0);
+    driver.write(0x14, 1, 0);
+    assert_eq!(device.resets.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn what_a_device_remembers_and_its_generation_go_with_it() {
+    let device = Configured::new();
+    let old = Driver::new(Arc::clone(&device) as _);
+    device.change(1, 0x77);
+    assert_eq!((old.read(0x15, 1), old.read(0x2001, 1)), (1, 0x77));
+    let state: VirtioState = crate::testing::through_json(&old.device.state().unwrap());
+    let new = configured();
+    new.device.restore(&state).unwrap();
+    assert_eq!((new.read(0x15, 1), new.read(0x2001, 1)), (1, 0x77));
+    // Another host may have another configuration for it.
+    let mut other = state.clone();
+    other.device[2] = 0x99;
+    new.device.restore(&other).unwrap();
+    assert_eq!(new.read(0x15, 1), 2);
+    other.device.clear();
+    assert!(matches!(
+        new.device.restore(&other),
+        Err(VirtioStateError::Device { .. })
+    ));
+    assert_eq!(new.read(0x2002, 1), 0x99);
+    // One that remembers nothing does not take anything.
+    let rng = driver();
+    let mut state = rng.device.state().unwrap();
+    state.device.push(1);
+    assert!(matches!(
+        rng.device.restore(&state),
+        Err(VirtioStateError::Device { .. })
+    ));
 }
 
 #[test]
