@@ -22,6 +22,7 @@ mod payload;
 mod platform;
 mod size;
 mod snapshot;
+mod spec;
 mod storage;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ pub use payload::PayloadConfig;
 pub use platform::{LandlockConfig, NumaConfig, NumaDistance, PciSegmentConfig, PlatformConfig, TpmConfig};
 pub use size::{SizeError, parse_size};
 pub use snapshot::{RestoreConfig, RestoredNetConfig, VmSnapshotConfig};
+pub use spec::DeviceSpec;
 pub use storage::{
     DiskConfig, FsConfig, PmemConfig, QueueAffinity, RateLimitGroupConfig, RateLimiterConfig, TokenBucket,
 };
@@ -149,14 +151,6 @@ impl VmConfig {
         names.extend(self.pci_device_names());
         names.sort();
         names
-    }
-
-    /// The names of the PCI devices, in the order of their device numbers: what the configuration calls them, or `disk0`,
-    /// `disk1`, … and `rng`.
-    pub fn pci_device_names(&self) -> Vec<String> {
-        let disks = self.disks.iter().enumerate();
-        let named = disks.map(|(index, disk)| disk.id.clone().unwrap_or_else(|| format!("disk{index}")));
-        named.chain(["rng".to_owned()]).collect()
     }
 }
 

@@ -10,7 +10,8 @@
 //!
 //! # Life
 //! [`PciRoot::attach`] puts the ports, ECAM and the host bridge on a bus. [`PciRoot::add`] gives a function the next device
-//! number and its BARs addresses, as firmware would; memory space is off until the guest enables it.
+//! number and its BARs addresses, as firmware would; memory space is off until the guest enables it. [`PciRoot::remove`] takes
+//! the function away again, and what it had is free for the next.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,7 +19,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, Weak};
 
 use serde::{Deserialize, Serialize};
-use vm_allocator::{AddressAllocator, AllocPolicy};
+use vm_allocator::{AddressAllocator, AllocPolicy, RangeInclusive};
 
 use super::config::{Bar, ConfigSpace, ConfigSpaceError, Identity};
 use super::function::{Function, FunctionState, FunctionStateError, Registers};
@@ -112,6 +113,8 @@ pub struct PciState {
     pub address: u32,
     /// The functions by name.
     pub functions: BTreeMap<String, FunctionState>,
+    /// Their device numbers by name.
+    pub numbers: BTreeMap<String, u8>,
 }
 
 /// Functions that cannot go on from a state.
@@ -124,6 +127,12 @@ pub enum PciStateError {
         saved: Vec<String>,
         /// The names here.
         own: Vec<String>,
+    },
+    /// The device numbers are none, or not one for each function.
+    #[error("the saved PCI devices have the device numbers {numbers:?}; expected one from 1 to 31 for each")]
+    Numbers {
+        /// The numbers saved.
+        numbers: Vec<u8>,
     },
     /// A function refuses.
     #[error("the PCI device {name} cannot be restored")]
@@ -155,6 +164,8 @@ struct Slot {
     device: Arc<dyn Device>,
     /// By BAR: where it is on the bus.
     placed: BTreeMap<u8, u64>,
+    /// The addresses that its BARs were given at first.
+    given: Vec<RangeInclusive>,
 }
 
 impl PciRoot {
@@ -199,13 +210,18 @@ impl PciRoot {
         let Some(number) = (0..DEVICES).find(|number| !slots.taken.contains_key(number)) else {
             return Err(PciError::Full { name });
         };
+        let mut given = Vec::new();
         for (bar, _) in function.decoded() {
-            let address = slots.allocate(bar).ok_or_else(|| PciError::NoRoom {
-                name: name.clone(),
-                bar: bar.index,
-                size: bar.size,
-            })?;
-            function.set_address(bar, address);
+            let Some(range) = slots.allocate(bar) else {
+                slots.free(&given);
+                return Err(PciError::NoRoom {
+                    name,
+                    bar: bar.index,
+                    size: bar.size,
+                });
+            };
+            function.set_address(bar, range.start());
+            given.push(range);
         }
         let device = Arc::clone(&function) as Arc<dyn Device>;
         let placed = BTreeMap::new();
@@ -215,9 +231,48 @@ impl PciRoot {
                 function,
                 device,
                 placed,
+                given,
             },
         );
         Ok(number)
+    }
+
+    /// Takes the function called `name` away; what it had is free then, and its number is returned. Whoever accesses it now
+    /// still gets its answer. `None` if there is no such function; the host bridge stays.
+    pub fn remove(&self, name: &str) -> Option<u8> {
+        let slot = {
+            let mut slots = lock(&self.slots);
+            let (number, _) = slots.taken.range(1..).find(|(_, slot)| slot.function.name() == name)?;
+            let number = *number;
+            let slot = slots.taken.remove(&number)?;
+            slots.free(&slot.given);
+            if let Some(bus) = self.bus.upgrade() {
+                for start in slot.placed.values() {
+                    bus.remove(Space::Memory, *start);
+                }
+            }
+            (number, slot)
+        };
+        // Somebody else may have waited for its place.
+        self.place();
+        Some(slot.0)
+    }
+
+    /// The name of the function with device number `number`.
+    #[must_use]
+    pub fn name_of(&self, number: u8) -> Option<String> {
+        let slots = lock(&self.slots);
+        Some(slots.taken.get(&number)?.function.name().to_owned())
+    }
+
+    /// The device numbers behind the host bridge's by name.
+    #[must_use]
+    pub fn numbers(&self) -> BTreeMap<String, u8> {
+        let slots = lock(&self.slots);
+        let numbers = slots.taken.range(1..);
+        numbers
+            .map(|(number, slot)| (slot.function.name().to_owned(), *number))
+            .collect()
     }
 
     /// The names of the functions behind the host bridge, in the order of their device numbers.
@@ -261,10 +316,11 @@ impl PciRoot {
                 .iter()
                 .map(|function| (function.name().to_owned(), function.state()))
                 .collect(),
+            numbers: self.numbers(),
         }
     }
 
-    /// Goes on from `state`; the BARs are then where they were.
+    /// Goes on from `state`; the functions have the device numbers and the BARs the addresses that they had.
     ///
     /// # Errors
     /// [`PciStateError`] if it is of other functions; nothing has changed then.
@@ -275,6 +331,14 @@ impl PciRoot {
         if !own.iter().eq(state.functions.keys()) {
             let saved = state.functions.keys().cloned().collect();
             return Err(PciStateError::Functions { saved, own });
+        }
+        let mut numbers: Vec<u8> = state.numbers.values().copied().collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        let sound = numbers.len() == own.len() && numbers.iter().all(|number| (1..DEVICES).contains(number));
+        if !sound || !own.iter().eq(state.numbers.keys()) {
+            let numbers = state.numbers.values().copied().collect();
+            return Err(PciStateError::Numbers { numbers });
         }
         let each = |act: fn(&Function, &FunctionState) -> Result<(), FunctionStateError>| {
             functions.iter().try_for_each(|function| {
@@ -288,6 +352,14 @@ impl PciRoot {
         each(Function::check)?;
         each(Function::restore)?;
         *lock(&self.address) = state.address & ADDRESS_BITS;
+        {
+            let mut slots = lock(&self.slots);
+            let moved = slots.taken.split_off(&1).into_values();
+            // Each has a number of its own; that was checked.
+            slots
+                .taken
+                .extend(moved.filter_map(|slot| Some((*state.numbers.get(slot.function.name())?, slot))));
+        }
         self.place();
         Ok(())
     }
@@ -371,12 +443,18 @@ impl Slots {
         self.taken.range(1..).map(|(_, slot)| &slot.function)
     }
 
-    fn allocate(&mut self, bar: Bar) -> Option<u64> {
-        let from = |window: &mut AddressAllocator| {
-            let range = window.allocate(bar.size, bar.size, AllocPolicy::FirstMatch).ok()?;
-            Some(range.start())
-        };
+    fn allocate(&mut self, bar: Bar) -> Option<RangeInclusive> {
+        let from = |window: &mut AddressAllocator| window.allocate(bar.size, bar.size, AllocPolicy::FirstMatch).ok();
         from(&mut self.low).or_else(|| bar.wide.then(|| from(&mut self.high)).flatten())
+    }
+
+    fn free(&mut self, given: &[RangeInclusive]) {
+        for range in given {
+            // It is in the one or in the other.
+            if self.low.free(range).is_err() {
+                let _ = self.high.free(range);
+            }
+        }
     }
 }
 

@@ -21,7 +21,10 @@ use crate::boot::layout;
 use crate::config::{DelayConfig, VmConfig};
 use crate::console::Console;
 
+mod device;
+mod disk;
 mod pci;
+mod rng;
 
 use pci::Pci;
 pub use pci::PciDevicesState;
@@ -98,6 +101,12 @@ pub enum BoardStateError {
         #[from]
         source: PciStateError,
     },
+    /// A device of another kind has the name.
+    #[error("the device {name} cannot be restored: it was of another kind")]
+    Kind {
+        /// The name.
+        name: String,
+    },
     /// A virtio device refuses, or cannot be saved.
     #[error(transparent)]
     Virtio(#[from] VirtioStateError),
@@ -169,6 +178,14 @@ pub enum BoardError {
         /// Which, and why.
         #[from]
         source: BlockError,
+    },
+    /// A section that the board has no device for.
+    #[error("{name} cannot be made: `{section}` is not supported")]
+    NotSupported {
+        /// The device's name.
+        name: String,
+        /// Its section of the configuration.
+        section: &'static str,
     },
     /// There is no entropy.
     #[error("virtio-rng cannot be made")]

@@ -270,6 +270,59 @@ fn a_state_of_other_functions_is_refused_and_changes_nothing() {
     drop(bus);
 }
 
+#[test]
+fn a_removed_function_leaves_its_number_its_addresses_and_its_place_to_the_next() {
+    let (bus, root) = root();
+    for name in ["a", "b", "c"] {
+        root.add(function(name, 0x1000).0).unwrap();
+    }
+    write(&bus, ecam(2, 4), 2, 2);
+    let [place] = places(&bus, "b")[..] else {
+        panic!("it is on the bus")
+    };
+    assert_eq!(root.remove("b"), Some(2));
+    assert_eq!(root.remove("b"), None);
+    assert_eq!(root.remove("pci-host"), None, "the bridge stays");
+    assert_eq!(read(&bus, ecam(2, 0), 4), 0xffff_ffff);
+    assert!(places(&bus, "b").is_empty());
+    assert_eq!(root.names(), ["a", "c"]);
+    assert_eq!(root.add(function("d", 0x1000).0).unwrap(), 2);
+    write(&bus, ecam(2, 4), 2, 2);
+    assert_eq!(places(&bus, "d"), [place]);
+    assert_eq!(root.name_of(2).as_deref(), Some("d"));
+}
+
+#[test]
+fn restored_functions_have_the_numbers_that_they_had() {
+    let build = |names: [&str; 3]| {
+        let (bus, root) = root();
+        for name in names {
+            root.add(function(name, 0x1000).0).unwrap();
+        }
+        (bus, root)
+    };
+    let (_bus, own) = build(["a", "b", "c"]);
+    own.remove("a");
+    own.remove("b");
+    assert_eq!(own.add(function("d", 0x1000).0).unwrap(), 1);
+    own.add(function("a", 0x1000).0).unwrap();
+    let saved = own.state();
+    let (_bus, other) = build(["a", "c", "d"]);
+    other.restore(&saved).unwrap();
+    assert_eq!(other.names(), ["d", "a", "c"]);
+    assert_eq!(other.state(), saved);
+    for (name, number) in [("a", 1), ("a", 0), ("a", 32)] {
+        let mut spoilt = saved.clone();
+        spoilt.numbers.insert(name.to_owned(), number);
+        let refused = other.restore(&spoilt);
+        assert!(
+            matches!(refused, Err(PciStateError::Numbers { .. })),
+            "{number}: {refused:?}"
+        );
+    }
+    assert_eq!(other.state(), saved, "a refusal changes nothing");
+}
+
 proptest! {
     #[test]
     fn whatever_a_guest_writes_the_ranges_follow_the_bars_and_survive_a_snapshot(

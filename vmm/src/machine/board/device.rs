@@ -1,0 +1,122 @@
+//! What a PCI device is to the board, and how each section of the configuration becomes one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use reprise_devices::pci::{Function, Message, Messages};
+use reprise_devices::virtio::{Dma, VirtioDevice, VirtioPci, VirtioState};
+use reprise_hypervisor::Vm;
+use serde::{Deserialize, Serialize};
+
+use super::{BoardError, BoardStateError, disk, rng};
+use crate::config::DeviceSpec;
+
+/// What every PCI device is made with.
+pub(super) struct Context {
+    /// The machine.
+    pub(super) vm: Arc<dyn Vm>,
+    /// Its memory, as devices reach it.
+    pub(super) dma: Dma,
+}
+
+impl Context {
+    /// Where a device sends its interrupts.
+    pub(super) fn messages(&self) -> Arc<dyn Messages> {
+        Arc::new(Signals(Arc::clone(&self.vm)))
+    }
+
+    /// Puts `device` behind virtio's PCI transport.
+    pub(super) fn virtio(&self, name: &str, device: Arc<dyn VirtioDevice>) -> Result<Made, BoardError> {
+        let (device, function) = VirtioPci::new(name, device, self.dma.clone(), self.messages())?;
+        Ok(Made {
+            function: Arc::new(function),
+            device,
+        })
+    }
+}
+
+/// A device that was made, and is not on the bus yet.
+pub(super) struct Made {
+    /// What the guest finds on the bus.
+    pub(super) function: Arc<Function>,
+    /// What the board holds on to.
+    pub(super) device: Arc<dyn PciDevice>,
+}
+
+/// Makes the device that `spec` asks for, called `name`.
+///
+/// # Errors
+/// [`BoardError`] naming what is in the way; nothing is left behind.
+pub(super) fn make(name: &str, spec: &DeviceSpec, context: &Context) -> Result<Made, BoardError> {
+    match spec {
+        DeviceSpec::Disk(config) => disk::make(name, config, context),
+        DeviceSpec::Rng(config) => rng::make(name, config, context),
+        other => Err(BoardError::NotSupported {
+            name: name.to_owned(),
+            section: other.section(),
+        }),
+    }
+}
+
+/// What the board asks of a PCI device, of whichever kind. Dropped, the device has let go of guest memory and of the host's
+/// files.
+pub(super) trait PciDevice: Send + Sync {
+    /// Stops (true) or continues (false) it. Once stopped, it touches guest memory no more. It may take `patience` for what
+    /// it is doing; false if it is still busy then.
+    fn set_paused(&self, paused: bool, patience: Duration) -> bool;
+
+    /// What it remembers, besides configuration space and MSI-X. It is paused.
+    ///
+    /// # Errors
+    /// [`BoardStateError`] if it cannot tell.
+    fn state(&self) -> Result<PciDeviceState, BoardStateError>;
+
+    /// Goes on from `state`, paused.
+    ///
+    /// # Errors
+    /// [`BoardStateError`] if it cannot.
+    fn restore(&self, state: &PciDeviceState) -> Result<(), BoardStateError>;
+
+    /// What the virtio register device_status has, if there is one.
+    #[cfg(test)]
+    fn device_status(&self) -> u8 {
+        0
+    }
+}
+
+/// What a PCI device remembers, by its kind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PciDeviceState {
+    /// A virtio device of this process.
+    Virtio(VirtioState),
+}
+
+impl PciDevice for VirtioPci {
+    fn set_paused(&self, paused: bool, patience: Duration) -> bool {
+        self.set_paused(paused, patience)
+    }
+
+    fn state(&self) -> Result<PciDeviceState, BoardStateError> {
+        Ok(PciDeviceState::Virtio(self.state()?))
+    }
+
+    fn restore(&self, state: &PciDeviceState) -> Result<(), BoardStateError> {
+        match state {
+            PciDeviceState::Virtio(state) => Ok(self.restore(state)?),
+        }
+    }
+
+    #[cfg(test)]
+    fn device_status(&self) -> u8 {
+        self.device_status()
+    }
+}
+
+/// Carries messages to the hypervisor's local APICs.
+struct Signals(Arc<dyn Vm>);
+
+impl Messages for Signals {
+    fn send(&self, message: Message) {
+        self.0.signal_msi(message.address, message.data);
+    }
+}
