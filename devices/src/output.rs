@@ -169,6 +169,36 @@ impl Output {
         Response::Later(ticket)
     }
 
+    /// Takes bytes from the front of `bytes` and says how many. If those are not all, the ticket is answered when the consumer
+    /// has caught up, and there may be room for the others.
+    pub fn push_all(&self, bytes: &[u8]) -> (usize, Option<Ticket>) {
+        let mut state = lock(&self.shared.state);
+        if state.writer == Writer::Gone {
+            state.lost += bytes.len() as u64;
+            return (bytes.len(), None);
+        }
+        let room = self.shared.capacity.saturating_sub(state.queue.len()).min(bytes.len());
+        let (taken, rest) = bytes.split_at(room);
+        state.queue.extend(taken);
+        match state.writer {
+            Writer::Idle => self.shared.work.notify_all(),
+            Writer::Lingering if state.queue.len() >= BATCH => self.shared.work.notify_all(),
+            _ => (),
+        }
+        if rest.is_empty() {
+            return (room, None);
+        }
+        if state.stalled || state.parked.len() >= MAX_PARKED || !self.watch(&mut state) {
+            state.lost += rest.len() as u64;
+            return (bytes.len(), None);
+        }
+        let (ticket, completion) = Ticket::pair();
+        state.parked.push(completion);
+        // A full queue is not lingered over.
+        self.shared.work.notify_all();
+        (room, Some(ticket))
+    }
+
     /// Waits until every byte taken so far has reached the sink or was lost; false if `timeout` passed first.
     pub fn drain(&self, timeout: Duration) -> bool {
         let mut state = lock(&self.shared.state);

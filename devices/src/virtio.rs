@@ -17,8 +17,11 @@
 //! [`VirtioPci::new`] makes a function that is [added](crate::pci::PciRoot::add) to a bus. reset -FEATURES_OK-> negotiated
 //! -DRIVER_OK-> running -[`VirtioPci::set_paused`]-> quiet, to be saved -> running. Dropped, it ends its threads.
 
+pub mod balloon;
+mod bell;
 pub mod block;
 pub mod chain;
+pub mod console;
 pub mod device;
 pub mod dma;
 mod interrupts;
@@ -27,10 +30,14 @@ pub mod rng;
 #[cfg(test)]
 mod testing;
 pub mod transport;
+pub mod vsock;
 
+pub use balloon::{Balloon, BalloonOptions, GiveBack};
 pub use block::{Block, BlockError, BlockOptions};
 pub use chain::{Chain, ChainError};
+pub use console::{Console, ConsoleSize};
 pub use device::{ConfigChange, DeviceKind, DeviceStateError, Handled, QueueHandler, VirtioDevice};
 pub use dma::{Dma, DmaError, MemoryWatcher};
 pub use rng::Rng;
 pub use transport::{VirtioError, VirtioPci, VirtioState, VirtioStateError};
+pub use vsock::Vsock;

@@ -324,3 +324,28 @@ fn restored_bytes_that_nobody_reads_are_counted_as_lost() {
     });
     assert_eq!((output.lost(), output.state()), (6, OutputState::default()));
 }
+
+#[test]
+fn many_bytes_are_taken_as_far_as_there_is_room_and_the_rest_when_there_is_again() {
+    let sink = Recorder::shut();
+    let output = Output::with_limits(sink.sink(), 8, Duration::MAX).unwrap();
+    let (mut sent, mut waits) = (0, 0);
+    let text: Vec<u8> = (0..100).collect();
+    while sent < text.len() {
+        let (taken, ticket) = output.push_all(&text[sent..]);
+        sent += taken;
+        assert_eq!(ticket.is_none(), sent == text.len());
+        if let Some(ticket) = ticket {
+            waits += 1;
+            if waits == 2 {
+                // One batch is in the sink, one is queued.
+                assert_eq!((sent, ticket.try_take()), (16, None));
+                sink.open();
+            }
+            let _ = ticket.wait();
+        }
+    }
+    assert!(output.drain(Duration::MAX));
+    sink.wait_for(&text);
+    assert_eq!(Output::discard().push_all(b"abc").0, 3);
+}

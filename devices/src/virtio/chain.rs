@@ -25,6 +25,9 @@ pub enum ChainError {
     /// It is shorter than a request must be.
     #[error("it is too short for a request")]
     Short,
+    /// It is longer than a request may be.
+    #[error("it is too long for a request")]
+    Long,
     /// A buffer is not in guest memory.
     #[error(transparent)]
     Memory(#[from] DmaError),
@@ -100,6 +103,11 @@ impl Chain<'_> {
     #[must_use]
     pub fn writable(&self) -> u64 {
         length(self.writable)
+    }
+
+    /// Where the buffers are that the device may write: address and length of each, in order. They may lie anywhere.
+    pub fn writable_buffers(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.writable.iter().map(|segment| (segment.address, segment.length))
     }
 
     /// Fills `bytes` from the readable part at `offset`.
