@@ -46,7 +46,6 @@ use crate::request::{Answer, Direction, Reply, Request, RequestId, Space};
 pub use aside::Aside;
 pub(crate) use batch::{Elements, Way};
 pub use in_flight::{InFlight, InFlightError};
-pub(crate) use parts::check_alignment;
 
 /// Stores that one instruction can stage: XSAVE's largest area in parts of 8 bytes, over a page boundary.
 const STORES: usize = 2696 / 8 + 16;

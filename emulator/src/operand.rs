@@ -1,6 +1,6 @@
 //! Effective and linear addresses, and segment checks.
 
-use crate::access::{Linear, Stop};
+use crate::access::{Access, Linear, Stop};
 use crate::cpu::{Cpu, Mode, Seg};
 use crate::event::{self, Exception};
 use crate::op::Op;
@@ -72,6 +72,27 @@ impl Addressing for General {
     fn linear<M>(cpu: &Cpu, op: &Op<M>, size: u64, usage: Use) -> Result<Linear, Stop> {
         cpu.linear(Seg::from_number(op.seg()), effective_address(cpu, op), size, usage)
     }
+}
+
+/// The address of an operand of several fields, the first of `field` bytes. The modelled processor takes the faults of the
+/// first, page and all, before it finds that a later one is beyond the limit.
+///
+/// # Errors
+/// #GP or #SS if the segment does not allow it, and the faults of the first field.
+pub fn of_fields<M: Access>(
+    cpu: &Cpu,
+    m: &mut M,
+    op: &Op<M>,
+    field: u64,
+    length: u64,
+    usage: Use,
+) -> Result<Linear, Stop> {
+    let at = General::linear(cpu, op, field, usage)?;
+    match usage {
+        Use::Read => m.check_read(cpu, at, field)?,
+        Use::Write => m.check_write(cpu, at, field)?,
+    }
+    General::linear(cpu, op, length, usage)
 }
 
 impl Cpu {

@@ -28,7 +28,7 @@ fn check_canonical(cpu: &Cpu, at: Linear, length: u64) -> Result<(), Stop> {
 ///
 /// # Errors
 /// #AC.
-pub(crate) fn check_alignment(at: Linear, length: u64) -> Result<(), Stop> {
+fn check_alignment(at: Linear, length: u64) -> Result<(), Stop> {
     let alignment = match length {
         10 => 8,
         // The x87 environment and state, of 16 and of 32 bits.

@@ -9,7 +9,7 @@ use crate::access::{Access, Outcome};
 use crate::cpu::{Cpu, gpr};
 use crate::event::{self, Exception};
 use crate::op::Op;
-use crate::operand::{Addressing, General, Use};
+use crate::operand::{Use, of_fields};
 use crate::table::Table;
 use crate::word::{Word, sign_extend};
 
@@ -105,7 +105,7 @@ fn salc<M: Access>(cpu: &mut Cpu, _: &mut M, _: &Op<M>) -> Outcome {
 /// BOUND: #BR unless the signed index lies within the two bounds in memory.
 fn bound<M: Access, T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     let size = T::SIZE as u64;
-    let at = General::linear(cpu, op, 2 * size, Use::Read)?;
+    let at = of_fields(cpu, m, op, size, 2 * size, Use::Read)?;
     let lower = m.load::<T>(cpu, at)?.sign_extend() as i64;
     let upper = m.load::<T>(cpu, at.offset(size))?.sign_extend() as i64;
     let index = sign_extend::<T>(cpu.gpr.read::<T>(op.r1)) as i64;

@@ -10,7 +10,7 @@ use crate::cpu::{Cpu, Mode, Seg, Segment, flags, gpr};
 use crate::descriptor::{self, Descriptor, fault, is_null, rpl};
 use crate::event::{self, Exception};
 use crate::op::Op;
-use crate::operand::{Addressing, General, Use};
+use crate::operand::{Use, of_fields};
 use crate::stack::Stack;
 use crate::table::Table;
 use crate::task::{self, Reason};
@@ -66,7 +66,7 @@ fn direct(op: &Op<Careful>) -> Pointer {
 
 fn indirect<T: Word>(cpu: &Cpu, m: &mut Careful, op: &Op<Careful>) -> Result<Pointer, Stop> {
     let size = T::SIZE as u64;
-    let at = General::linear(cpu, op, size + 2, Use::Read)?;
+    let at = of_fields(cpu, m, op, size, size + 2, Use::Read)?;
     let offset = m.load::<T>(cpu, at)?.zero_extend();
     let selector = m.load::<u16>(cpu, at.offset(size))?;
     Ok(Pointer { selector, offset })
@@ -245,7 +245,13 @@ fn jmp(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>, target: Pointer) -> Out
             return switch(cpu, m, tss, Reason::Jump, next_ip);
         }
     };
+    let mut stack_pointer = cpu.gpr.get(gpr::RSP);
+    // The modelled processor clears what 16- and 32-bit code cannot see of RSP, and of no other register.
+    if cpu.view.is_long() && !descriptor::is_long_code(cpu, &code.segment) {
+        stack_pointer &= 0xffff_ffff;
+    }
     let cs = enter(cpu, m, code, offset, cpu.cpl())?;
+    cpu.gpr.set(gpr::RSP, stack_pointer);
     arrive(cpu, cs, offset)
 }
 

@@ -8,7 +8,7 @@ use crate::descriptor::{self, fault, is_null, rpl};
 use crate::event::{self, Exception};
 use crate::insn::stack::{pop_slot, set_pointer};
 use crate::op::Op;
-use crate::operand::{Addressing, General, Use};
+use crate::operand::{Addressing, General, Use, of_fields};
 use crate::paging::is_canonical;
 use crate::table::Table;
 use crate::word::Word;
@@ -168,7 +168,7 @@ fn pop<W: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
 /// LDS, LES, LFS, LGS, LSS: the offset lies below the selector.
 fn load_far<W: Word, const SEG: u8>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     let size = W::SIZE as u64;
-    let at = General::linear(cpu, op, size + 2, Use::Read)?;
+    let at = of_fields(cpu, m, op, size, size + 2, Use::Read)?;
     let offset = m.load::<W>(cpu, at)?.zero_extend();
     let selector = m.load::<u16>(cpu, at.offset(size))?;
     set_segment(cpu, m, Seg::from_number(SEG), selector)?;

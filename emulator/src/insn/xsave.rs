@@ -15,14 +15,16 @@ use crate::cpu::fpu::{
     AVX, COMPONENTS, Component, EXTENDED_START, F80, Fpu, LEGACY_SIZE, MXCSR_INIT, MXCSR_MASK, PKRU, Registers, SSE,
     X87,
 };
-use crate::cpu::{Cpu, Cr4, Efer, gpr};
+use crate::cpu::{Cpu, Cr4, Efer, Seg, gpr};
 use crate::event::{self, Exception};
 use crate::op::Op;
-use crate::operand::{Addressing, General, Use};
+use crate::operand::{Addressing, General, Use, effective_address};
 use crate::table::Table;
 
 /// Offset of XMM0 in the legacy region.
 const XMM: usize = 160;
+/// What XSAVE areas are aligned to.
+const XSAVE_ALIGNMENT: u64 = 64;
 /// Where the legacy region's part that instructions write ends, in 64-bit mode.
 const LEGACY_END: usize = 416;
 /// Bit 63 of XCOMP_BV: the area is in the compacted format.
@@ -72,20 +74,58 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     });
 }
 
-/// The memory operand, which must be aligned.
-fn area<M>(cpu: &Cpu, op: &Op<M>, size: usize, alignment: u64, usage: Use) -> Result<Linear, Stop> {
-    let at = match General::linear(cpu, op, size as u64, usage) {
-        Err(_) if !sse_mov::is_aligned(cpu, op, alignment) => return Err(Exception::gp(0).into()),
+/// XSAVE's memory operand, up to the end of its header. The modelled processor looks at its alignment before the limit.
+fn area<M>(cpu: &Cpu, op: &Op<M>, usage: Use) -> Result<Linear, Stop> {
+    let at = match General::linear(cpu, op, EXTENDED_START as u64, usage) {
+        Err(_) if !sse_mov::is_aligned(cpu, op, XSAVE_ALIGNMENT) => return Err(Exception::gp(0).into()),
         at => at?,
     };
-    if !at.address.is_multiple_of(alignment) {
-        // The alignment check, where it is on, comes first, and knows but the alignment of FXSAVE's fields.
-        if alignment == 16 && cpu.view.checks_alignment() && !at.address.is_multiple_of(4) {
+    if !at.address.is_multiple_of(XSAVE_ALIGNMENT) {
+        return Err(Exception::gp(0).into());
+    }
+    Ok(at)
+}
+
+/// The memory operand of FXSAVE and FXRSTOR, `length` bytes of it. The modelled processor looks at its last byte first, and
+/// truncates each address within it to the address size, so that there are two parts if it goes around the end.
+fn fxsave_area<M: Access>(
+    cpu: &Cpu,
+    m: &mut M,
+    op: &Op<M>,
+    length: usize,
+    usage: Use,
+) -> Result<[(Linear, Range<usize>); 2], Stop> {
+    let start = General::linear(cpu, op, 16, usage)?;
+    if !start.address.is_multiple_of(16) {
+        // The alignment check, where it is on, comes first, and knows but the alignment of the fields.
+        if cpu.view.checks_alignment() && !start.address.is_multiple_of(4) {
             return Err(Exception::with_code(event::AC, 0).into());
         }
         return Err(Exception::gp(0).into());
     }
-    Ok(at)
+    let (offset, mask) = (effective_address(cpu, op), op.attr.address_mask());
+    let part = |range: Range<usize>| -> Result<(Linear, Range<usize>), Stop> {
+        let offset = offset.wrapping_add(range.start as u64) & mask;
+        let at = cpu.linear(Seg::from_number(op.seg()), offset, range.len().max(1) as u64, usage)?;
+        Ok((at, range))
+    };
+    let around = usize::try_from(mask - offset).map_or(length, |left| left.saturating_add(1).min(length));
+    let (last, _) = part(LEGACY_SIZE - 1..LEGACY_SIZE)?;
+    check(cpu, m, last, 1, usage)?;
+    let parts = [part(0..around)?, part(around..length)?];
+    for (at, range) in &parts {
+        if !range.is_empty() {
+            check(cpu, m, *at, range.len(), usage)?;
+        }
+    }
+    Ok(parts)
+}
+
+fn check<M: Access>(cpu: &Cpu, m: &mut M, at: Linear, length: usize, usage: Use) -> Outcome {
+    match usage {
+        Use::Read => m.check_read(cpu, at, length as u64),
+        Use::Write => m.check_write(cpu, at, length as u64),
+    }
 }
 
 fn word<const N: usize>(area: &[u8], offset: usize) -> [u8; N] {
@@ -202,28 +242,31 @@ fn fxsave_length(cpu: &Cpu) -> usize {
     }
 }
 
-/// FXSAVE: one store of everything but the bytes that software may use.
+/// FXSAVE: everything but the bytes that software may use.
 fn fxsave<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::fxsave(cpu)?;
-    let at = area(cpu, op, LEGACY_SIZE, 16, Use::Write)?;
-    m.check_write(cpu, at.offset(LEGACY_SIZE as u64 - 1), 1)?;
+    let length = fxsave_length(cpu);
+    let parts = fxsave_area(cpu, m, op, length, Use::Write)?;
     let mut bytes = [0; LEGACY_END];
     put_x87(&cpu.fpu, WIDE, &mut bytes);
     put_mxcsr(&cpu.fpu, &mut bytes);
-    let length = fxsave_length(cpu);
     let sse = &COMPONENTS[0];
     put_vectors(&cpu.fpu, 0..(length - XMM) / 16, sse, &mut bytes[XMM..]);
-    m.store_bytes(cpu, at, &bytes[..length])
+    for (at, range) in parts.into_iter().filter(|(_, range)| !range.is_empty()) {
+        m.store_bytes(cpu, at, &bytes[range])?;
+    }
+    Ok(())
 }
 
 /// FXRSTOR.
 fn fxrstor<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::fxsave(cpu)?;
-    let at = area(cpu, op, LEGACY_SIZE, 16, Use::Read)?;
-    m.check_read(cpu, at.offset(LEGACY_SIZE as u64 - 1), 1)?;
     let length = fxsave_length(cpu);
+    let parts = fxsave_area(cpu, m, op, length, Use::Read)?;
     let mut bytes = [0; LEGACY_END];
-    m.load_bytes(cpu, at, &mut bytes[..length])?;
+    for (at, range) in parts.into_iter().filter(|(_, range)| !range.is_empty()) {
+        m.load_bytes(cpu, at, &mut bytes[range])?;
+    }
     get_mxcsr(&mut cpu.fpu, &bytes)?;
     get_x87(&mut cpu.fpu, WIDE, &bytes);
     get_vectors(&mut cpu.fpu, 0..(length - XMM) / 16, &COMPONENTS[0], &bytes[XMM..]);
@@ -289,7 +332,7 @@ impl Variant for Compacting {
 /// XSAVE, XSAVEOPT, XSAVEC. Of the modified optimisation XSAVEOPT makes no use, as it may.
 fn xsave<M: Access, V: Variant, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::xsave(cpu)?;
-    let at = area(cpu, op, EXTENDED_START, 64, Use::Write)?;
+    let at = area(cpu, op, Use::Write)?;
     let rfbm = requested(cpu);
     let mut used = in_use(cpu) & rfbm;
     if V::COMPACTS && rfbm & SSE != 0 && cpu.fpu.mxcsr != MXCSR_INIT {
@@ -404,7 +447,7 @@ fn xrstor_keys<const WIDE: bool>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful
 }
 
 fn restore<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
-    let at = area(cpu, op, EXTENDED_START, 64, Use::Read)?;
+    let at = area(cpu, op, Use::Read)?;
     m.check_read(cpu, at, 1)?;
     let rfbm = requested(cpu);
     let header: [u8; 64] = m.load_array(cpu, at.offset(LEGACY_SIZE as u64))?;

@@ -8,7 +8,7 @@ use crate::encode::encode;
 use crate::form::{self, Form, Forms};
 use crate::lengths::is_odd;
 use crate::place::{Places, address, place, target};
-use crate::quirk::{Mask, mask};
+use crate::quirk::{MXCSR_MASK_OFFSET, Mask, mask, stores_mxcsr_mask};
 use crate::sandbox::code_base;
 use crate::state::{
     CODE, CODE_PAGES, CS16, CS32, CS64, DATA, DATA16, FLAT, Input, LDT, NO_VECTOR, PAGE, PATCHES, Patch, STACK, State,
@@ -23,6 +23,9 @@ pub const OPTIONS: u32 = DecoderOptions::AMD
 
 /// OF, SF, ZF, AF, PF, CF and DF.
 const COMMON_FLAGS: u64 = 0xcd5;
+
+/// What lies where MXCSR_MASK goes.
+const UNLIKE_MXCSR_MASK: u8 = 0x55;
 
 /// One case.
 #[derive(Clone, Copy)]
@@ -360,21 +363,28 @@ fn patches(
         bytes: [0; 72],
     };
     let mut patches = [none; PATCHES];
-    let stack = [state.gpr[4]];
-    let all = places.at[..places.count].iter().chain(stack.iter());
+    let saves = stores_mxcsr_mask(instruction);
+    // Where MXCSR_MASK goes if that is another page than the operand's first; it must be seen whether it was stored.
+    let mask = saves.then(|| places.at[0].wrapping_add(MXCSR_MASK_OFFSET));
+    let operands = places.at[..places.count].iter().copied();
+    let all = operands.chain([state.gpr[4]]).chain(mask);
     for (patch, address) in patches.iter_mut().zip(all) {
         let Some(page) = WRITABLE
             .iter()
-            .position(|page| (*page..page + PAGE as u64).contains(address))
+            .position(|page| (*page..page + PAGE as u64).contains(&address))
         else {
             continue;
         };
         let at = address % PAGE as u64;
+        let is_mask = mask == Some(address);
         *patch = Patch {
             page: page as u8,
-            length: (PAGE as u64 - at).min(72) as u8,
+            length: (PAGE as u64 - at).min(if is_mask { 4 } else { 72 }) as u8,
             at: at as u16,
-            bytes: contents(dice, instruction, taste),
+            bytes: match is_mask {
+                true => [UNLIKE_MXCSR_MASK; 72],
+                false => contents(dice, instruction, taste),
+            },
         };
     }
     patches
@@ -402,8 +412,9 @@ fn contents(dice: &mut Dice, instruction: &Instruction, taste: Taste) -> [u8; 72
     use Mnemonic::*;
     match instruction.mnemonic() {
         Ldmxcsr | Vldmxcsr if dice.percent(80) => bytes[2..4].fill(0),
-        // Where MXCSR_MASK goes; it must be seen whether it was stored.
-        Fxsave | Fxsave64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64 => bytes[28..32].fill(0x55),
+        _ if stores_mxcsr_mask(instruction) => {
+            bytes[MXCSR_MASK_OFFSET as usize..][..4].fill(UNLIKE_MXCSR_MASK);
+        }
         Fbld => {
             for digits in &mut bytes[..9] {
                 *digits = (dice.below(10) << 4 | dice.below(10)) as u8;

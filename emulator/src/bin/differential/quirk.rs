@@ -50,14 +50,23 @@ pub const REASONS: [(&str, &str); 7] = [
     ),
 ];
 
+/// Where MXCSR_MASK is in what FXSAVE stores.
+pub const MXCSR_MASK_OFFSET: u64 = 28;
+
+/// The instruction may store MXCSR_MASK.
+pub fn stores_mxcsr_mask(instruction: &Instruction) -> bool {
+    use Mnemonic::*;
+    matches!(
+        instruction.mnemonic(),
+        Fxsave | Fxsave64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64
+    )
+}
+
 /// What is not compared after `instruction`, whose memory operand is at `address`.
 pub fn mask(instruction: &Instruction, address: Option<u64>) -> Mask {
     use Mnemonic::*;
     let mnemonic = instruction.mnemonic();
-    let saves = matches!(
-        mnemonic,
-        Fxsave | Fxsave64 | Xsave | Xsave64 | Xsaveopt | Xsaveopt64 | Xsavec | Xsavec64
-    );
+    let saves = stores_mxcsr_mask(instruction);
     let mut flags = if is_modelled() { 0 } else { undefined_flags(instruction) };
     let is_narrow_double_shift = matches!(
         instruction.code(),
@@ -74,7 +83,7 @@ pub fn mask(instruction: &Instruction, address: Option<u64>) -> Mask {
         registers_after_fault: matches!(mnemonic, Popa | Popad),
         x87_after_fault: mnemonic == Maskmovq,
         mxcsr_mask: if saves && has_misaligned_sse() {
-            address.map(|address| address.wrapping_add(28))
+            address.map(|address| address.wrapping_add(MXCSR_MASK_OFFSET))
         } else {
             None
         },

@@ -277,8 +277,8 @@ fn parts(rows: &mut Vec<Row>) {
     macro_rules! parts {
         ($($extract:ident $extract_float:ident $insert:ident $insert_float:ident $element:literal $size:literal;)*) => {
             rows.extend([$(
-                Row::new($extract, $element, extract::<$size>).part($size),
-                Row::new($extract_float, $element, extract::<$size>).part($size),
+                Row::new($extract, $element, extract::<$size>).part($size).whole(),
+                Row::new($extract_float, $element, extract::<$size>).part($size).whole(),
                 Row::new($insert, $element, insert::<$size>).whole(),
                 Row::new($insert_float, $element, insert::<$size>).whole(),
             )*]);

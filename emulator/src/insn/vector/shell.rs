@@ -90,8 +90,13 @@ fn store<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
             (count * form.element, lanes.active)
         }
         _ if op.opmask() == 0 => (form.memory, lanes.active),
-        _ => {
-            check_selected(cpu, m, op, lanes.active, form.element, Use::Write)?;
+        fetch => {
+            let checked = if fetch == Fetch::Whole {
+                form.all()
+            } else {
+                lanes.active
+            };
+            check_selected(cpu, m, op, checked, form.element, Use::Write)?;
             raise(cpu, &lanes)?;
             return store_selected(cpu, m, op, lanes.active, form.element, &lanes.a);
         }
@@ -274,7 +279,8 @@ pub(super) fn without_alignment_check<R>(cpu: &mut Cpu, f: impl FnOnce(&Cpu) -> 
     result
 }
 
-/// Checks every page that the selected elements are in.
+/// Checks every page that the selected elements are in. Of neighbours that are not all within the limit, each is looked at by
+/// itself, as on the modelled processor.
 pub(super) fn check_selected<M: Access>(
     cpu: &Cpu,
     m: &mut M,
@@ -284,13 +290,25 @@ pub(super) fn check_selected<M: Access>(
     usage: Use,
 ) -> Outcome {
     for part in Runs::new(selected, element) {
-        let at = part.at(cpu, op, usage)?;
-        match usage {
-            Use::Read => m.check_read(cpu, at, part.length as u64)?,
-            Use::Write => m.check_write(cpu, at, part.length as u64)?,
+        match part.at(cpu, op, usage) {
+            Ok(at) => check(cpu, m, at, part.length, usage)?,
+            Err(beyond) => {
+                for start in part.range().step_by(element) {
+                    let at = Part { start, length: element }.at(cpu, op, usage)?;
+                    check(cpu, m, at, element, usage)?;
+                }
+                return Err(beyond);
+            }
         }
     }
     Ok(())
+}
+
+fn check<M: Access>(cpu: &Cpu, m: &mut M, at: Linear, length: usize, usage: Use) -> Outcome {
+    match usage {
+        Use::Read => m.check_read(cpu, at, length as u64),
+        Use::Write => m.check_write(cpu, at, length as u64),
+    }
 }
 
 /// Reads the selected elements, having checked all of them before the first: a device is not asked in vain.

@@ -5,12 +5,11 @@
 
 use iced_x86::Code;
 
-use crate::access::{Access, Linear, Outcome};
-use crate::careful::check_alignment;
+use crate::access::{Access, Linear, Outcome, Stop};
 use crate::cpu::{Cpu, Cr0, fpu, gpr};
 use crate::insn::available;
 use crate::op::Op;
-use crate::operand::{Addressing, General, Use};
+use crate::operand::{Addressing, General, Use, of_fields};
 use crate::table::Table;
 
 use super::environment::{self, Layout};
@@ -63,20 +62,17 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     table.plain(Code::Frstor_m108byte, frstor::<M, 28, 108>);
 }
 
-/// Looks at the first field of an operand, then at the last byte: a fault of the second page tells that byte's address, as on
-/// the modelled processor.
-fn reach<M: Access>(cpu: &Cpu, m: &mut M, at: Linear, length: u64, usage: Use) -> Outcome {
-    if cpu.view.checks_alignment() {
-        check_alignment(at, length)?;
-    }
+/// The address of an environment: its first field is looked at, then the last byte. A fault of the second page tells that
+/// byte's address, as on the modelled processor.
+fn reach<M: Access>(cpu: &Cpu, m: &mut M, op: &Op<M>, length: u64, usage: Use) -> Result<Linear, Stop> {
     let field = if matches!(length, 14 | 94) { 2 } else { 4 };
-    for (at, length) in [(at, field), (at.offset(length - 1), 1)] {
-        match usage {
-            Use::Read => m.check_read(cpu, at, length)?,
-            Use::Write => m.check_write(cpu, at, length)?,
-        }
+    let at = of_fields(cpu, m, op, field, length, usage)?;
+    let last = at.offset(length - 1);
+    match usage {
+        Use::Read => m.check_read(cpu, last, 1)?,
+        Use::Write => m.check_write(cpu, last, 1)?,
     }
-    Ok(())
+    Ok(at)
 }
 
 fn layout(cpu: &Cpu) -> Layout {
@@ -90,8 +86,7 @@ fn layout(cpu: &Cpu) -> Layout {
 /// FNSTENV: stores the environment, then masks all exceptions.
 fn fnstenv<M: Access, const N: usize>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::x87_control(cpu)?;
-    let at = General::linear(cpu, op, N as u64, Use::Write)?;
-    reach(cpu, m, at, N as u64, Use::Write)?;
+    let at = reach(cpu, m, op, N as u64, Use::Write)?;
     let bytes: [u8; N] = environment::pack(&cpu.fpu, layout(cpu));
     m.store_bytes(cpu, at, &bytes)?;
     cpu.fpu.control |= fpu::status::EXCEPTIONS;
@@ -101,8 +96,7 @@ fn fnstenv<M: Access, const N: usize>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> O
 
 fn fldenv<M: Access, const N: usize>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::x87(cpu)?;
-    let at = General::linear(cpu, op, N as u64, Use::Read)?;
-    reach(cpu, m, at, N as u64, Use::Read)?;
+    let at = reach(cpu, m, op, N as u64, Use::Read)?;
     let bytes: [u8; N] = m.load_array(cpu, at)?;
     let layout = layout(cpu);
     environment::unpack(&mut cpu.fpu, layout, &bytes);
@@ -112,8 +106,7 @@ fn fldenv<M: Access, const N: usize>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Ou
 /// FNSAVE: stores environment and registers, `N` bytes of environment of `ALL`, then does FNINIT.
 fn fnsave<M: Access, const N: usize, const ALL: usize>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::x87_control(cpu)?;
-    let at = General::linear(cpu, op, ALL as u64, Use::Write)?;
-    reach(cpu, m, at, ALL as u64, Use::Write)?;
+    let at = reach(cpu, m, op, ALL as u64, Use::Write)?;
     let head: [u8; N] = environment::pack(&cpu.fpu, layout(cpu));
     let mut bytes = [0; ALL];
     bytes[..N].copy_from_slice(&head);
@@ -125,8 +118,7 @@ fn fnsave<M: Access, const N: usize, const ALL: usize>(cpu: &mut Cpu, m: &mut M,
 
 fn frstor<M: Access, const N: usize, const ALL: usize>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::x87(cpu)?;
-    let at = General::linear(cpu, op, ALL as u64, Use::Read)?;
-    reach(cpu, m, at, ALL as u64, Use::Read)?;
+    let at = reach(cpu, m, op, ALL as u64, Use::Read)?;
     let bytes: [u8; ALL] = m.load_array(cpu, at)?;
     let mut head = [0; N];
     head.copy_from_slice(&bytes[..N]);
