@@ -237,10 +237,11 @@ impl Connection {
     }
 
     fn host_ends(&mut self, flags: u32) {
-        if self.host_done | flags != self.host_done {
-            self.host_done |= flags;
-            self.owed.shutdown = true;
-        }
+        // That nobody reads any more is no news for a guest that sends no more, and the other way round.
+        let end_of = |guest, host| if self.guest_done & guest != 0 { host } else { 0 };
+        let known = end_of(shutdown::SEND, shutdown::RECEIVE) | end_of(shutdown::RECEIVE, shutdown::SEND);
+        self.owed.shutdown |= flags & !self.host_done & !known != 0;
+        self.host_done |= flags;
         if self.host_done == shutdown::BOTH {
             self.stream = None;
             self.buffered = VecDeque::new();

@@ -121,6 +121,11 @@ impl Hub {
     }
 
     #[cfg(test)]
+    pub(super) fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    #[cfg(test)]
     pub(super) fn sizes(&self) -> (usize, usize, usize) {
         (self.connections.len(), self.clients.len(), self.resets.len())
     }
@@ -273,8 +278,11 @@ impl Hub {
     fn remove(&mut self, ends: Ends) {
         if let Some(connection) = self.connections.remove(&ends) {
             self.tokens.remove(&connection.token);
+            if connection.queued {
+                // A guest that calls and hangs up without taking a packet must not leave anything behind.
+                self.queue.retain(|queued| *queued != ends);
+            }
         }
-        // It may stand in the queue, where nobody will find it.
     }
 
     /// Does something to a connection, which is reset if that was against the rules.

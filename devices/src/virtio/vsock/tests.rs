@@ -410,6 +410,27 @@ fn a_client_that_leaves_before_the_guest_has_answered_is_forgotten() {
 }
 
 #[test]
+fn a_guest_that_calls_and_hangs_up_without_end_and_takes_no_packet_leaves_nothing_behind() {
+    let world = World::new();
+    let _listener = UnixListener::bind(world.folder.path().join("v.sock_5000")).unwrap();
+    let mut hub = lock(&world.device.shared.hub);
+    for op in [op::REQUEST, op::RST].into_iter().cycle().take(200) {
+        let header = Header {
+            source_cid: CID,
+            destination_cid: HOST,
+            source_port: 1024,
+            destination_port: 5000,
+            kind: STREAM,
+            op,
+            ..Header::default()
+        };
+        hub.receive(&header, &[]);
+        assert!(hub.queued() <= hub.sizes().0);
+    }
+    assert_eq!(hub.sizes(), (0, 0, 0));
+}
+
+#[test]
 fn there_are_only_so_many_connections() {
     let mut world = World::new();
     let path = world.folder.path().join("v.sock_9");
