@@ -14,7 +14,7 @@
 //! | [`rtc`] | the clock that knows the date |
 //! | [`i8042`] | the keyboard controller, without a keyboard |
 //! | [`pci`] | a root bus, configuration space, BARs, MSI and MSI-X |
-//! | [`virtio`] | virtio devices behind PCI: disk, entropy |
+//! | [`virtio`] | virtio devices behind PCI: disk, network card, entropy |
 //! | [`debug_exit`], [`debugcon`], [`post`] | ports for tests and firmware |
 //! | [`Interrupt`], [`Clock`], [`MachineEvents`] | what a device needs of its machine: a line, the time, somebody who resets it |
 //!
@@ -69,7 +69,7 @@
 //! # oracle.join().unwrap();
 //! # Ok::<(), reprise_devices::BusError>(())
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod acpi;
 pub mod bus;
@@ -87,6 +87,8 @@ pub mod post;
 pub mod rtc;
 pub mod serial;
 mod sync;
+#[allow(unsafe_code)]
+mod sys;
 #[cfg(test)]
 mod testing;
 pub mod virtio;

@@ -155,6 +155,9 @@ pub trait VirtioDevice: Send + Sync {
 pub enum Handled {
     /// It is done, and this many bytes were written, from the first writable one on.
     Used(u32),
+    /// As [`Used`](Self::Used), but the driver learns of it only together with the next request that is used: several requests
+    /// carry one answer. Should there be no next one yet, they are taken back, see [`QueueHandler::put_back`].
+    Held(u32),
     /// There is nothing to answer it with until [`QueueHandler::source`] can be read; it is asked again then.
     NotNow,
 }
@@ -171,6 +174,12 @@ pub trait QueueHandler: Send {
     /// # Errors
     /// [`ChainError`] if that is no request; it is given back with nothing written, and counted.
     fn handle(&mut self, chain: &Chain<'_>) -> Result<Handled, ChainError>;
+
+    /// All requests that were answered [`Handled::Held`] since the last that was used are taken back, and come again later; what
+    /// was written to them does not count. `all` says that they were as many as the queue can hold: there will never be more.
+    fn put_back(&mut self, all: bool) {
+        let _ = all;
+    }
 
     /// Where requests that are answered [`Handled::NotNow`] get their answers from.
     fn source(&self) -> Option<BorrowedFd<'_>> {
