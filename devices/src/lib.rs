@@ -14,7 +14,8 @@
 //! | [`rtc`] | the clock that knows the date |
 //! | [`i8042`] | the keyboard controller, without a keyboard |
 //! | [`pci`] | a root bus, configuration space, BARs, MSI and MSI-X |
-//! | [`virtio`] | virtio devices behind PCI: disk, network card, entropy |
+//! | [`virtio`] | virtio devices behind PCI: disk, network card, console, sockets, balloon, entropy |
+//! | [`vfio_user`] | PCI devices in other processes |
 //! | [`debug_exit`], [`debugcon`], [`post`] | ports for tests and firmware |
 //! | [`Interrupt`], [`Clock`], [`MachineEvents`] | what a device needs of its machine: a line, the time, somebody who resets it |
 //!
@@ -91,6 +92,7 @@ mod sync;
 mod sys;
 #[cfg(test)]
 mod testing;
+pub mod vfio_user;
 pub mod virtio;
 
 pub use acpi::{Acpi, AcpiState};
