@@ -30,14 +30,14 @@ use reprise_hypervisor::{GuestMemory, Hypervisor, HypervisorError, Kick, Vcpu, V
 
 use crate::acpi::{self, AcpiError, Description};
 use crate::boot::{self, BootError, Payload};
-use crate::config::{ConsoleMode, VmConfig};
+use crate::config::{ConsoleMode, DeviceSpec, VmConfig};
 use crate::console::{Console, ConsoleError};
 use crate::events::Events;
 use crate::snapshot::SnapshotError;
 use crate::vcpu_loop::{self, Ended, Outside};
 
 use board::{Board, Parts};
-pub use board::{BoardError, BoardStateError};
+pub use board::{BoardError, BoardStateError, OnEject};
 use gate::Gate;
 pub(crate) use gate::{Seat, Waited};
 pub use memory::MemoryError;
@@ -353,6 +353,43 @@ impl Machine {
         self.board.set_paused(false);
         self.vm.set_paused(false);
         self.shared.gate.open();
+    }
+
+    /// Adds the PCI device that `spec` asks for, called `name`, and tells the guest. Its device number is returned.
+    ///
+    /// # Errors
+    /// [`BoardError`] naming what is in the way; the machine is as before then.
+    pub fn add_device(&self, name: &str, spec: &DeviceSpec) -> Result<u8, BoardError> {
+        self.board.plug(name, spec)
+    }
+
+    /// Asks the guest to let go of the PCI device called `name`; who asks again reminds it. False if there is no such device.
+    #[must_use]
+    pub fn remove_device(&self, name: &str) -> bool {
+        self.board.unplug(name)
+    }
+
+    /// The devices that the guest was asked to let go of and has not.
+    #[must_use]
+    pub fn going(&self) -> Vec<String> {
+        self.board.asked_for()
+    }
+
+    /// Calls `tell`, from now on, when the guest has let go of a device: from a vCPU's thread, so that it must not wait.
+    pub fn on_eject(&self, tell: OnEject) {
+        self.board.on_eject(tell);
+    }
+
+    /// The devices that the guest has let go of since this was asked last; they are gone, and their names are free.
+    #[must_use]
+    pub fn take_ejected(&self) -> Vec<String> {
+        self.board.take_ejected()
+    }
+
+    /// The device numbers of the PCI devices by name.
+    #[must_use]
+    pub fn devices(&self) -> BTreeMap<String, u8> {
+        self.board.device_numbers()
     }
 
     /// Presses the ACPI power button. What comes of it is the guest's decision.

@@ -249,7 +249,9 @@ mod tests {
         let (own, other) = (World::new(), World::new());
         own.hotplug.add(1);
         own.hotplug.remove(2);
-        other.hotplug.restore(crate::testing::through_json(&own.hotplug.state()));
+        other
+            .hotplug
+            .restore(crate::testing::through_json(&own.hotplug.state()));
         assert_eq!((other.read(PORT, 4), other.read(PORT + REMOVED, 4)), (2, 4));
         assert_eq!(other.eject(4), [2]);
     }

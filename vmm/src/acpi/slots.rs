@@ -108,7 +108,8 @@ pub fn event(aml: &mut Vec<u8>) {
         for number in numbers() {
             let bit = 1_u32 << number;
             let set = And::new(&ZERO, &local, &bit);
-            let notify = Notify::new(&within(&name(number)), &what);
+            let slot = within(&name(number));
+            let notify = Notify::new(&slot, &what);
             If::new(&set, vec![&notify]).to_aml_bytes(&mut body);
         }
     }
