@@ -89,6 +89,7 @@ pub mod serial;
 mod sync;
 #[cfg(test)]
 mod testing;
+pub mod thread;
 pub mod virtio;
 
 pub use acpi::{Acpi, AcpiState};

@@ -30,7 +30,7 @@ pub mod transport;
 
 pub use block::{Block, BlockError, BlockOptions};
 pub use chain::{Chain, ChainError};
-pub use device::{ConfigChange, DeviceKind, DeviceStateError, Handled, QueueHandler, VirtioDevice};
+pub use device::{ConfigChange, DeviceKind, DeviceStateError, Handled, QueueHandler, ResizeError, VirtioDevice};
 pub use dma::{Dma, DmaError, MemoryWatcher};
 pub use rng::Rng;
 pub use transport::{VirtioError, VirtioPci, VirtioState, VirtioStateError};

@@ -32,7 +32,7 @@ mod validate;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
-pub use change::VmRemoveDevice;
+pub use change::{VmRemoveDevice, VmResize, VmResizeDisk};
 pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
 pub use cpus::{CpuAffinity, CpuFeatures, CpuModel, CpuTopology, CpusConfig};
 pub use delay::{DelayConfig, DelayTime};

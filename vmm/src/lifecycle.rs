@@ -42,6 +42,7 @@ use std::time::Instant;
 use crate::config::{ConfigError, ConsoleConfig, VmConfig};
 use crate::events::Events;
 use crate::machine::MachineEnd;
+use crate::sandbox::Sandbox;
 use crate::snapshot::{Prefault, Snapshot};
 
 pub use error::{VmmError, chain};
@@ -296,6 +297,7 @@ impl Vmm {
     pub fn snapshot(&self, destination: &Path) -> Result<(), VmmError> {
         let control = self.inner.control()?;
         self.inner.expect("vm.snapshot", "Paused", &[VmState::Paused])?;
+        Sandbox::lets_through("destination_url", destination).map_err(|source| VmmError::BadConfig { source })?;
         let place = destination.to_string_lossy();
         self.inner.events.emit("vm", "snapshotting", &[("destination", &place)]);
         if let Some(machine) = &control.machine {
@@ -317,6 +319,7 @@ impl Vmm {
         if let Ok(View { state: is, .. }) = self.inner.view() {
             return Err(VmmError::Exists { is });
         }
+        Sandbox::lets_through("source_url", source).map_err(|source| VmmError::BadConfig { source })?;
         let place = source.to_string_lossy();
         self.inner.events.emit("vm", "restoring", &[("source", &place)]);
         self.inner
@@ -419,6 +422,7 @@ impl Inner {
     /// What can be told of a configuration before the machine is built.
     fn check(&self, config: &VmConfig) -> Result<(), ConfigError> {
         config.validate()?;
+        Sandbox::confines(config)?;
         let max = self.guests.max_vcpus();
         if config.cpus.boot_vcpus > max {
             return Err(ConfigError::Value {

@@ -33,6 +33,7 @@ use crate::boot::{self, BootError, Payload};
 use crate::config::{ConsoleMode, DeviceSpec, VmConfig};
 use crate::console::{Console, ConsoleError};
 use crate::events::Events;
+use crate::sandbox;
 use crate::snapshot::SnapshotError;
 use crate::vcpu_loop::{self, Ended, Outside};
 
@@ -369,6 +370,14 @@ impl Machine {
         self.board.unplug(name)
     }
 
+    /// Changes the size of the PCI device called `name`: a disk's capacity, or what a balloon takes.
+    ///
+    /// # Errors
+    /// [`BoardError`] naming what is in the way; nothing has changed then.
+    pub fn resize_device(&self, name: &str, bytes: u64) -> Result<(), BoardError> {
+        self.board.resize(name, bytes)
+    }
+
     /// The devices that the guest was asked to let go of and has not.
     #[must_use]
     pub fn going(&self) -> Vec<String> {
@@ -436,6 +445,7 @@ impl Machine {
         thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
             // Should this thread panic, the machine must not go on without it.
             let _fallen = Fallen { shared: &shared, index };
+            sandbox::confine(sandbox::Kind::Vcpu);
             let ended = if seat.may_go_on(&*vcpu) {
                 let outside = Outside {
                     bus: &board.bus,

@@ -1,4 +1,4 @@
-//! The calls that add and remove devices: one for each section of the configuration, all alike.
+//! The calls that add, remove and resize devices. Adding has one for each section of the configuration, all alike.
 
 use axum::Json;
 use axum::http::StatusCode;
@@ -9,7 +9,9 @@ use utoipa_axum::routes;
 use super::body::JsonBody;
 use super::error::Refusal;
 use super::routes::Caller;
-use crate::config::{DeviceSpec, DiskConfig, FsConfig, NetConfig, UserDeviceConfig, VmRemoveDevice, VsockConfig};
+use crate::config::{
+    DeviceSpec, DiskConfig, FsConfig, NetConfig, UserDeviceConfig, VmRemoveDevice, VmResize, VmResizeDisk, VsockConfig,
+};
 use crate::lifecycle::{PciDeviceInfo, Vmm};
 
 macro_rules! add {
@@ -30,7 +32,10 @@ macro_rules! add {
 
         /// These calls and their description.
         pub(super) fn calls(router: OpenApiRouter<Vmm>) -> OpenApiRouter<Vmm> {
-            router$(.routes(routes!($call)))*.routes(routes!(vm_remove_device))
+            router$(.routes(routes!($call)))*
+                .routes(routes!(vm_remove_device))
+                .routes(routes!(vm_resize))
+                .routes(routes!(vm_resize_disk))
         }
     };
 }
@@ -61,5 +66,29 @@ async fn vm_remove_device(
     JsonBody(VmRemoveDevice { id }): JsonBody<VmRemoveDevice>,
 ) -> Result<StatusCode, Refusal> {
     caller.call(move |vmm| vmm.remove_device(&id)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Changes what the balloon takes from the guest. vCPUs and memory stay what they are.
+#[utoipa::path(put, path = "/vm.resize", request_body = VmResize, responses(
+    (status = 204, description = "The guest is asked for it"),
+    (status = 400, description = "That cannot be changed; the field and what was expected", body = Vec<String>),
+    (status = 404, description = "There is no VM", body = Vec<String>)))]
+async fn vm_resize(caller: Caller, JsonBody(resize): JsonBody<VmResize>) -> Result<StatusCode, Refusal> {
+    caller.call(move |vmm| vmm.resize(&resize)).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+/// Makes a disk larger; its image grows.
+#[utoipa::path(put, path = "/vm.resize-disk", request_body = VmResizeDisk, responses(
+    (status = 204, description = "The disk has that capacity, and the guest is told"),
+    (status = 400, description = "The disk cannot have that capacity", body = Vec<String>),
+    (status = 404, description = "There is no VM, or no such disk", body = Vec<String>),
+    (status = 409, description = "The VM is neither Running nor Paused", body = Vec<String>)))]
+async fn vm_resize_disk(
+    caller: Caller,
+    JsonBody(VmResizeDisk { id, desired_size }): JsonBody<VmResizeDisk>,
+) -> Result<StatusCode, Refusal> {
+    caller.call(move |vmm| vmm.resize_disk(&id, desired_size)).await?;
     Ok(StatusCode::NO_CONTENT)
 }

@@ -33,6 +33,7 @@ impl From<VmmError> for Refusal {
             | VmmError::Build { .. }
             | VmmError::Restore { .. }
             | VmmError::Device { .. }
+            | VmmError::Resize { .. }
             | VmmError::Fixed { .. } => StatusCode::BAD_REQUEST,
             VmmError::Snapshot { source } => match source {
                 SnapshotError::NoParent { .. } | SnapshotError::Foreign { .. } => StatusCode::BAD_REQUEST,

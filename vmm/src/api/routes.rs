@@ -255,8 +255,6 @@ macro_rules! not_yet {
 
 not_yet! {
     vm_nmi "/vm.nmi" "Sends a non-maskable interrupt; not supported yet.";
-    vm_resize "/vm.resize" "Changes vCPUs, memory or balloon; not supported yet.";
-    vm_resize_disk "/vm.resize-disk" "Changes the size of a disk; not supported yet.";
     vm_resize_zone "/vm.resize-zone" "Changes the size of a memory zone; not supported yet.";
     vm_coredump "/vm.coredump" "Writes the guest's memory to a file; not supported yet.";
     vm_receive_migration "/vm.receive-migration" "Takes a VM over from another host; not supported yet.";

@@ -4,9 +4,13 @@
 //! is taken out of the configuration at once if there is no machine; else the guest is asked, and an event says when it has
 //! let go. A guest that is switched off or reset has let go of everything.
 
-use super::{Control, DeviceNode, Guest, Inner, News, PciDeviceInfo, View, Vmm, VmmError, lock};
-use crate::config::{ConfigError, DeviceSpec, VmConfig};
 use std::sync::Arc;
+
+use super::{Control, DeviceNode, Guest, Inner, News, PciDeviceInfo, View, VmState, Vmm, VmmError, lock};
+use crate::config::{ConfigError, DeviceSpec, VmConfig, VmResize};
+
+/// The name of the balloon.
+const BALLOON: &str = "balloon";
 
 impl Vmm {
     /// Adds the device that `spec` asks for, on behalf of `call`. Of a machine that runs, or is paused, it is told where the
@@ -83,9 +87,91 @@ impl Vmm {
         }
         Ok(())
     }
+
+    /// Changes what the balloon takes from the guest.
+    ///
+    /// # Errors
+    /// [`VmmError::NoVm`], [`VmmError::BadConfig`] naming what cannot be changed, or [`VmmError::Resize`].
+    pub fn resize(&self, resize: &VmResize) -> Result<(), VmmError> {
+        let inner = &self.inner;
+        let control = inner.control()?;
+        let mut config = VmConfig::clone(&inner.view()?.config);
+        let fixed = |field: &str, asked: u64, is: u64| match asked == is {
+            true => Ok(()),
+            false => Err(ConfigError::NotSupported {
+                field: field.to_owned(),
+                asked: format!("{asked}"),
+                expected: format!("{is}, what there is"),
+            }),
+        };
+        let refused = |source| VmmError::BadConfig { source };
+        let vcpus = config.cpus.boot_vcpus;
+        fixed(
+            "desired_vcpus",
+            resize.desired_vcpus.unwrap_or(vcpus).into(),
+            vcpus.into(),
+        )
+        .map_err(refused)?;
+        let ram = config.memory.size;
+        fixed("desired_ram", resize.desired_ram.unwrap_or(ram), ram).map_err(refused)?;
+        let Some(bytes) = resize.desired_balloon else {
+            return Ok(());
+        };
+        let value = |expected: &str| {
+            refused(ConfigError::Value {
+                field: "desired_balloon".to_owned(),
+                value: bytes.to_string(),
+                expected: expected.to_owned(),
+            })
+        };
+        let Some(balloon) = &mut config.balloon else {
+            return Err(value("none, for the VM has no balloon"));
+        };
+        balloon.size = bytes;
+        if bytes > ram {
+            return Err(value(&format!("at most the {ram} bytes of the VM's memory")));
+        }
+        if let Some(machine) = &control.machine {
+            inner.resize_device(&**machine, "vm.resize", BALLOON, bytes)?;
+        }
+        inner.set_config(config);
+        Ok(())
+    }
+
+    /// Gives the disk called `id` a capacity of `bytes`.
+    ///
+    /// # Errors
+    /// [`VmmError::NoVm`], [`VmmError::WrongState`], [`VmmError::NoDevice`], or [`VmmError::Resize`].
+    pub fn resize_disk(&self, id: &str, bytes: u64) -> Result<(), VmmError> {
+        const CALL: &str = "vm.resize-disk";
+        let inner = &self.inner;
+        let control = inner.control()?;
+        inner.expect(CALL, "Running or Paused", &[VmState::Running, VmState::Paused])?;
+        let config = inner.view()?.config;
+        let known: Vec<_> = config.disks.iter().filter_map(|disk| disk.id.clone()).collect();
+        if !known.iter().any(|name| name == id) {
+            let id = id.to_owned();
+            return Err(VmmError::NoDevice { id, known });
+        }
+        match &control.machine {
+            Some(machine) => inner.resize_device(&**machine, CALL, id, bytes),
+            None => Ok(()),
+        }
+    }
 }
 
 impl Inner {
+    fn resize_device(&self, machine: &dyn Guest, call: &'static str, id: &str, bytes: u64) -> Result<(), VmmError> {
+        machine.resize_device(id, bytes).map_err(|source| VmmError::Resize {
+            call,
+            id: id.to_owned(),
+            source,
+        })?;
+        let size = bytes.to_string();
+        self.events.emit("vm", "device-resized", &[("id", id), ("size", &size)]);
+        Ok(())
+    }
+
     /// Makes a new machine's acquaintance: what it has, and that it tells when that changes.
     pub(super) fn greet(&self, machine: &dyn Guest, generation: u64) {
         let news = self.news.clone();

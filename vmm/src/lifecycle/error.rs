@@ -62,6 +62,16 @@ pub enum VmmError {
         /// What is in the way.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// A device cannot be given that size; it has the one it had.
+    #[error("{call} cannot change the size of the device {id}")]
+    Resize {
+        /// The call, as the API names it.
+        call: &'static str,
+        /// Its name.
+        id: String,
+        /// What is in the way.
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// There is no such device.
     #[error("there is no device {id:?}; expected one of {}", known.join(", "))]
     NoDevice {

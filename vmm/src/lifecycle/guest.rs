@@ -74,6 +74,11 @@ pub trait Guest: Send {
     fn add_device(&self, name: &str, spec: &DeviceSpec) -> Result<u8, GuestError>;
     /// Asks the guest to let go of the PCI device called `name`. False if there is no such device.
     fn remove_device(&self, name: &str) -> bool;
+    /// Changes the size of the device called `name`: a disk's capacity, or what a balloon takes.
+    ///
+    /// # Errors
+    /// Whatever is in the way; nothing has changed then.
+    fn resize_device(&self, name: &str, bytes: u64) -> Result<(), GuestError>;
     /// The devices that the guest was asked to let go of and has not.
     fn going(&self) -> Vec<String>;
     /// Has `tell` called when the guest has let go of a device: from any of the machine's threads, and it must not wait.
@@ -192,6 +197,10 @@ impl Guest for Machine {
 
     fn remove_device(&self, name: &str) -> bool {
         Self::remove_device(self, name)
+    }
+
+    fn resize_device(&self, name: &str, bytes: u64) -> Result<(), GuestError> {
+        Ok(Self::resize_device(self, name, bytes)?)
     }
 
     fn going(&self) -> Vec<String> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 use reprise_devices::acpi::ports::SCI_GSI;
 use reprise_devices::pci::{PciError, PciStateError};
 use reprise_devices::virtio::rng::RngError;
-use reprise_devices::virtio::{BlockError, VirtioError, VirtioStateError};
+use reprise_devices::virtio::{BlockError, ResizeError, VirtioError, VirtioStateError};
 use reprise_devices::{
     Acpi, AcpiState, Bus, BusError, Clock, DebugExit, Delay, Delays, DelaysState, Device, HostClock, HostClockState,
     I8042, I8042State, Interrupt, MachineEvents, MemorySize, NotDelayed, OutputState, PostCode, PostCodeState, Rtc,
@@ -189,6 +189,14 @@ pub enum BoardError {
         /// Its section of the configuration.
         section: &'static str,
     },
+    /// A device's size cannot be changed.
+    #[error("the device {name} cannot have that size")]
+    Resize {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: ResizeError,
+    },
     /// There is no entropy.
     #[error("virtio-rng cannot be made")]
     Rng {
@@ -271,6 +279,14 @@ impl Board {
     /// Asks the guest to let go of the PCI device called `name`; who asks again reminds it. False if there is no such device.
     pub fn unplug(&self, name: &str) -> bool {
         self.pci.ask_for(name)
+    }
+
+    /// Changes the size of the PCI device called `name`.
+    ///
+    /// # Errors
+    /// [`BoardError`] naming what is in the way; nothing has changed then.
+    pub fn resize(&self, name: &str, bytes: u64) -> Result<(), BoardError> {
+        self.pci.resize(name, bytes)
     }
 
     /// The devices that the guest was asked to let go of and has not.

@@ -243,6 +243,14 @@ impl Guest for Double {
         there
     }
 
+    fn resize_device(&self, name: &str, bytes: u64) -> Result<(), GuestError> {
+        self.note("resize-device");
+        if bytes % 512 != 0 {
+            return Err(format!("{bytes} is no size for {name}").into());
+        }
+        Ok(())
+    }
+
     fn going(&self) -> Vec<String> {
         self.inner.devices.lock().unwrap().going.clone()
     }

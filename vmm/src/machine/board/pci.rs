@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use reprise_devices::pci::{Hotplug, HotplugState, Layout, PciRoot, PciState};
-use reprise_devices::virtio::Dma;
+use reprise_devices::virtio::{Dma, ResizeError};
 use reprise_devices::{Acpi, Bus};
 use reprise_hypervisor::{GuestMemory, Vm};
 use serde::{Deserialize, Serialize};
@@ -135,6 +135,16 @@ impl Pci {
             self.hotplug.remove(*number);
         }
         number.is_some()
+    }
+
+    /// Changes the size of the device called `name`.
+    pub(super) fn resize(&self, name: &str, bytes: u64) -> Result<(), BoardError> {
+        let device = self.table().devices.get(name).cloned();
+        let resized = device.map_or(Err(ResizeError::Fixed), |device| device.resize(bytes));
+        resized.map_err(|source| BoardError::Resize {
+            name: name.to_owned(),
+            source,
+        })
     }
 
     /// The devices that the guest was asked to let go of and has not.
