@@ -92,6 +92,7 @@ mod sync;
 mod sys;
 #[cfg(test)]
 mod testing;
+pub mod thread;
 pub mod vfio_user;
 pub mod virtio;
 

@@ -1,8 +1,8 @@
 //! What a virtio device brings.
 
-use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use super::chain::{Chain, ChainError};
 use super::interrupts::Interrupts;
@@ -95,6 +95,30 @@ impl DeviceStateError {
     }
 }
 
+/// A device that cannot have the size that it is to have.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// It has no size that can be changed.
+    #[error("its size cannot be changed")]
+    Fixed,
+    /// It cannot have that one.
+    #[error("{bytes} bytes is no size for it; expected {expected}")]
+    Size {
+        /// What was asked for.
+        bytes: u64,
+        /// What would be accepted.
+        expected: String,
+    },
+    /// The host refuses.
+    #[error("what is behind it cannot be given {bytes} bytes")]
+    Io {
+        /// What was asked for.
+        bytes: u64,
+        /// What it says.
+        source: io::Error,
+    },
+}
+
 /// A device that a [`VirtioPci`](super::VirtioPci) shows to the guest.
 pub trait VirtioDevice: Send + Sync {
     /// Which device it is.
@@ -117,6 +141,15 @@ pub trait VirtioDevice: Send + Sync {
     /// It is put behind a transport, and tells changes of its configuration through `change` from now on.
     fn connect(&self, change: ConfigChange) {
         let _ = change;
+    }
+
+    /// Changes its size in bytes: a disk's capacity, or what a balloon takes. It [tells](ConfigChange::announce) its driver.
+    ///
+    /// # Errors
+    /// [`ResizeError`] if it cannot; nothing has changed then.
+    fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
+        let _ = bytes;
+        Err(ResizeError::Fixed)
     }
 
     /// The driver resets it. A handler may be amid a request of before. Never blocks: a vCPU thread says so.

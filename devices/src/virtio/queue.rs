@@ -27,6 +27,7 @@ use super::device::{Handled, QueueHandler};
 use super::dma::Dma;
 use super::interrupts::Interrupts;
 use crate::sync::lock;
+use crate::thread::{ThreadKind, begin};
 
 /// Requests served before the driver is told, if there are always more.
 const BATCH: u16 = 32;
@@ -116,9 +117,10 @@ impl QueueThread {
         });
         let theirs = Arc::clone(&shared);
         // The kernel shows the first 15 bytes.
-        let thread = thread::Builder::new()
-            .name(shared.name.clone())
-            .spawn(move || theirs.run(handler))?;
+        let thread = thread::Builder::new().name(shared.name.clone()).spawn(move || {
+            begin(ThreadKind::Queue);
+            theirs.run(handler);
+        })?;
         Ok(Self {
             shared,
             thread: Some(thread),

@@ -5,8 +5,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::config::{
-    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, MemoryConfig, RngConfig, from_json,
-    parse_size,
+    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, LandlockConfig, MemoryConfig,
+    RngConfig, from_json, parse_size,
 };
 use crate::lifecycle::chain;
 
@@ -62,6 +62,15 @@ pub(super) fn disk(text: &str) -> Result<DiskConfig, String> {
 /// Reads `PATH` or `src=PATH`.
 pub(super) fn rng(text: &str) -> Result<RngConfig, String> {
     read(members_with(text, "src", &[], &["src"])?)
+}
+
+/// Reads `path=PATH,access=rw`.
+pub(super) fn landlock_rule(text: &str) -> Result<LandlockConfig, String> {
+    let rule: LandlockConfig = read(members_with(text, "path", &[], &["path", "access"])?)?;
+    match rule.access.as_str() {
+        "r" | "w" | "rw" => Ok(rule),
+        other => Err(format!("access is {other:?}; expected r, w or rw")),
+    }
 }
 
 /// The members of `text`; a first part without `=` is the member `bare`.
@@ -212,6 +221,17 @@ mod tests {
             "path=/d,queue_size=1M",
         ] {
             assert!(disk(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_landlock_rule_is_a_path_and_what_may_be_done() {
+        assert_eq!(
+            landlock_rule("path=/a,access=rw").unwrap(),
+            LandlockConfig::new("/a", "rw")
+        );
+        for text in ["/a", "path=/a,access=x", "access=r", "path=/a,access=r,more=on"] {
+            assert!(landlock_rule(text).is_err(), "{text}");
         }
     }
 
