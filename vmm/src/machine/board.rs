@@ -8,7 +8,7 @@ use std::time::Duration;
 use reprise_devices::acpi::ports::SCI_GSI;
 use reprise_devices::pci::{PciError, PciStateError};
 use reprise_devices::virtio::rng::RngError;
-use reprise_devices::virtio::{BlockError, ResizeError, VirtioError, VirtioStateError};
+use reprise_devices::virtio::{BlockError, ResizeError, TapError, VirtioError, VirtioStateError};
 use reprise_devices::{
     Acpi, AcpiState, Bus, BusError, Clock, DebugExit, Delay, Delays, DelaysState, Device, HostClock, HostClockState,
     I8042, I8042State, Interrupt, MachineEvents, MemorySize, NotDelayed, OutputState, PostCode, PostCodeState, Rtc,
@@ -23,6 +23,8 @@ use crate::console::Console;
 
 mod device;
 mod disk;
+mod limits;
+mod net;
 mod pci;
 mod rng;
 
@@ -180,6 +182,22 @@ pub enum BoardError {
         /// Which, and why.
         #[from]
         source: BlockError,
+    },
+    /// A network card has no tap.
+    #[error("the network card {name} cannot be made")]
+    Net {
+        /// The device's name.
+        name: String,
+        /// Why.
+        source: TapError,
+    },
+    /// A network card's tap does not do as it is told.
+    #[error("the network card {name} cannot be made")]
+    NetHost {
+        /// The device's name.
+        name: String,
+        /// What the host says.
+        source: io::Error,
     },
     /// A section that the board has no device for.
     #[error("{name} cannot be made: `{section}` is not supported")]
