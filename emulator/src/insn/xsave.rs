@@ -79,9 +79,11 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     });
 }
 
-/// XSAVE's memory operand, up to the end of its header.
-fn area<M>(cpu: &Cpu, op: &Op<M>, usage: Use) -> Result<Linear, Stop> {
-    aligned::<M, General>(cpu, op, EXTENDED_START as u64, XSAVE_ALIGNMENT, usage)
+/// XSAVE's memory operand, up to the end of its header. The faults of its first byte come before the limit.
+fn area<M: Access>(cpu: &Cpu, m: &mut M, op: &Op<M>, usage: Use) -> Result<Linear, Stop> {
+    let at = aligned::<M, General>(cpu, op, 1, XSAVE_ALIGNMENT, usage)?;
+    check(cpu, m, at, 1, usage)?;
+    General::linear(cpu, op, EXTENDED_START as u64, usage)
 }
 
 /// The memory operand of FXSAVE and FXRSTOR, `length` bytes of it. The modelled processor looks at its last byte first, and
@@ -93,7 +95,7 @@ fn fxsave_area<M: Access>(
     length: usize,
     usage: Use,
 ) -> Result<[(Linear, Range<usize>); 2], Stop> {
-    let start = General::linear(cpu, op, 16, usage)?;
+    let start = General::linear(cpu, op, 4, usage)?;
     if !start.address.is_multiple_of(16) {
         // The alignment check, where it is on, comes first, and knows but the alignment of the fields.
         if cpu.view.checks_alignment() && !start.address.is_multiple_of(4) {
@@ -347,7 +349,7 @@ fn xsaves<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> 
 /// XSAVE, XSAVEOPT, XSAVEC. Of the modified optimisation XSAVEOPT makes no use, as it may.
 fn xsave<M: Access, V: Variant, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::xsave(cpu)?;
-    let at = area(cpu, op, Use::Write)?;
+    let at = area(cpu, m, op, Use::Write)?;
     let rfbm = requested(cpu);
     let used = rfbm
         & if V::COMPACTS {
@@ -368,7 +370,8 @@ fn xsave<M: Access, V: Variant, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: 
         .filter(|component| component.bit & saved != 0)
         .map(|component| offset_of(component) + component.size())
         .fold(EXTENDED_START, usize::max);
-    m.check_write(cpu, at, end as u64)?;
+    // A fault of the second page tells the last byte's address, as on the modelled processor.
+    m.check_write(cpu, at.offset(end as u64 - 1), 1)?;
 
     let header = at.offset(LEGACY_SIZE as u64);
     let mut bytes = [0; AREA];
@@ -467,8 +470,7 @@ fn xrstor_keys<const WIDE: bool, const SUPERVISOR: bool>(cpu: &mut Cpu, m: &mut 
 }
 
 fn restore<M: Access, const WIDE: bool, const SUPERVISOR: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
-    let at = area(cpu, op, Use::Read)?;
-    m.check_read(cpu, at, 1)?;
+    let at = area(cpu, m, op, Use::Read)?;
     let rfbm = requested(cpu);
     let header: [u8; 64] = m.load_array(cpu, at.offset(LEGACY_SIZE as u64))?;
     let mut fields = header.chunks_exact(8).map(|bytes| u64::from_le_bytes(word(bytes, 0)));
