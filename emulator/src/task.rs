@@ -167,7 +167,6 @@ pub(crate) fn switch(
     if reason.nests() {
         m.check_system(cpu, tss.segment.base, 2, Intent::Write)?;
     }
-    let state = State::read(cpu, m, &tss.segment)?;
 
     if !reason.nests() {
         clear_busy(cpu, m)?;
@@ -182,6 +181,8 @@ pub(crate) fn switch(
         m.store_system(cpu, tss.segment.base, cpu.tr.selector)?;
     }
 
+    // What has just been saved is what a task finds that returns to itself.
+    let state = State::read(cpu, m, &tss.segment)?;
     let mut task = state.load(cpu, &tss.segment, reason);
     let begun = begin(&mut task, m, &state, new, reason);
     match begun {

@@ -121,6 +121,14 @@ scenes:
     try_compat "mov $0xffffffff, %eax; mov %cs:1(%eax), %ecx"
     try_compat "push $0x4002; popf; iret"
     try_compat "ljmp $TSS_LONG, $0"
+
+    scene64 "double fault on a stack of its own"
+    movl $ist_stack_top, tss_long + 0x24
+    movb $1, idt64 + 16*8 + 4
+    movb $0x0e, idt64 + 16*13 + 5
+    mov $0x800000000000, %rbx
+    try64 "mov (%rbx), %al"
+    try64 "mov %rbx, %rsp; push %rax"
     jmp finish64
 
 .section .data

@@ -345,14 +345,6 @@ scenes:
     try64 "mov %ds:scratch64, %eax"
     mov $DATA32, %eax
     mov %eax, %ds
-
-    scene64 "double fault on a stack of its own"
-    movl $ist_stack_top, tss_long + 0x24
-    movb $1, idt64 + 16*8 + 4
-    movb $0x0e, idt64 + 16*13 + 5
-    mov $NOWHERE, %rbx
-    try64 "mov (%rbx), %al"
-    try64 "mov %rbx, %rsp; push %rax"
     jmp finish64
 
 ist_target:
