@@ -29,7 +29,8 @@
 //! so does an integer store but to the stack.
 //! # Limits
 //! - Registers of interrupt controllers inside KVM are not there for a rescued instruction: they read as all ones.
-//! - Breakpoints in debug registers are not looked at for a rescued instruction, as they are not by KVM's own emulation.
+//! - Breakpoints in debug registers are not looked at for a rescued instruction, as data breakpoints are not by KVM's own
+//!   emulation. Software that runs on notices within eight rescues that the guest has set one.
 //! - A store by a rescued instruction to a page table that KVM shadows (no EPT, no NPT) is not noticed there.
 
 mod ahead;
@@ -44,7 +45,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
 use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{SyncReg, VcpuFd};
-use reprise_emulator::cpu::flags;
+use reprise_emulator::cpu::{Activity, flags};
 use reprise_emulator::cpuid::CpuidTable;
 use reprise_emulator::event;
 use reprise_emulator::{
@@ -64,6 +65,8 @@ use crate::{Answer, IoRequest, RequestId};
 
 /// The least bound with which software runs on.
 const WORTH: u32 = 4;
+/// So many times software runs on without a look for breakpoints, once there were none: that costs as much as half an exit.
+const UNWATCHED: u32 = 7;
 
 /// What became of a rescue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,6 +93,8 @@ pub struct Rescuer {
     adopted: bool,
     /// The device access that is under way.
     asked: Option<IoRequest>,
+    /// So many times software runs on before it looks for breakpoints again.
+    unwatched: u32,
     /// Instructions left to be executed behind the first, and which are KVM's then.
     left: u64,
     /// The first instruction is not done yet.
@@ -173,6 +178,7 @@ impl Rescuer {
             failure: None,
             adopted: false,
             asked: None,
+            unwatched: 0,
             left: 0,
             first: false,
             started: 0,
@@ -305,7 +311,8 @@ impl Rescuer {
         let debugging = (exception.injected | exception.pending) != 0 && exception.nr == event::DB;
         // Running on over a few instructions is not worth it.
         let runs_on = bound >= WORTH;
-        if debugging || came.regs.rflags & flags::TF != 0 || runs_on {
+        let looks = runs_on && self.unwatched == 0;
+        if debugging || came.regs.rflags & flags::TF != 0 || looks {
             parts = parts.with(Parts::DEBUG);
         }
         self.figures.transfers += 1;
@@ -313,7 +320,13 @@ impl Rescuer {
             self.moment.0.store(tsc, Ordering::Relaxed);
         }
         let cpu = self.emulator.cpu();
-        let watched = cpu.dr7 & 0xff != 0 || cpu.flags.any(flags::TF);
+        let armed = cpu.dr7 & 0xff != 0;
+        if looks {
+            self.unwatched = if armed { 0 } else { UNWATCHED };
+        } else if runs_on {
+            self.unwatched -= 1;
+        }
+        let watched = armed || cpu.flags.any(flags::TF);
         self.left = if watched || !runs_on { 0 } else { u64::from(bound) - 1 };
         self.first = true;
         self.started = self.emulator.counters().instructions;
@@ -353,13 +366,9 @@ impl Rescuer {
                         instructions = 0;
                     }
                 },
-                Exit::Shutdown => {
-                    self.finish(vcpu, false)?;
-                    if !self.adopted {
-                        Held::settle(vcpu)?;
-                    }
-                    return Ok(Rescued::Shutdown);
-                }
+                Exit::Shutdown => return self.shut_down(vcpu),
+                // The limit was reached with the triple fault.
+                Exit::Attention if self.emulator.cpu().activity == Activity::Shutdown => return self.shut_down(vcpu),
                 Exit::Elsewhere if self.fetch_more(vcpu)? => {
                     instructions = self
                         .left
@@ -417,6 +426,15 @@ impl Rescuer {
         let page = request.address & PAGE;
         let local = vcpu.sync_regs().sregs.apic_base & PAGE;
         request.direction == Direction::Read && (page == IO_APIC || page == local)
+    }
+
+    /// A triple fault: KVM has the registers then, and is not to run.
+    fn shut_down(&mut self, vcpu: &mut VcpuFd) -> Result<Rescued, KvmVcpuError> {
+        self.finish(vcpu, false)?;
+        if !self.adopted {
+            Held::settle(vcpu)?;
+        }
+        Ok(Rescued::Shutdown)
     }
 
     /// Gives KVM its state back; `ran_out` if software could have gone on.

@@ -268,12 +268,16 @@ impl KvmVcpu {
             None => return Err(self.unexpected(exit).into()),
         };
         let request = *exchange.request();
-        let registers = self.run.registers();
-        // An instruction that has ended has moved RIP, or counted, or asks the same again.
-        let again = |own: &Obtained| (own.space, own.address) == (request.space, request.address);
-        if exchange.is_write() || registers != self.obtained_by || self.obtained.iter().any(again) {
+        if exchange.is_write() {
             self.obtained.clear();
-            self.obtained_by = registers;
+        } else {
+            let registers = self.run.registers();
+            // An instruction that has ended has moved RIP, or counted, or asks the same again.
+            let again = |own: &Obtained| (own.space, own.address) == (request.space, request.address);
+            if registers != self.obtained_by || self.obtained.iter().any(again) {
+                self.obtained.clear();
+                self.obtained_by = registers;
+            }
         }
         self.exchange = Some(exchange);
         self.counters.device_accesses += 1;

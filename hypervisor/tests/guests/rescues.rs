@@ -129,9 +129,14 @@ fn run(
     }
     let mut data = vec![0; 0x2000];
     world.memory.read_slice(&mut data, GuestAddress(DATA)).unwrap();
-    // What of an FXSAVE area differs between processors: the bits that MXCSR has, and whether reserved bytes are written.
-    data[0x1000 + 28..0x1000 + 32].fill(0);
-    data[0x1000 + 416..0x1000 + 512].fill(0);
+    // What of an FXSAVE or XSAVE area differs between processors: the bits that MXCSR has, and whether reserved bytes are written.
+    for area in [0x800, 0x1000] {
+        data[area + 28..area + 32].fill(0);
+        data[area + 416..area + 512].fill(0);
+        if ring == 3 {
+            data[area + 6..area + 24].fill(0);
+        }
+    }
     Left {
         accesses,
         cpu: serde_json::to_value(&*cpu).unwrap(),
@@ -155,7 +160,7 @@ fn same(kind: (u8, bool), write: impl Fn(&mut CodeAssembler) -> Result<(), IcedE
     let kvm = kvm?;
     assert_eq!(kvm.accesses, soft.accesses);
     let differ = kvm.data.iter().zip(&soft.data).position(|(one, other)| one != other);
-    assert_eq!(differ, None, "offset of the first byte that differs");
+    assert_eq!(differ, None, "offset of the first byte that differs, of {kind:?}");
     let (serde_json::Value::Object(one), serde_json::Value::Object(other)) = (&kvm.cpu, &soft.cpu) else {
         panic!("a processor is an object")
     };
@@ -228,14 +233,12 @@ fn classes(a: &mut CodeAssembler) -> Result<(), IcedError> {
     a.mov(rdx, r13)
 }
 
-/// What came after SSE2.
+/// What came after SSE2. MOVBE is not among it: a KVM in software raises #UD for it by itself, announced or not.
 fn wide_classes(a: &mut CodeAssembler) -> Result<(), IcedError> {
     // Integers.
     a.popcnt(r10, qword_ptr(rbx + 8))?;
     a.crc32(r10, qword_ptr(rbx + 16))?;
     a.crc32(r10d, byte_ptr(rbx + 24))?;
-    a.movbe(r11, qword_ptr(rbx + 24))?;
-    a.movbe(qword_ptr(rbx + 32), rsi)?;
     a.andn(r12, rsi, qword_ptr(rbx + 40))?;
     a.bextr(r13, qword_ptr(rbx + 48), rcx)?;
     a.blsr(r14, qword_ptr(rbx + 56))?;
@@ -301,7 +304,8 @@ fn a_guest_of_everything_that_fails_ends_the_same_in_both_rings() {
                 eprintln!("skipped in ring 3: this processor has no AVX2");
                 continue;
             }
-            let left = same((ring, wide), |a| program(a, 20, wide));
+            // More of the wide ones do not fit below the data.
+            let left = same((ring, wide), |a| program(a, if wide { 10 } else { 20 }, wide));
             if let Some(kvm) = left {
                 let software = kvm
                     .counters
@@ -341,20 +345,6 @@ fn what_only_a_kernel_executes_ends_the_same() {
             a.pushfq()?;
             a.pop(r13)?;
             a.clac()?;
-            // To the next instruction, by the 32-bit form.
-            let mut next = a.create_label();
-            a.mov(r12, rsp)?;
-            a.lea(rdi, qword_ptr(next))?;
-            a.sub(rsp, 20)?;
-            a.mov(dword_ptr(rsp), edi)?;
-            a.mov(dword_ptr(rsp + 4), 24)?;
-            a.mov(dword_ptr(rsp + 8), 0x246)?;
-            a.mov(dword_ptr(rsp + 12), r12d)?;
-            a.mov(dword_ptr(rsp + 16), 16)?;
-            a.cli()?;
-            a.iretd()?;
-            a.set_label(&mut next)?;
-            a.cli()?;
             if software {
                 a.movdiri(qword_ptr(rbx + 40), rsi)?;
                 a.movdiri(dword_ptr(rbx + 52), esi)?;
