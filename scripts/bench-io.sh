@@ -7,7 +7,7 @@
 # the same raw image and the same tap, and the medians are compared. The image lies in IMAGES (/dev/shm, so that no disk of the host
 # is measured); the guest reads and writes it past its own page cache. QEMU is Debian's qemu-system-x86, machine q35 with virtio-pci;
 # QEMU=FILE takes another one, QEMU_DISK and QEMU_NET replace its options for the two devices. HYPERVISOR=kvm measures Reprise on
-# KVM against nobody. Needs root for the tap, and a C compiler for what runs in the guest.
+# KVM against nobody, and MACHINES=reprise or MACHINES=qemu only one of them; SKIP_BUILD=1 takes the binary that is there. Needs root for the tap, and a C compiler for what runs in the guest.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -129,8 +129,7 @@ MACHINE
     chmod +x "$work/reprise.sh" "$work/qemu.sh"
 }
 
-machines="reprise qemu"
-[ "$hypervisor" = soft ] || machines=reprise
+case $hypervisor in soft) machines=${MACHINES:-reprise qemu} ;; *) machines=reprise ;; esac
 
 # Measures $1 with each machine in turn, RUNS times, and prints the medians in units of $2 ("NAME UNITS WORD" lines) a second.
 compare() {
@@ -164,11 +163,13 @@ compare() {
         { values[$1 " " $2] = values[$1 " " $2] " " $3 }
         END {
             for (i = 1; i <= n; i++) {
-                a = amount[i] / median("reprise " name[i])
-                if (("qemu " name[i]) in values) {
-                    b = amount[i] / median("qemu " name[i])
-                    printf "%s: reprise %.0f %s, qemu-tcg %.0f %s, ratio %.2f\n", name[i], a, word[i], b, word[i], a / b
-                } else printf "%s: reprise %.0f %s\n", name[i], a, word[i]
+                ours = ("reprise " name[i]) in values; theirs = ("qemu " name[i]) in values
+                a = ours ? amount[i] / median("reprise " name[i]) : 0
+                b = theirs ? amount[i] / median("qemu " name[i]) : 0
+                line = name[i] ":"
+                if (ours) line = line sprintf(" reprise %.0f %s", a, word[i])
+                if (theirs) line = line sprintf(" qemu-tcg %.0f %s", b, word[i])
+                print line (ours && theirs ? sprintf(" ratio %.2f", a / b) : "")
             }
         }' "$work/$what.all"
 }
