@@ -15,6 +15,7 @@
 //! | [`i8042`] | the keyboard controller, without a keyboard |
 //! | [`pci`] | a root bus, configuration space, BARs, MSI and MSI-X |
 //! | [`virtio`] | virtio devices behind PCI: disk, entropy |
+//! | [`vfio_user`] | PCI devices in other processes |
 //! | [`debug_exit`], [`debugcon`], [`post`] | ports for tests and firmware |
 //! | [`Interrupt`], [`Clock`], [`MachineEvents`] | what a device needs of its machine: a line, the time, somebody who resets it |
 //!
@@ -89,6 +90,7 @@ pub mod serial;
 mod sync;
 #[cfg(test)]
 mod testing;
+pub mod vfio_user;
 pub mod virtio;
 
 pub use acpi::{Acpi, AcpiState};

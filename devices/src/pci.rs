@@ -53,4 +53,10 @@ pub trait Messages: Send + Sync {
     fn route(&self, vector: u16, message: Option<Message>) {
         let _ = (vector, message);
     }
+
+    /// Whether `vector` was signalled by somebody else in the function's name, and could not be sent yet: its pending bit.
+    fn is_pending(&self, vector: u16) -> bool {
+        let _ = vector;
+        false
+    }
 }

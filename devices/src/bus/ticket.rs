@@ -117,7 +117,7 @@ impl Ticket {
     }
 
     /// This ticket, with the bits of its answer reduced to `keep` and those of `set` added.
-    pub(super) fn masked(self, keep: u64, set: u64) -> Self {
+    pub(crate) fn masked(self, keep: u64, set: u64) -> Self {
         Self {
             keep: self.keep & keep,
             set: self.set & keep | set,

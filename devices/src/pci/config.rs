@@ -140,11 +140,26 @@ impl ConfigSpace {
     /// # Errors
     /// [`ConfigSpaceError::Capability`] if there is no room.
     pub fn add_capability(&mut self, id: u8, body: &[u8], writable: &[u8]) -> Result<u8, ConfigSpaceError> {
-        let length = 2 + body.len();
-        let none = ConfigSpaceError::Capability { id, length };
+        let none = ConfigSpaceError::Capability {
+            id,
+            length: 2 + body.len(),
+        };
         let at = u8::try_from(self.free).map_err(|_| none)?;
-        if self.free + length > CONFIG_LENGTH || writable.len() > body.len() {
-            return Err(none);
+        self.place_capability(at, id, body, writable)?;
+        Ok(at)
+    }
+
+    /// As [`add_capability`](Self::add_capability), at a place of the caller's choice behind the header, a multiple of 4. It is
+    /// the last in the list; that it overlaps no other is the caller's to see to.
+    ///
+    /// # Errors
+    /// [`ConfigSpaceError::Capability`] if there is no such place.
+    pub fn place_capability(&mut self, at: u8, id: u8, body: &[u8], writable: &[u8]) -> Result<(), ConfigSpaceError> {
+        let length = 2 + body.len();
+        let end = usize::from(at) + length;
+        let placed = at >= spec::HEADER_END && at.is_multiple_of(4) && end <= CONFIG_LENGTH;
+        if !placed || writable.len() > body.len() {
+            return Err(ConfigSpaceError::Capability { id, length });
         }
         self.set(at, &[id, 0]);
         self.set(at + 2, body);
@@ -153,8 +168,8 @@ impl ConfigSpace {
         let flags = self.u16(spec::STATUS) | status::CAPABILITIES;
         self.set(spec::STATUS, &flags.to_le_bytes());
         self.link = at + 1;
-        self.free = (self.free + length).next_multiple_of(4);
-        Ok(at)
+        self.free = self.free.max(end.next_multiple_of(4));
+        Ok(())
     }
 
     /// Reads `size` bytes at `offset`; zero beyond the end.

@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::config::{Bar, ConfigSpace, ConfigSpaceError};
 use super::msi::{self, Msi, MsiState};
-use super::msix::{self, Msix, MsixPlace, MsixState};
+use super::msix::{MaskChange, Msix, MsixPlace, MsixState};
 use super::spec::{self, capability, command};
-use crate::bus::{Device, Response};
+use crate::bus::{Device, Response, Ticket};
 use crate::sync::lock;
 
 /// In an offset that the bus passes, where the number of the BAR is.
@@ -43,6 +43,27 @@ pub trait Registers: Send + Sync {
     /// Called after `size` bytes at `offset` of `config` were written. The configuration space is locked.
     fn after_config_write(&self, config: &ConfigSpace, offset: u64, size: u8) {
         let _ = (config, offset, size);
+    }
+
+    /// Asks the device itself for `size` bytes of configuration space, where it has some of its own: which bits of the answer are
+    /// the device's, and the answer. The other bits are those of the [`ConfigSpace`].
+    fn own_config_read(&self, offset: u64, size: u8) -> Option<(u64, Response)> {
+        let _ = (offset, size);
+        None
+    }
+
+    /// Called after `value` was written to `config`, for a device that has bytes of its own there or wants to know. The
+    /// configuration space is locked.
+    fn own_config_write(&self, config: &ConfigSpace, offset: u64, size: u8, value: u64) -> Response {
+        let _ = (config, offset, size, value);
+        Response::Done(0)
+    }
+
+    /// Says that `vector` of MSI-X is masked from now on, or is not any more as soon as the answer is there: for a device that
+    /// keeps masks of its own.
+    fn set_masked(&self, vector: u16, masked: bool) -> Response {
+        let _ = (vector, masked);
+        Response::Done(0)
     }
 
     /// As [`Device::counters`].
@@ -122,11 +143,19 @@ impl Function {
     /// # Errors
     /// [`ConfigSpaceError`] if configuration space has no room.
     pub fn with_msix(mut self, msix: Arc<Msix>, place: MsixPlace) -> Result<Self, ConfigSpaceError> {
-        let mut body = Vec::from((msix.vectors() - 1).to_le_bytes());
-        body.extend((place.table | u32::from(place.bar)).to_le_bytes());
-        body.extend((place.pending | u32::from(place.bar)).to_le_bytes());
-        let writable = msix::control::ENABLE | msix::control::FUNCTION_MASK;
-        let at = lock(&self.config).add_capability(capability::MSIX, &body, &writable.to_le_bytes())?;
+        let (body, writable) = msix.capability(place);
+        let at = lock(&self.config).add_capability(capability::MSIX, &body, &writable)?;
+        self.msix = Some(MsixCapability { msix, place, at });
+        Ok(self)
+    }
+
+    /// As [`with_msix`](Self::with_msix), with the capability at `at`.
+    ///
+    /// # Errors
+    /// [`ConfigSpaceError`] if that is no place for it.
+    pub fn with_msix_at(mut self, msix: Arc<Msix>, place: MsixPlace, at: u8) -> Result<Self, ConfigSpaceError> {
+        let (body, writable) = msix.capability(place);
+        lock(&self.config).place_capability(at, capability::MSIX, &body, &writable)?;
         self.msix = Some(MsixCapability { msix, place, at });
         Ok(self)
     }
@@ -162,6 +191,16 @@ impl Function {
         config.read(offset, size)
     }
 
+    /// As [`read_config`](Self::read_config), where a device may have to be asked.
+    pub fn ask_config(&self, offset: u64, size: u8) -> Response {
+        let own = self.read_config(offset, size);
+        match self.registers.own_config_read(offset, size) {
+            None => Response::Done(own),
+            Some((theirs, Response::Done(value))) => Response::Done(value & theirs | own & !theirs),
+            Some((theirs, Response::Later(ticket))) => Response::Later(ticket.masked(theirs, own & !theirs)),
+        }
+    }
+
     /// Configuration space with the pending bits as they are now.
     fn current(&self) -> MutexGuard<'_, ConfigSpace> {
         let mut config = lock(&self.config);
@@ -172,8 +211,8 @@ impl Function {
         config
     }
 
-    /// Writes `size` bytes of configuration space.
-    pub fn write_config(&self, offset: u64, size: u8, value: u64) {
+    /// Writes `size` bytes of configuration space. What is told late is only that a device knows.
+    pub fn write_config(&self, offset: u64, size: u8, value: u64) -> Response {
         let mut config = lock(&self.config);
         let before = config.clone();
         config.write(offset, size, value);
@@ -181,6 +220,7 @@ impl Function {
             self.settle(&config);
         }
         self.registers.after_config_write(&config, offset, size);
+        self.registers.own_config_write(&config, offset, size, value)
     }
 
     /// The BARs and where each answers.
@@ -197,7 +237,7 @@ impl Function {
 
     /// The bus's offset of the first byte of `bar`.
     pub(super) fn first_offset(bar: Bar) -> u64 {
-        u64::from(bar.index) << BAR_SHIFT
+        join(bar.index, 0)
     }
 
     /// What is remembered.
@@ -276,14 +316,42 @@ impl Function {
     }
 
     /// The part of MSI-X that lies at `offset` of BAR `bar`.
-    fn msix_part(&self, bar: u8, offset: u64) -> Option<(&Msix, Part)> {
-        let MsixCapability { msix, place, .. } = self.msix.as_ref().filter(|msix| msix.place.bar == bar)?;
-        let within = |start: u32, length: u64| offset.checked_sub(start.into()).filter(|offset| *offset < length);
-        let part = match within(place.table, msix.table_length()) {
+    fn msix_part(&self, bar: u8, offset: u64) -> Option<(&Arc<Msix>, Part)> {
+        let MsixCapability { msix, place, .. } = self.msix.as_ref()?;
+        let within = |of: u8, start: u32, length: u64| {
+            let offset = offset.checked_sub(start.into()).filter(|_| of == bar)?;
+            (offset < length).then_some(offset)
+        };
+        let part = match within(place.bar, place.table, msix.table_length()) {
             Some(offset) => Part::Table(offset),
-            None => Part::Pending(within(place.pending, msix.pending_length())?),
+            None => Part::Pending(within(place.pending_bar, place.pending, msix.pending_length())?),
         };
         Some((msix, part))
+    }
+
+    /// Writes the table of MSI-X. A vector is unmasked when the device knows of it, which keeps the write open until then. Should
+    /// the device never know, for being gone, the table is as it was written all the same.
+    fn write_table(&self, msix: &Arc<Msix>, offset: u64, size: u8, value: u64) -> Response {
+        let unmasking = match msix.begin_write(offset, size, value) {
+            None => return Response::Done(0),
+            Some(MaskChange::Masked(vector)) => return self.registers.set_masked(vector, true),
+            Some(MaskChange::Unmasks(unmasking)) => unmasking,
+        };
+        match self.registers.set_masked(unmasking.vector, false) {
+            Response::Done(_) => {
+                msix.finish_write(unmasking);
+                Response::Done(0)
+            }
+            Response::Later(known) => {
+                let (ticket, completion) = Ticket::pair();
+                let msix = Arc::clone(msix);
+                known.on_ready(move || {
+                    msix.finish_write(unmasking);
+                    completion.complete(0);
+                });
+                Response::Later(ticket)
+            }
+        }
     }
 }
 
@@ -296,6 +364,11 @@ enum Part {
 /// The BAR and the offset in it of an offset that the bus passes.
 fn split(offset: u64) -> (u8, u64) {
     ((offset >> BAR_SHIFT) as u8, offset & ((1 << BAR_SHIFT) - 1))
+}
+
+/// The offset that the bus passes for an offset in a BAR.
+fn join(bar: u8, offset: u64) -> u64 {
+    u64::from(bar) << BAR_SHIFT | offset
 }
 
 /// The BARs, as the bus sees them.
@@ -316,10 +389,7 @@ impl Device for Function {
     fn write(&self, offset: u64, size: u8, value: u64) -> Response {
         let (bar, offset) = split(offset);
         match self.msix_part(bar, offset) {
-            Some((msix, Part::Table(offset))) => {
-                msix.write_table(offset, size, value);
-                Response::Done(0)
-            }
+            Some((msix, Part::Table(offset))) => self.write_table(msix, offset, size, value),
             Some((_, Part::Pending(_))) => Response::Done(0),
             None => self.registers.write(bar, offset, size, value),
         }
@@ -327,7 +397,15 @@ impl Device for Function {
 
     fn resume(&self, offset: u64, size: u8, write: Option<u64>) -> Response {
         let (bar, offset) = split(offset);
-        self.registers.resume(bar, offset, size, write)
+        match (self.msix_part(bar, offset), write) {
+            // The table is this function's: what was under way is finished here, whatever the device knows.
+            (Some((msix, Part::Table(offset))), Some(value)) => {
+                msix.write_table(offset, size, value);
+                Response::Done(0)
+            }
+            (Some(_), _) => self.read(join(bar, offset), size),
+            (None, _) => self.registers.resume(bar, offset, size, write),
+        }
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

@@ -5,6 +5,8 @@
 //!   instead, once, and is sent as soon as it may, with the address and data that stand in the table then.
 //! - Disabled, a vector is neither sent nor pending.
 //! - Where a vector's messages go is told only when it changes.
+//! - A write that unmasks a vector can be kept open ([`Msix::begin_write`]) until whoever else has to know does. All else of it
+//!   is in the table at once, and a vector that is written again meanwhile is not unmasked by what came before.
 
 use std::sync::{Arc, Mutex};
 
@@ -29,16 +31,38 @@ pub mod control {
 
 /// Vector Control: Mask Bit.
 const MASK: u32 = 1 << 0;
+/// Where in an entry the byte of Vector Control is that has it.
+const CONTROL: usize = 12;
 
-/// Where table and pending-bit array lie, both in one BAR.
+/// Where table and pending-bit array lie.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MsixPlace {
-    /// The BAR.
+    /// The BAR of the table.
     pub bar: u8,
     /// The offset of the table in bytes, a multiple of 8.
     pub table: u32,
     /// The offset of the pending-bit array in bytes, a multiple of 8.
     pub pending: u32,
+    /// The BAR of the pending-bit array, mostly the same.
+    pub pending_bar: u8,
+}
+
+/// A vector that a write to the table masks or unmasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MaskChange {
+    /// It is masked already.
+    Masked(u16),
+    /// It is unmasked when [`Msix::finish_write`] is called.
+    Unmasks(Unmasking),
+}
+
+/// A vector on its way to being unmasked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unmasking {
+    /// Which.
+    pub vector: u16,
+    /// How often its Vector Control had been written.
+    write: u32,
 }
 
 /// One vector, as saved.
@@ -83,6 +107,8 @@ struct Inner {
     vectors: Vec<VectorState>,
     /// What was told of each vector's route.
     routes: Vec<Option<Message>>,
+    /// How often each Vector Control was written.
+    writes: Vec<u32>,
     enabled: bool,
     function_masked: bool,
     master: bool,
@@ -97,6 +123,7 @@ impl Msix {
             inner: Mutex::new(Inner {
                 vectors: vec![VectorState::default(); count],
                 routes: vec![None; count],
+                writes: vec![0; count],
                 enabled: false,
                 function_masked: false,
                 master: false,
@@ -161,14 +188,41 @@ impl Msix {
 
     /// Writes the table at `offset` from its start.
     pub fn write_table(&self, offset: u64, size: u8, value: u64) {
+        if let Some(MaskChange::Unmasks(unmasking)) = self.begin_write(offset, size, value) {
+            self.finish_write(unmasking);
+        }
+    }
+
+    /// Writes the table at `offset` from its start, but leaves a vector masked that is to be unmasked by that. No write is wide
+    /// enough to reach the Vector Control of two.
+    pub fn begin_write(&self, offset: u64, size: u8, value: u64) -> Option<MaskChange> {
         let mut inner = lock(&self.inner);
+        let mut change = None;
         // Whole before anything comes of it: an address half written is nobody's.
         bytes::write(offset, size, value, |at, byte| {
-            let vector = usize::try_from(at / ENTRY_LENGTH).unwrap_or(usize::MAX);
-            if let Some(vector) = inner.vectors.get_mut(vector) {
-                let mut entry = vector.entry();
-                entry[(at % ENTRY_LENGTH) as usize] = byte;
-                vector.set_entry(entry);
+            let Ok(vector) = usize::try_from(at / ENTRY_LENGTH) else {
+                return;
+            };
+            let place = (at % ENTRY_LENGTH) as usize;
+            let Inner { vectors, writes, .. } = &mut *inner;
+            let (Some(state), Some(writes)) = (vectors.get_mut(vector), writes.get_mut(vector)) else {
+                return;
+            };
+            let before = state.masked;
+            let mut entry = state.entry();
+            entry[place] = byte;
+            state.set_entry(entry);
+            if place == CONTROL {
+                *writes = writes.wrapping_add(1);
+                if before && !state.masked {
+                    state.masked = true;
+                    change = Some(MaskChange::Unmasks(Unmasking {
+                        vector: vector as u16,
+                        write: *writes,
+                    }));
+                } else if !before && state.masked {
+                    change = Some(MaskChange::Masked(vector as u16));
+                }
             }
         });
         let last = offset.saturating_add(u64::from(size.max(1)) - 1);
@@ -179,6 +233,17 @@ impl Msix {
                 self.settle(&mut inner, vector);
             }
         }
+        change
+    }
+
+    /// Unmasks a vector whose unmasking was begun, unless its Vector Control has been written again.
+    pub fn finish_write(&self, unmasking: Unmasking) {
+        let mut inner = lock(&self.inner);
+        let vector = usize::from(unmasking.vector);
+        if inner.writes.get(vector) == Some(&unmasking.write) {
+            inner.vectors[vector].masked = false;
+            self.settle(&mut inner, vector);
+        }
     }
 
     /// Reads the pending-bit array at `offset` from its start. It cannot be written.
@@ -188,11 +253,19 @@ impl Msix {
         bytes::read(offset, size, |at| {
             let first = usize::try_from(at).unwrap_or(usize::MAX).saturating_mul(8);
             let bits = (0..8).filter(|bit| {
-                let vector = inner.vectors.get(first.saturating_add(*bit));
-                vector.is_some_and(|vector| vector.pending)
+                let vector = first.saturating_add(*bit);
+                inner.vectors.get(vector).is_some_and(|state| self.is_pending(vector, state))
             });
             bits.fold(0, |byte, bit| byte | 1 << bit)
         })
+    }
+
+    /// The capability behind its two-byte head, for structures at `place`, and which of its bits can be written.
+    pub(super) fn capability(&self, place: MsixPlace) -> (Vec<u8>, [u8; 2]) {
+        let mut body = Vec::from((self.vectors() - 1).to_le_bytes());
+        body.extend((place.table | u32::from(place.bar)).to_le_bytes());
+        body.extend((place.pending | u32::from(place.pending_bar)).to_le_bytes());
+        (body, (control::ENABLE | control::FUNCTION_MASK).to_le_bytes())
     }
 
     /// Bytes of the table.
@@ -210,9 +283,11 @@ impl Msix {
     /// What is remembered.
     #[must_use]
     pub fn state(&self) -> MsixState {
-        MsixState {
-            vectors: lock(&self.inner).vectors.clone(),
+        let mut vectors = lock(&self.inner).vectors.clone();
+        for (index, vector) in vectors.iter_mut().enumerate() {
+            vector.pending = self.is_pending(index, vector);
         }
+        MsixState { vectors }
     }
 
     /// Replaces what is remembered; false, and nothing has changed, if there is another number of vectors.
@@ -226,6 +301,11 @@ impl Msix {
             inner.vectors.clone_from(&state.vectors);
         }
         fits
+    }
+
+    /// Whether a message waits to be sent.
+    fn is_pending(&self, vector: usize, state: &VectorState) -> bool {
+        state.pending || self.messages.is_pending(vector as u16)
     }
 
     /// Sends what is pending and may be sent, and tells the vector's route if it is another one now.

@@ -373,20 +373,23 @@ impl PciRoot {
         Some((Arc::clone(&slot.function), offset))
     }
 
-    fn read(&self, address: u64, size: u8) -> u64 {
-        self.function(address)
-            .map_or(u64::MAX, |(function, offset)| function.read_config(offset, size))
+    fn read(&self, address: u64, size: u8) -> Response {
+        match self.function(address) {
+            Some((function, offset)) => function.ask_config(offset, size),
+            None => Response::Done(u64::MAX),
+        }
     }
 
-    fn write(&self, address: u64, size: u8, value: u64) {
+    fn write(&self, address: u64, size: u8, value: u64) -> Response {
         let Some((function, offset)) = self.function(address) else {
-            return;
+            return Response::Done(0);
         };
         let before = function.decoded();
-        function.write_config(offset, size, value);
+        let response = function.write_config(offset, size, value);
         if function.decoded() != before {
             self.place();
         }
+        response
     }
 
     /// Brings the ranges on the bus in line with what the BARs say.
@@ -501,7 +504,7 @@ impl Device for Ports {
             // Only accesses of four bytes reach CONFIG_ADDRESS.
             (..DATA, _) => u64::MAX,
             _ => match self.0.data() {
-                Some(address) => self.0.read(address + offset - DATA, size),
+                Some(address) => return self.0.read(address + offset - DATA, size),
                 None => u64::MAX,
             },
         };
@@ -514,7 +517,7 @@ impl Device for Ports {
             (..DATA, _) => {}
             _ => {
                 if let Some(address) = self.0.data() {
-                    self.0.write(address + offset - DATA, size, value);
+                    return self.0.write(address + offset - DATA, size, value);
                 }
             }
         }
@@ -531,12 +534,11 @@ impl Device for Ecam {
     }
 
     fn read(&self, offset: u64, size: u8) -> Response {
-        Response::Done(self.0.read(offset, size))
+        self.0.read(offset, size)
     }
 
     fn write(&self, offset: u64, size: u8, value: u64) -> Response {
-        self.0.write(offset, size, value);
-        Response::Done(0)
+        self.0.write(offset, size, value)
     }
 }
 

@@ -50,6 +50,10 @@ pub mod status {
 
 /// Bits of a memory BAR.
 pub mod bar {
+    /// It is an I/O BAR, and the other bits are others.
+    pub const IO: u32 = 1 << 0;
+    /// The bits of Type.
+    pub const TYPE: u32 = 0b11 << 1;
     /// Type: 64 bits wide.
     pub const WIDE: u32 = 0b10 << 1;
     /// Prefetchable.

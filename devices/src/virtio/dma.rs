@@ -73,7 +73,7 @@ impl Dma {
     }
 
     /// Memory for what writes by itself, and tells so afterwards with [`written`](Self::written).
-    pub(super) fn memory(&self) -> &GuestMemoryMmap {
+    pub(crate) fn memory(&self) -> &GuestMemoryMmap {
         &self.memory
     }
 

@@ -208,6 +208,7 @@ impl VirtioPci {
             bar: BAR,
             table: TABLE,
             pending: PENDING,
+            pending_bar: BAR,
         };
         let function = Function::new(&*name, space, Arc::clone(&this) as Arc<dyn Registers>)
             .with_msix(msix, place)

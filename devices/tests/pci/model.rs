@@ -72,6 +72,7 @@ impl World {
             bar: 0,
             table: 0,
             pending: 0x800,
+            pending_bar: 0,
         };
         let one = Function::new("one", config, Arc::new(Word::default()));
         root.add(Arc::new(one.with_msix(Arc::clone(&msix), place).unwrap()))

@@ -42,6 +42,7 @@ fn function(name: &str, size: u64) -> (Arc<Function>, Arc<Scratch>, Arc<Inbox>) 
         bar: 0,
         table: 0x800,
         pending: 0xc00,
+        pending_bar: 0,
     };
     let function = Function::new(name, config, Arc::clone(&scratch) as Arc<dyn Registers>)
         .with_msix(msix, place)
