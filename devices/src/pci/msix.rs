@@ -254,7 +254,10 @@ impl Msix {
             let first = usize::try_from(at).unwrap_or(usize::MAX).saturating_mul(8);
             let bits = (0..8).filter(|bit| {
                 let vector = first.saturating_add(*bit);
-                inner.vectors.get(vector).is_some_and(|state| self.is_pending(vector, state))
+                inner
+                    .vectors
+                    .get(vector)
+                    .is_some_and(|state| self.is_pending(vector, state))
             });
             bits.fold(0, |byte, bit| byte | 1 << bit)
         })

@@ -189,7 +189,8 @@ fn msix(description: &Description, at: u8, bars: &[Bar]) -> Result<Option<MsixLa
         bar.is_some_and(|bar| u64::from(start) + length <= bar.size)
     };
     let pending_length = u64::from(entries).div_ceil(64) * 8;
-    if !fits(place.bar, place.table, u64::from(entries) * 16) || !fits(place.pending_bar, place.pending, pending_length) {
+    if !fits(place.bar, place.table, u64::from(entries) * 16) || !fits(place.pending_bar, place.pending, pending_length)
+    {
         return Err(VfioUserError::Unusable {
             what: format!("its MSI-X structures are in no BAR: {place:?}"),
         });

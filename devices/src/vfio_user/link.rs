@@ -150,8 +150,7 @@ impl Link {
             region,
             count: size.into(),
         };
-        self.shared
-            .ask(command::REGION_READ, &access.bytes(), Some(access))
+        self.shared.ask(command::REGION_READ, &access.bytes(), Some(access))
     }
 
     /// Posts a write of the low `size` bytes of `value`.
@@ -299,7 +298,9 @@ impl Shared {
 
     fn run(&self, mut stream: Arc<UnixStream>, mut inbox: Inbox, mut redial: Redial) {
         loop {
-            let Err(stop) = self.serve(&stream, &mut inbox) else { return };
+            let Err(stop) = self.serve(&stream, &mut inbox) else {
+                return;
+            };
             // Whoever waits is answered as the line goes, and may ask again: not with the lock held.
             let line = lock(&self.state).line.take();
             drop(line);

@@ -14,8 +14,8 @@ use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
-    socket_with,
+    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
+    SocketType, socket_with,
 };
 use serde::Deserialize;
 
@@ -237,7 +237,11 @@ impl<'a> Session<'a> {
             let reply = self.call(command::REGION_READ, &[&access.bytes()], &[])?;
             match reply.strip_prefix(&access.bytes()) {
                 Some(data) if data.len() == part.len() => part.copy_from_slice(data),
-                _ => return Err(VfioUserError::lie("configuration space is answered with something else")),
+                _ => {
+                    return Err(VfioUserError::lie(
+                        "configuration space is answered with something else",
+                    ));
+                }
             }
         }
         Ok(config)
@@ -281,12 +285,7 @@ impl<'a> Session<'a> {
     }
 
     /// Sends a command, and waits for its reply's body.
-    fn call(
-        &mut self,
-        command: u16,
-        parts: &[&[u8]],
-        fds: &[BorrowedFd<'_>],
-    ) -> Result<Vec<u8>, VfioUserError> {
+    fn call(&mut self, command: u16, parts: &[&[u8]], fds: &[BorrowedFd<'_>]) -> Result<Vec<u8>, VfioUserError> {
         // 0 is left to those that are not to be replied to.
         self.last_id = self.last_id.checked_add(1).unwrap_or(1);
         let id = self.last_id;

@@ -243,7 +243,11 @@ mod tests {
                     found.push((header.id, header.is_reply(), header.error, body.to_vec()));
                 }
             }
-            assert_eq!(found, [(1, true, 0, vec![1, 2, 3]), (2, false, 7, vec![])], "in {step}s");
+            assert_eq!(
+                found,
+                [(1, true, 0, vec![1, 2, 3]), (2, false, 7, vec![])],
+                "in {step}s"
+            );
         }
     }
 
