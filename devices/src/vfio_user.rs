@@ -64,6 +64,7 @@ pub trait EventMessages: Messages {
 
 /// A PCI device in another process.
 pub struct UserDevice {
+    name: String,
     link: Link,
     layout: Layout,
     description: Description,
@@ -140,6 +141,7 @@ impl UserDevice {
         link.start(stream, inbox, redial).map_err(host)?;
 
         let device = Arc::new(Self {
+            name: name.clone(),
             link,
             description,
             told,
@@ -157,6 +159,12 @@ impl UserDevice {
                 })?;
         }
         Ok((device, function))
+    }
+
+    /// The device's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Stops (true) or continues (false) what the process does by messages: its accesses to guest memory wait.

@@ -89,7 +89,7 @@ pub struct VmConfig {
     /// Devices passed through with VFIO; not there yet.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub devices: Vec<DeviceConfig>,
-    /// Devices in other processes, vfio-user; not there yet.
+    /// Devices in other processes, vfio-user.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub user_devices: Vec<UserDeviceConfig>,
     /// vDPA devices; not there yet.

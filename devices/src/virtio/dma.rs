@@ -8,7 +8,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 
 /// Who is told what devices write.
 pub trait MemoryWatcher: Send + Sync {
@@ -77,7 +77,14 @@ impl Dma {
         &self.memory
     }
 
-    pub(super) fn written(&self, address: u64, length: u64) {
+    /// Somebody may have written anywhere: another process that maps the memory.
+    pub fn written_anywhere(&self) {
+        for region in self.memory.iter() {
+            self.written(region.start_addr().0, region.len());
+        }
+    }
+
+    pub(crate) fn written(&self, address: u64, length: u64) {
         self.watcher.written(address, length);
     }
 }

@@ -5,8 +5,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::config::{
-    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, MemoryConfig, RngConfig, from_json,
-    parse_size,
+    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, MemoryConfig, RngConfig,
+    UserDeviceConfig, from_json, parse_size,
 };
 use crate::lifecycle::chain;
 
@@ -62,6 +62,11 @@ pub(super) fn disk(text: &str) -> Result<DiskConfig, String> {
 /// Reads `PATH` or `src=PATH`.
 pub(super) fn rng(text: &str) -> Result<RngConfig, String> {
     read(members_with(text, "src", &[], &["src"])?)
+}
+
+/// Reads `PATH` or `socket=PATH,id=NAME` with the names of [`UserDeviceConfig`].
+pub(super) fn user_device(text: &str) -> Result<UserDeviceConfig, String> {
+    read(members_with(text, "socket", &[], &["socket", "id"])?)
 }
 
 /// The members of `text`; a first part without `=` is the member `bare`.
@@ -221,6 +226,15 @@ mod tests {
             assert_eq!(rng(text).unwrap().src, "/dev/random", "{text}");
         }
         assert!(rng("src=/dev/random,speed=9").is_err());
+    }
+
+    #[test]
+    fn devices_in_other_processes_are_a_socket_and_a_name() {
+        for text in ["/s", "socket=/s", "socket=/s,pci_segment=0"] {
+            assert_eq!(user_device(text).unwrap().socket, std::path::Path::new("/s"), "{text}");
+        }
+        assert_eq!(user_device("socket=1G,id=1G").unwrap().id.as_deref(), Some("1G"));
+        assert!(user_device("id=a").is_err());
     }
 
     #[test]

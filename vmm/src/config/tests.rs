@@ -161,7 +161,10 @@ fn what_is_not_there_yet_is_refused_by_name() {
         (r#""serial": {"mode": "Pty"}"#, "serial.mode"),
         (r#""serial": {"mode": "Tty", "iommu": true}"#, "serial.iommu"),
         (r#""devices": [{"path": "p"}]"#, "devices"),
-        (r#""user_devices": [{"socket": "s"}]"#, "user_devices"),
+        (
+            r#""user_devices": [{"socket": "s"}, {"socket": "t", "pci_segment": 1}]"#,
+            "user_devices[1].pci_segment",
+        ),
         (r#""vdpa": [{"path": "p"}]"#, "vdpa"),
         (r#""vsock": {"cid": 3, "socket": "s"}"#, "vsock"),
         (r#""numa": [{"guest_numa_id": 0}]"#, "numa"),
@@ -178,7 +181,6 @@ fn what_is_not_there_yet_is_refused_by_name() {
             "rate_limit_groups",
         ),
         (r#""memory": {"size": 4096, "hugepages": true}"#, "memory.hugepages"),
-        (r#""memory": {"size": 4096, "shared": true}"#, "memory.shared"),
         (r#""memory": {"size": 4096, "hotplug_size": 1}"#, "memory.hotplug_size"),
         (
             r#""memory": {"size": 4096, "hotplug_method": "VirtioMem"}"#,

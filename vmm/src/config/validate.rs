@@ -6,7 +6,7 @@ use reprise_devices::virtio::block::SERIAL_LENGTH;
 
 use super::{
     ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, HotplugMethod, MemoryConfig,
-    PLATFORM, RateLimiterConfig, RngConfig, VmConfig,
+    PLATFORM, RateLimiterConfig, RngConfig, UserDeviceConfig, VmConfig,
 };
 
 /// PCI device numbers, without the host bridge's.
@@ -41,7 +41,9 @@ impl VmConfig {
         absent("fs", self.fs.len())?;
         absent("pmem", self.pmem.len())?;
         absent("devices", self.devices.len())?;
-        absent("user_devices", self.user_devices.len())?;
+        for (index, device) in self.user_devices.iter().enumerate() {
+            device.validate(&format!("user_devices[{index}]"))?;
+        }
         absent("vdpa", self.vdpa.len())?;
         absent("vsock", usize::from(self.vsock.is_some()))?;
         absent("numa", self.numa.len())?;
@@ -241,6 +243,15 @@ impl CpusConfig {
     }
 }
 
+impl UserDeviceConfig {
+    fn validate(&self, at: &str) -> Result<(), ConfigError> {
+        if self.socket.as_os_str().is_empty() {
+            return Err(value(&format!("{at}.socket"), "missing", "the path of a socket"));
+        }
+        validate_place(at, self.pci_segment, self.id.as_deref())
+    }
+}
+
 impl MemoryConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         absent("memory.zones", self.zones.len())?;
@@ -263,7 +274,6 @@ impl MemoryConfig {
         if self.hotplug_method != HotplugMethod::Acpi {
             return Err(lacking("memory.hotplug_method", "VirtioMem", "Acpi"));
         }
-        off("memory.shared", self.shared)?;
         off("memory.hugepages", self.hugepages)?;
         absent("memory.hugepage_size", usize::from(self.hugepage_size.is_some()))?;
         off("memory.prefault", self.prefault)?;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use reprise_devices::acpi::ports::SCI_GSI;
 use reprise_devices::pci::{PciError, PciStateError};
+use reprise_devices::vfio_user::VfioUserError;
 use reprise_devices::virtio::rng::RngError;
 use reprise_devices::virtio::{BlockError, VirtioError, VirtioStateError};
 use reprise_devices::{
@@ -25,6 +26,7 @@ mod device;
 mod disk;
 mod pci;
 mod rng;
+mod user_device;
 
 use pci::Pci;
 pub use pci::PciDevicesState;
@@ -186,6 +188,14 @@ pub enum BoardError {
         name: String,
         /// Its section of the configuration.
         section: &'static str,
+    },
+    /// A device in another process cannot be used.
+    #[error("the device {name}, in another process, cannot be used")]
+    UserDevice {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: VfioUserError,
     },
     /// There is no entropy.
     #[error("virtio-rng cannot be made")]

@@ -8,7 +8,7 @@ use reprise_devices::virtio::{Dma, VirtioDevice, VirtioPci, VirtioState};
 use reprise_hypervisor::Vm;
 use serde::{Deserialize, Serialize};
 
-use super::{BoardError, BoardStateError, disk, rng};
+use super::{BoardError, BoardStateError, disk, rng, user_device};
 use crate::config::DeviceSpec;
 
 /// What every PCI device is made with.
@@ -51,6 +51,7 @@ pub(super) fn make(name: &str, spec: &DeviceSpec, context: &Context) -> Result<M
     match spec {
         DeviceSpec::Disk(config) => disk::make(name, config, context),
         DeviceSpec::Rng(config) => rng::make(name, config, context),
+        DeviceSpec::User(config) => user_device::make(name, config, context),
         other => Err(BoardError::NotSupported {
             name: name.to_owned(),
             section: other.section(),
@@ -89,6 +90,8 @@ pub(super) trait PciDevice: Send + Sync {
 pub enum PciDeviceState {
     /// A virtio device of this process.
     Virtio(VirtioState),
+    /// One in another process, which remembers for itself.
+    User,
 }
 
 impl PciDevice for VirtioPci {
@@ -103,6 +106,9 @@ impl PciDevice for VirtioPci {
     fn restore(&self, state: &PciDeviceState) -> Result<(), BoardStateError> {
         match state {
             PciDeviceState::Virtio(state) => Ok(self.restore(state)?),
+            PciDeviceState::User => Err(BoardStateError::Kind {
+                name: self.name().to_owned(),
+            }),
         }
     }
 
