@@ -63,7 +63,7 @@ impl ServerBackend for Greeter {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+pub fn main() -> Result<(), Box<dyn std::error::Error>> {
     let region = |(index, size)| {
         let mut region_info = vfio_region_info::default();
         (region_info.index, region_info.flags, region_info.size) = (index, 3, size);

@@ -33,12 +33,13 @@ mod tests;
 mod wire;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Response;
 use crate::pci::{ConfigSpace, Function, Messages, Msix, Registers, spec};
@@ -59,7 +60,7 @@ pub trait EventMessages: Messages {
     ///
     /// # Errors
     /// The host's, if it has no more.
-    fn event(&self, vector: u16) -> io::Result<OwnedFd>;
+    fn event(&self, vector: u16) -> io::Result<EventFd>;
 }
 
 /// A PCI device in another process.
@@ -91,7 +92,7 @@ struct Share {
 struct Dialler {
     path: PathBuf,
     memory: Vec<Share>,
-    events: Vec<OwnedFd>,
+    events: Vec<EventFd>,
     told: Arc<Told>,
     msix: Option<u8>,
 }
@@ -193,10 +194,10 @@ impl Dialler {
             session.map(&Mapping {
                 address: share.address,
                 length: share.length,
-                file: share.file.as_ref().map(|file| (file.file().as_fd(), file.start())),
+                file: share.file.as_ref().map(|file| (file.file().as_raw_fd(), file.start())),
             })?;
         }
-        let events: Vec<_> = self.events.iter().map(AsFd::as_fd).collect();
+        let events: Vec<_> = self.events.iter().map(AsRawFd::as_raw_fd).collect();
         session.set_events(&events)?;
         for (at, told) in [
             (Some(spec::COMMAND), &self.told.command),

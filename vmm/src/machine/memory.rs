@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io;
 
 use reprise_hypervisor::GuestMemory;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use crate::boot::layout;
@@ -125,8 +125,10 @@ fn map_ranges(
     let file = |sharing| match sharing {
         Sharing::Private => Ok(None),
         Sharing::Shared => {
-            let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC)?;
+            let file = memfd_create("guest-memory", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
             ftruncate(&file, size)?;
+            // Whoever is given it could take away what is mapped here.
+            fcntl_add_seals(&file, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
             io::Result::Ok(Some(File::from(file)))
         }
     };
@@ -206,6 +208,7 @@ mod tests {
         let mut bytes = [0; 6];
         file.file().read_exact_at(&mut bytes, file.start() + 0x12_3456).unwrap();
         assert_eq!(&bytes, b"shared");
+        assert!(file.file().set_len(0).is_err(), "nobody takes it away");
     }
 
     #[test]

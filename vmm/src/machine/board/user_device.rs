@@ -1,8 +1,7 @@
 //! Entries of `user_devices`: PCI devices in other processes.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
@@ -12,7 +11,8 @@ use reprise_devices::vfio_user::{EventMessages, UserDevice};
 use reprise_devices::virtio::Dma;
 use reprise_hypervisor::Vm;
 use reprise_hypervisor::signals::{self, MessageEvent};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::device::{Context, Made, PciDevice, PciDeviceState};
 use super::{BoardError, BoardStateError};
@@ -91,19 +91,19 @@ impl Messages for Events {
 
     fn is_pending(&self, vector: u16) -> bool {
         self.vector(vector)
-            .is_some_and(|event| is_readable(event.event().as_fd()))
+            .is_some_and(|event| is_signalled(event.event()).unwrap_or(false))
     }
 }
 
 impl EventMessages for Events {
-    fn event(&self, vector: u16) -> io::Result<OwnedFd> {
+    fn event(&self, vector: u16) -> io::Result<EventFd> {
         let event = self.vm.message_event().map_err(io::Error::other)?;
         let mut vectors = guard(&self.vectors);
         debug_assert_eq!(vectors.len(), usize::from(vector), "asked for in order");
         vectors.push(Arc::clone(&event));
         match &self.relay {
             Some(relay) => relay.add(event),
-            None => Ok(event.event().as_fd().try_clone_to_owned()?),
+            None => event.event().try_clone(),
         }
     }
 }
@@ -112,9 +112,17 @@ fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
+/// Whether an event was signalled and nobody has taken notice.
+fn is_signalled(event: &EventFd) -> io::Result<bool> {
+    let epoll = Epoll::new()?;
+    watch(&epoll, event, EventSet::IN, 0)?;
+    let mut told = [EpollEvent::default()];
+    Ok(epoll.wait(0, &mut told)? > 0)
+}
+
+fn watch(epoll: &Epoll, event: &EventFd, what: EventSet, number: u64) -> io::Result<()> {
+    let told = EpollEvent::new(what, number);
+    epoll.ctl(ControlOperation::Add, event.as_raw_fd(), told)
 }
 
 /// Stands between a process that writes to guest memory and vCPUs that keep what they have decoded: what it wrote before it
@@ -126,21 +134,27 @@ struct Relay {
 
 struct Relayed {
     dma: Dma,
+    epoll: Epoll,
     /// What the process signals, and what is signalled then.
-    pairs: Mutex<Vec<Arc<(OwnedFd, Arc<dyn MessageEvent>)>>>,
-    /// Rung when there is another pair, and at the end.
-    bell: OwnedFd,
-    ended: AtomicBool,
+    pairs: Mutex<Vec<(EventFd, Arc<dyn MessageEvent>)>>,
+    /// Rung at the end.
+    bell: EventFd,
 }
+
+/// What the thread is told by, in place of a pair's place.
+const END: u64 = u64::MAX;
+/// Interrupts that are taken notice of at once.
+const BATCH: usize = 16;
 
 impl Relay {
     fn new(dma: Dma) -> io::Result<Self> {
         let shared = Arc::new(Relayed {
             dma,
+            epoll: Epoll::new()?,
             pairs: Mutex::default(),
-            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
-            ended: AtomicBool::new(false),
+            bell: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
         });
+        watch(&shared.epoll, &shared.bell, EventSet::IN, END)?;
         let theirs = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("user-interrupts".to_owned())
@@ -152,53 +166,52 @@ impl Relay {
     }
 
     /// What a process signals to have `event` signalled.
-    fn add(&self, event: Arc<dyn MessageEvent>) -> io::Result<OwnedFd> {
-        let own = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+    fn add(&self, event: Arc<dyn MessageEvent>) -> io::Result<EventFd> {
+        let own = EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?;
         let theirs = own.try_clone()?;
-        guard(&self.shared.pairs).push(Arc::new((own, event)));
-        self.shared.ring();
+        let mut pairs = guard(&self.shared.pairs);
+        // Told of each write, the event is never read: the process could have a read of it block.
+        let written = EventSet::IN | EventSet::EDGE_TRIGGERED;
+        watch(&self.shared.epoll, &own, written, pairs.len() as u64)?;
+        pairs.push((own, event));
         Ok(theirs)
     }
 }
 
 impl Relayed {
-    fn ring(&self) {
-        // Fails only if it was rung 2⁶⁴ times and nobody has taken notice.
-        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
-    }
-
     fn run(&self) {
-        while !self.ended.load(Relaxed) {
-            let pairs = guard(&self.pairs).clone();
-            let mut fds = vec![PollFd::from_borrowed_fd(self.bell.as_fd(), PollFlags::IN)];
-            fds.extend(
-                pairs
-                    .iter()
-                    .map(|pair| PollFd::from_borrowed_fd(pair.0.as_fd(), PollFlags::IN)),
-            );
-            if poll(&mut fds, None).is_err() {
-                continue;
+        let mut told = [EpollEvent::default(); BATCH];
+        loop {
+            let count = match self.epoll.wait(-1, &mut told) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    tracing::error!(%error, "interrupts of a device in another process cannot be waited for any more");
+                    return;
+                }
+            };
+            let pairs = guard(&self.pairs);
+            let mut signalled = Vec::new();
+            for told in &told[..count] {
+                if told.data() == END {
+                    return;
+                }
+                let pair = usize::try_from(told.data()).ok().and_then(|place| pairs.get(place));
+                signalled.extend(pair.map(|(_, event)| Arc::clone(event)));
             }
-            let _ = rustix::io::read(&self.bell, &mut [0; 8]);
-            let signalled: Vec<_> = pairs
-                .iter()
-                .zip(&fds[1..])
-                .filter(|(pair, fd)| !fd.revents().is_empty() && rustix::io::read(&pair.0, &mut [0; 8]).is_ok())
-                .collect();
+            drop(pairs);
             if !signalled.is_empty() {
                 self.dma.written_anywhere();
             }
-            for (pair, _) in signalled {
-                pair.1.signal();
-            }
+            signalled.iter().for_each(|event| event.signal());
         }
     }
 }
 
 impl Drop for Relay {
     fn drop(&mut self) {
-        self.shared.ended.store(true, Relaxed);
-        self.shared.ring();
+        // Fails only if it was rung 2⁶⁴ times and nobody has taken notice.
+        let _ = self.shared.bell.write(1);
         if let Some(thread) = self.thread.take() {
             let _panicked = thread.join();
         }
