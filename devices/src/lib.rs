@@ -15,7 +15,7 @@
 //! | [`i8042`] | the keyboard controller, without a keyboard |
 //! | [`pci`] | a root bus, configuration space, BARs, MSI and MSI-X |
 //! | [`virtio`] | virtio devices behind PCI: disk, entropy |
-//! | [`vfio_user`] | PCI devices in other processes |
+//! | [`vfio_user`], [`vhost_user`] | PCI devices in other processes, and virtio devices whose queues others serve |
 //! | [`debug_exit`], [`debugcon`], [`post`] | ports for tests and firmware |
 //! | [`Interrupt`], [`Clock`], [`MachineEvents`] | what a device needs of its machine: a line, the time, somebody who resets it |
 //!
@@ -87,10 +87,12 @@ pub mod pci;
 pub mod post;
 pub mod rtc;
 pub mod serial;
+mod socket;
 mod sync;
 #[cfg(test)]
 mod testing;
 pub mod vfio_user;
+pub mod vhost_user;
 pub mod virtio;
 
 pub use acpi::{Acpi, AcpiState};

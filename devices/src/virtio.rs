@@ -36,7 +36,7 @@ pub use balloon::{Balloon, BalloonOptions, GiveBack};
 pub use block::{Block, BlockError, BlockOptions};
 pub use chain::{Chain, ChainError};
 pub use console::{Console, ConsoleSize};
-pub use device::{ConfigChange, DeviceKind, DeviceStateError, Handled, QueueHandler, VirtioDevice};
+pub use device::{ConfigChange, DeviceKind, DeviceStateError, Handled, QueueHandler, RemoteQueue, VirtioDevice};
 pub use dma::{Dma, DmaError, MemoryWatcher};
 pub use rng::Rng;
 pub use transport::{VirtioError, VirtioPci, VirtioState, VirtioStateError};

@@ -3,14 +3,14 @@
 //! One question after the other, each answered before the next: nobody waits for this but whoever adds the device, and no longer
 //! than [`PATIENCE`] in all. Afterwards the socket belongs to a [`Link`](super::link::Link).
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::net::{RecvFlags, SendFlags};
 use serde::Deserialize;
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
@@ -18,6 +18,7 @@ use super::error::VfioUserError;
 use super::wire::{self, Body, Inbox, RegionAccess, command, flag, message, words};
 use crate::pci::msix::MAX_VECTORS;
 use crate::pci::spec::CONFIG_LENGTH;
+use crate::socket;
 
 /// How long a process may take to describe its device.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -92,18 +93,11 @@ pub(super) struct Session<'a> {
 impl<'a> Session<'a> {
     /// Connects to the socket at `path`.
     pub fn connect(path: &Path, abort: BorrowedFd<'a>) -> Result<Self, VfioUserError> {
-        // Not blocking from the first moment: a process that does not accept would hold whoever connects.
-        let connect = || {
-            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-            Ok(socket)
-        };
-        let socket: OwnedFd = connect().map_err(|error: Errno| VfioUserError::Connect {
+        let stream = socket::connect(path).map_err(|error| VfioUserError::Connect {
             path: path.to_owned(),
             source: error.into(),
         })?;
-        Self::on(socket.into(), abort)
+        Self::on(stream, abort)
     }
 
     /// Talks on `stream`.
