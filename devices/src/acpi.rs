@@ -10,7 +10,7 @@
 //! - The SCI is a level: up while some enabled status bit is set.
 //!
 //! # Left out
-//! There is no general-purpose event block and no second event block. TMR_STS is set when a guest looks, not when the
+//! The general-purpose event block has one event, [`ports::GPE_PCI`]; there is no second event block. TMR_STS is set when a guest looks, not when the
 //! timer's top bit changes; nothing wakes up to raise the SCI for it.
 
 use std::fmt;
@@ -47,6 +47,12 @@ pub mod ports {
     pub const RESET: u64 = 0x60c;
     /// What to write there (RESET_VALUE).
     pub const RESET_VALUE: u8 = 1;
+    /// General-purpose event status and enable registers (GPE0_BLK), one byte each.
+    pub const GPE0: u64 = 0x60e;
+    /// (GPE0_BLK_LEN).
+    pub const GPE0_LENGTH: u64 = 2;
+    /// The general-purpose event that says that PCI devices come or go: `\\_GPE._E01` in the DSDT.
+    pub const GPE_PCI: u8 = 1;
     /// The global system interrupt of the SCI (SCI_INT), level-triggered and active high.
     pub const SCI_GSI: u32 = 9;
     /// SLP_TYP of S5, for the DSDT's `\_S5`.
@@ -81,6 +87,10 @@ const EVT_ENABLE: u64 = EVT_STATUS + ports::PM1A_EVT_LENGTH / 2;
 const CNT: u64 = ports::PM1A_CNT - ports::BASE;
 const TMR: u64 = ports::PM_TMR - ports::BASE;
 const RESET: u64 = ports::RESET - ports::BASE;
+const GPE_STATUS: u64 = ports::GPE0 - ports::BASE;
+const GPE_ENABLE: u64 = GPE_STATUS + ports::GPE0_LENGTH / 2;
+/// The general-purpose events that exist.
+const GPES: u8 = 1 << ports::GPE_PCI;
 
 /// Registers of an [`Acpi`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -95,6 +105,10 @@ pub struct AcpiState {
     pub timer: u64,
     /// How far the timer is on its way to the next tick, in ticks per 10⁹ and below that.
     pub timer_fraction: u64,
+    /// General-purpose event status.
+    pub gpe0_status: u8,
+    /// General-purpose event enable.
+    pub gpe0_enable: u8,
 }
 
 /// The fixed hardware of one machine.
@@ -152,6 +166,11 @@ impl Acpi {
         self.with(|registers| registers.state.pm1_status |= pm1::PWRBTN);
     }
 
+    /// Raises the general-purpose event [`ports::GPE_PCI`]. A guest that has not enabled it finds the bit when it does.
+    pub fn raise_pci_event(&self) {
+        self.with(|registers| registers.state.gpe0_status |= 1 << ports::GPE_PCI);
+    }
+
     /// The registers, the timer as it stands now.
     #[must_use]
     pub fn state(&self) -> AcpiState {
@@ -166,6 +185,8 @@ impl Acpi {
                 pm1_enable: state.pm1_enable & pm1::ENABLES,
                 pm1_control: state.pm1_control & control::KEPT,
                 timer_fraction: state.timer_fraction.min(NANOSECONDS - 1),
+                gpe0_status: state.gpe0_status & GPES,
+                gpe0_enable: state.gpe0_enable & GPES,
                 ..*state
             };
         });
@@ -176,7 +197,14 @@ impl Acpi {
         let mut registers = lock(&self.registers);
         registers.advance(self.clock.monotonic_nanoseconds());
         let result = work(&mut registers);
-        let level = registers.state.pm1_status & registers.state.pm1_enable != 0;
+        let AcpiState {
+            pm1_status,
+            pm1_enable,
+            gpe0_status,
+            gpe0_enable,
+            ..
+        } = registers.state;
+        let level = pm1_status & pm1_enable != 0 || gpe0_status & gpe0_enable != 0;
         if level != registers.level {
             registers.level = level;
             self.sci.set(level);
@@ -213,6 +241,7 @@ impl Registers {
         put(EVT_ENABLE, &self.state.pm1_enable.to_le_bytes());
         put(CNT, &(self.state.pm1_control | control::SCI_EN).to_le_bytes());
         put(TMR, &self.state.timer.to_le_bytes()[..4]);
+        put(GPE_STATUS, &[self.state.gpe0_status, self.state.gpe0_enable]);
         image
     }
 
@@ -239,6 +268,8 @@ impl Registers {
                     tracing::warn!(sleep, "a guest asks for a sleep state that the machine does not have");
                 }
             }
+            GPE_STATUS => self.state.gpe0_status &= !byte,
+            GPE_ENABLE => self.state.gpe0_enable = byte & GPES,
             RESET if byte == ports::RESET_VALUE => return Some(MachineEvent::Reset),
             _ => (),
         }

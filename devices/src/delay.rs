@@ -90,6 +90,11 @@ impl Delays {
         })
     }
 
+    /// Forgets the device called `name`, which is gone: it is no part of [`state`](Self::state) any more.
+    pub fn forget(&self, name: &str) {
+        self.timer.forget(name);
+    }
+
     /// Stops (true) or continues (false) the time of all delays. Once stopped, no answer is given until continued.
     pub fn set_paused(&self, paused: bool) {
         self.timer.set_paused(paused);

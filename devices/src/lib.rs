@@ -14,7 +14,7 @@
 //! | [`rtc`] | the clock that knows the date |
 //! | [`i8042`] | the keyboard controller, without a keyboard |
 //! | [`pci`] | a root bus, configuration space, BARs, MSI and MSI-X |
-//! | [`virtio`] | virtio devices behind PCI: disk, entropy |
+//! | [`virtio`] | virtio devices behind PCI: disk, network card, console, sockets, balloon, entropy |
 //! | [`vfio_user`], [`vhost_user`] | PCI devices in other processes, and virtio devices whose queues others serve |
 //! | [`debug_exit`], [`debugcon`], [`post`] | ports for tests and firmware |
 //! | [`Interrupt`], [`Clock`], [`MachineEvents`] | what a device needs of its machine: a line, the time, somebody who resets it |
@@ -70,7 +70,7 @@
 //! # oracle.join().unwrap();
 //! # Ok::<(), reprise_devices::BusError>(())
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod acpi;
 pub mod bus;
@@ -89,8 +89,11 @@ pub mod rtc;
 pub mod serial;
 mod socket;
 mod sync;
+#[allow(unsafe_code)]
+mod sys;
 #[cfg(test)]
 mod testing;
+pub mod thread;
 pub mod vfio_user;
 pub mod vhost_user;
 pub mod virtio;

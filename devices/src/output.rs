@@ -30,6 +30,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::bus::{Completion, Response, Ticket};
 use crate::sync::lock;
+use crate::thread::{ThreadKind, begin};
 
 /// Bytes held before the guest is slowed down, unless told otherwise.
 pub const DEFAULT_CAPACITY: usize = 256 << 10;
@@ -125,7 +126,10 @@ impl Output {
         let shared = Arc::new(Shared::new(state, capacity.max(1), patience));
         let writer = thread::Builder::new().name("console-out".into()).spawn({
             let shared = Arc::clone(&shared);
-            move || shared.carry(sink)
+            move || {
+                begin(ThreadKind::Console);
+                shared.carry(sink);
+            }
         })?;
         Ok(Self {
             shared,
@@ -255,9 +259,10 @@ impl Output {
     fn watch(&self, state: &mut State) -> bool {
         if !state.watched {
             let shared = Arc::clone(&self.shared);
-            let watcher = thread::Builder::new()
-                .name("console-watch".into())
-                .spawn(move || shared.watch());
+            let watcher = thread::Builder::new().name("console-watch".into()).spawn(move || {
+                begin(ThreadKind::Console);
+                shared.watch();
+            });
             state.watched = watcher.is_ok();
         }
         state.watched

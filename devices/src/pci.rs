@@ -19,6 +19,7 @@
 
 pub mod config;
 pub mod function;
+pub mod hotplug;
 pub mod msi;
 pub mod msix;
 pub mod root;
@@ -28,6 +29,7 @@ pub(crate) mod testing;
 
 pub use config::{Bar, ConfigSpace, Identity};
 pub use function::{Function, FunctionState, Registers};
+pub use hotplug::{Hotplug, HotplugState};
 pub use msi::{Msi, MsiState};
 pub use msix::{Msix, MsixPlace, MsixState, VectorState};
 pub use root::{Layout, PciError, PciRoot, PciState, PciStateError};

@@ -25,7 +25,9 @@ pub mod console;
 pub mod device;
 pub mod dma;
 mod interrupts;
+pub mod net;
 mod queue;
+pub mod rate_limiter;
 pub mod rng;
 #[cfg(test)]
 mod testing;
@@ -36,8 +38,12 @@ pub use balloon::{Balloon, BalloonOptions, GiveBack};
 pub use block::{Block, BlockError, BlockOptions};
 pub use chain::{Chain, ChainError};
 pub use console::{Console, ConsoleSize};
-pub use device::{ConfigChange, DeviceKind, DeviceStateError, Handled, QueueHandler, RemoteQueue, VirtioDevice};
+pub use device::{
+    ConfigChange, DeviceKind, DeviceStateError, Handled, QueueHandler, RemoteQueue, ResizeError, VirtioDevice,
+};
 pub use dma::{Dma, DmaError, MemoryWatcher};
+pub use net::{MacAddress, Net, NetOptions, Tap, TapError, TapOptions};
+pub use rate_limiter::{Bucket, RateLimiter, RateLimits};
 pub use rng::Rng;
 pub use transport::{VirtioError, VirtioPci, VirtioState, VirtioStateError};
 pub use vsock::Vsock;

@@ -381,7 +381,7 @@ impl Emulator {
         if self.cpu.flags.any(flags::TF) || self.careful_only || debug::is_armed(&self.cpu) {
             return self.pass();
         }
-        // Without breakpoints nobody sees how RF goes that was for this instruction: a fault sets it again.
+        // RF is over with the instruction that it was for. A fault sets it again, and so does what repeats.
         self.cpu.flags.assign(flags::RF, false);
         let shadow = self.cpu.shadow;
         let left = if shadow == Shadow::None && self.may_run_blocks() {
@@ -539,7 +539,10 @@ impl Emulator {
             Stop::Next | Stop::Jumped | Stop::Taken | Stop::Stay => {
                 match stop {
                     Stop::Next => self.cpu.rip = self.cpu.truncate_ip(ip.wrapping_add(u64::from(len))),
-                    Stop::Stay => self.cpu.rip = ip,
+                    Stop::Stay => {
+                        self.cpu.rip = ip;
+                        self.repeats();
+                    }
                     _ => {}
                 }
                 self.counters.instructions += 1;

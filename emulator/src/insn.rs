@@ -43,7 +43,10 @@ mod wide;
 mod x87;
 mod xsave;
 
-use crate::access::Access;
+use crate::access::{Access, Outcome};
+use crate::cpu::Cpu;
+use crate::event::Exception;
+use crate::op::Op;
 use crate::table::Table;
 
 /// Fills the table with every family.
@@ -78,4 +81,9 @@ pub(crate) fn fill<M: Access>(table: &mut Table<M>) {
     wide::fill(table);
     x87::fill(table);
     xsave::fill(table);
+}
+
+/// The register form of an instruction that has only a memory form: the decoder never gives it.
+fn unreachable_form<M>(_: &mut Cpu, _: &mut M, _: &Op<M>) -> Outcome {
+    Err(Exception::ud().into())
 }

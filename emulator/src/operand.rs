@@ -1,6 +1,6 @@
 //! Effective and linear addresses, and segment checks.
 
-use crate::access::{Access, Linear, Stop};
+use crate::access::{Access, Linear, Outcome, Stop};
 use crate::cpu::{Cpu, Mode, Seg};
 use crate::event::{self, Exception};
 use crate::op::Op;
@@ -88,11 +88,44 @@ pub fn of_fields<M: Access>(
     usage: Use,
 ) -> Result<Linear, Stop> {
     let at = General::linear(cpu, op, field, usage)?;
-    match usage {
-        Use::Read => m.check_read(cpu, at, field)?,
-        Use::Write => m.check_write(cpu, at, field)?,
-    }
+    check(cpu, m, at, field, usage)?;
     General::linear(cpu, op, length, usage)
+}
+
+/// Makes sure that `length` bytes at an address could be read, or written.
+///
+/// # Errors
+/// As [`Access::check_read`] and [`Access::check_write`].
+pub fn check<M: Access>(cpu: &Cpu, m: &mut M, at: Linear, length: u64, usage: Use) -> Outcome {
+    match usage {
+        Use::Read => m.check_read(cpu, at, length),
+        Use::Write => m.check_write(cpu, at, length),
+    }
+}
+
+/// The address of an operand of `size` bytes that must be a multiple of `alignment`. The modelled processor looks at the
+/// alignment before the limit and the canonical form.
+///
+/// # Errors
+/// #GP(0) if it is not aligned, and those of [`Addressing::linear`].
+#[inline(always)]
+pub fn aligned<M, A: Addressing>(cpu: &Cpu, op: &Op<M>, size: u64, alignment: u64, usage: Use) -> Result<Linear, Stop> {
+    let at = A::linear(cpu, op, size, usage);
+    let is_aligned = match &at {
+        Ok(at) => at.address.is_multiple_of(alignment),
+        Err(_) => would_be_aligned(cpu, op, alignment),
+    };
+    if is_aligned { at } else { Err(Exception::gp(0).into()) }
+}
+
+/// The linear address of a memory operand, allowed or not, is a multiple of `alignment`.
+#[cold]
+fn would_be_aligned<M>(cpu: &Cpu, op: &Op<M>, alignment: u64) -> bool {
+    let base = match cpu.view.is_long() {
+        true => cpu.view.flat_base[usize::from(op.seg() & 7)],
+        false => cpu.segments[Seg::from_number(op.seg())].base,
+    };
+    effective_address(cpu, op).wrapping_add(base).is_multiple_of(alignment)
 }
 
 impl Cpu {

@@ -11,6 +11,7 @@
 mod dsdt;
 mod fadt;
 mod madt;
+mod slots;
 #[cfg(test)]
 mod tests;
 

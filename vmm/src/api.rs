@@ -15,6 +15,7 @@
 
 mod body;
 mod connections;
+mod devices;
 mod error;
 mod openapi;
 mod routes;

@@ -8,6 +8,7 @@ mod ctl;
 mod hypervisor;
 mod options;
 mod run;
+mod sandbox;
 mod serve;
 
 use std::error::Error;
@@ -55,6 +56,8 @@ struct Host {
     /// Where events go, one JSON object a line: path=FILE or fd=N.
     #[arg(long, value_name = "TARGET")]
     event_monitor: Option<EventTarget>,
+    #[command(flatten)]
+    sandbox: sandbox::Options,
 }
 
 /// Runs the program with the arguments of the process.

@@ -11,6 +11,7 @@
 //! text -[`VmConfig::from_json`]-> `VmConfig` -[`VmConfig::validate`]-> a config the machine can be built from. The machine
 //! checks again what only the host can tell (files, free memory).
 
+mod change;
 mod console;
 mod cpus;
 mod delay;
@@ -31,6 +32,7 @@ mod validate;
 use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
+pub use change::{VmRemoveDevice, VmResize, VmResizeDisk};
 pub use console::{ConsoleConfig, ConsoleMode, DebugConsoleConfig};
 pub use cpus::{CpuAffinity, CpuFeatures, CpuModel, CpuTopology, CpusConfig};
 pub use delay::{DelayConfig, DelayTime};
@@ -155,7 +157,16 @@ impl VmConfig {
 }
 
 /// The devices on the bus of every machine.
-const PLATFORM: [&str; 7] = ["acpi", "debug-exit", "i8042", "pci-config", "pci-ecam", "post", "rtc"];
+const PLATFORM: [&str; 8] = [
+    "acpi",
+    "debug-exit",
+    "i8042",
+    "pci-config",
+    "pci-ecam",
+    "pci-hotplug",
+    "post",
+    "rtc",
+];
 
 /// Reads `text` as a `T` and nothing after it.
 ///

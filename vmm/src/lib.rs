@@ -30,7 +30,7 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 //! `examples/embed.rs` reads the guest's console too.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 pub mod acpi;
 #[cfg(feature = "api")]
@@ -44,5 +44,6 @@ pub mod events;
 pub mod inherited;
 pub mod lifecycle;
 pub mod machine;
+pub mod sandbox;
 pub mod snapshot;
 mod vcpu_loop;

@@ -10,6 +10,7 @@
 //! | `shutdown` | Running, Paused | Shutdown |
 //! | `reboot` | Running, Paused | Running |
 //! | `snapshot` | Paused | the same |
+//! | `add_device`, `remove_device` | any | the same |
 //! | `restore` | no VM | Paused, Running |
 //! | `power_button`, `counters` | Running (`counters`: and Paused) | the same |
 //! | `delete` | any | no VM |
@@ -22,13 +23,16 @@
 //! - `view` is changed by the holder of `control` only. Lock order: `control`, then `view`.
 //! - A machine says that it ended from one of its own threads, which must not wait for itself: the `lifecycle` thread
 //!   takes the message and does what follows. A message from a machine that is gone is recognised by its generation.
+//! - The configuration has the devices that the guest has: one that is to go stays in it until the guest has let go of it.
 
+mod devices;
 mod error;
 mod guest;
 mod host;
 mod info;
 mod keeper;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
@@ -38,11 +42,12 @@ use std::time::Instant;
 use crate::config::{ConfigError, ConsoleConfig, VmConfig};
 use crate::events::Events;
 use crate::machine::MachineEnd;
+use crate::sandbox::Sandbox;
 use crate::snapshot::{Prefault, Snapshot};
 
 pub use error::{VmmError, chain};
 pub use guest::{Guest, GuestError, Guests, HypervisorGuests, OnEnd, Running};
-pub use info::{VmCounters, VmInfo, VmState, VmmPingResponse};
+pub use info::{DeviceNode, PciDeviceInfo, VmCounters, VmInfo, VmState, VmmPingResponse};
 
 /// What the VMM does when its guest ends on its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,9 +95,17 @@ struct Inner {
     events: Events,
     view: Mutex<Option<View>>,
     control: Mutex<Control>,
-    ends: Sender<(u64, MachineEnd)>,
+    news: Sender<(u64, News)>,
     end: Mutex<Option<End>>,
     end_known: Condvar,
+}
+
+/// What a machine tells of itself.
+enum News {
+    /// It has ended.
+    Ended(MachineEnd),
+    /// Its guest has let go of devices.
+    Ejected,
 }
 
 /// What `vm.info` shows.
@@ -100,6 +113,7 @@ struct Inner {
 struct View {
     config: Arc<VmConfig>,
     state: VmState,
+    devices: BTreeMap<String, DeviceNode>,
 }
 
 /// What only one call at a time may touch.
@@ -120,7 +134,7 @@ impl Vmm {
     /// # Errors
     /// The operating system's, if there can be no thread for it.
     pub fn new(guests: impl Guests + 'static, when_guest_ends: WhenGuestEnds, events: Events) -> io::Result<Self> {
-        let (ends, ended) = channel();
+        let (news, told) = channel();
         let inner = Arc::new(Inner {
             guests: Box::new(guests),
             when_guest_ends,
@@ -133,11 +147,11 @@ impl Vmm {
                 triple_faults: 0,
                 closed: false,
             }),
-            ends,
+            news,
             end: Mutex::new(None),
             end_known: Condvar::new(),
         });
-        keeper::spawn(Arc::downgrade(&inner), ended)?;
+        keeper::spawn(Arc::downgrade(&inner), told)?;
         let Running { kind, why } = inner.guests.hypervisor();
         let properties: &[(&str, &str)] = &[("hypervisor", kind), ("why", &why)];
         inner
@@ -156,12 +170,13 @@ impl Vmm {
     /// # Errors
     /// [`VmmError::NoVm`].
     pub fn info(&self) -> Result<VmInfo, VmmError> {
-        let View { config, state } = self.inner.view()?;
+        let View { config, state, devices } = self.inner.view()?;
         let config = VmConfig::clone(&config);
         Ok(VmInfo {
             memory_actual_size: config.memory.size,
             config,
             state,
+            device_tree: devices,
         })
     }
 
@@ -169,7 +184,7 @@ impl Vmm {
     ///
     /// # Errors
     /// [`VmmError::Exists`] if there is one, [`VmmError::BadConfig`] if `config` makes no machine.
-    pub fn create(&self, config: VmConfig) -> Result<(), VmmError> {
+    pub fn create(&self, mut config: VmConfig) -> Result<(), VmmError> {
         let _control = self.inner.control()?;
         if let Ok(View { state: is, .. }) = self.inner.view() {
             return Err(VmmError::Exists { is });
@@ -177,9 +192,11 @@ impl Vmm {
         self.inner
             .check(&config)
             .map_err(|source| VmmError::BadConfig { source })?;
+        config.name_devices();
         *lock(&self.inner.view) = Some(View {
             config: Arc::new(config),
             state: VmState::Created,
+            devices: BTreeMap::new(),
         });
         self.inner.events.emit("vm", "created", &[]);
         Ok(())
@@ -280,6 +297,7 @@ impl Vmm {
     pub fn snapshot(&self, destination: &Path) -> Result<(), VmmError> {
         let control = self.inner.control()?;
         self.inner.expect("vm.snapshot", "Paused", &[VmState::Paused])?;
+        Sandbox::lets_through("destination_url", destination).map_err(|source| VmmError::BadConfig { source })?;
         let place = destination.to_string_lossy();
         self.inner.events.emit("vm", "snapshotting", &[("destination", &place)]);
         if let Some(machine) = &control.machine {
@@ -301,6 +319,7 @@ impl Vmm {
         if let Ok(View { state: is, .. }) = self.inner.view() {
             return Err(VmmError::Exists { is });
         }
+        Sandbox::lets_through("source_url", source).map_err(|source| VmmError::BadConfig { source })?;
         let place = source.to_string_lossy();
         self.inner.events.emit("vm", "restoring", &[("source", &place)]);
         self.inner
@@ -366,14 +385,14 @@ impl Vmm {
 }
 
 impl Inner {
-    /// The right to touch the machine.
+    /// The right to touch the machine, whose configuration is what the guest has.
     fn control(&self) -> Result<MutexGuard<'_, Control>, VmmError> {
         let control = lock(&self.control);
         if control.closed {
-            Err(VmmError::Closing)
-        } else {
-            Ok(control)
+            return Err(VmmError::Closing);
         }
+        self.settle(&control);
+        Ok(control)
     }
 
     fn view(&self) -> Result<View, VmmError> {
@@ -403,6 +422,7 @@ impl Inner {
     /// What can be told of a configuration before the machine is built.
     fn check(&self, config: &VmConfig) -> Result<(), ConfigError> {
         config.validate()?;
+        Sandbox::confines(config)?;
         let max = self.guests.max_vcpus();
         if config.cpus.boot_vcpus > max {
             return Err(ConfigError::Value {
@@ -431,6 +451,7 @@ impl Inner {
             .guests
             .build(&config, on_end)
             .map_err(|source| VmmError::Build { source })?;
+        self.greet(&*machine, control.generation);
         // The state first: a guest that ends at once is to find it.
         self.set_state(VmState::Running);
         control.started = Instant::now();
@@ -441,6 +462,7 @@ impl Inner {
     /// Makes the machine of a snapshot, and the VM with it.
     fn restore(&self, control: &mut Control, source: &Path, how: Restore) -> Result<(), GuestError> {
         let mut snapshot = Snapshot::open(source)?;
+        snapshot.config_mut().name_devices();
         if let Some(serial) = how.serial {
             snapshot.config_mut().serial = serial;
         }
@@ -452,7 +474,9 @@ impl Inner {
         *lock(&self.view) = Some(View {
             config: Arc::new(snapshot.config().clone()),
             state,
+            devices: BTreeMap::new(),
         });
+        self.greet(&*machine, control.generation);
         control.triple_faults = 0;
         control.started = Instant::now();
         let machine = control.machine.insert(machine);
@@ -465,10 +489,10 @@ impl Inner {
     /// What the next machine calls when it ends.
     fn on_end(&self, control: &mut Control) -> OnEnd {
         control.generation += 1;
-        let (generation, ends) = (control.generation, self.ends.clone());
+        let (generation, news) = (control.generation, self.news.clone());
         Box::new(move |end| {
             // Nobody listens only when the VMM itself is gone, and then nothing is left to do.
-            let _ = ends.send((generation, end));
+            let _ = news.send((generation, News::Ended(end)));
         })
     }
 
@@ -476,8 +500,15 @@ impl Inner {
     fn stop(&self, control: &mut Control) {
         if let Some(machine) = control.machine.take() {
             control.generation += 1;
+            // The guest lets go of everything now.
+            let mut gone = machine.take_ejected();
+            gone.extend(machine.going());
             machine.stop();
-            self.set_state(VmState::Shutdown);
+            self.forget(&gone);
+            if let Some(view) = &mut *lock(&self.view) {
+                view.state = VmState::Shutdown;
+                view.devices.clear();
+            }
         }
     }
 

@@ -30,14 +30,15 @@ use reprise_hypervisor::{GuestMemory, Hypervisor, HypervisorError, Kick, Vcpu, V
 
 use crate::acpi::{self, AcpiError, Description};
 use crate::boot::{self, BootError, Payload};
-use crate::config::{ConsoleMode, VmConfig};
+use crate::config::{ConsoleMode, DeviceSpec, VmConfig};
 use crate::console::{Console, ConsoleError};
 use crate::events::Events;
+use crate::sandbox;
 use crate::snapshot::SnapshotError;
 use crate::vcpu_loop::{self, Ended, Outside};
 
 use board::{Board, Parts};
-pub use board::{BoardError, BoardStateError};
+pub use board::{BoardError, BoardStateError, OnEject};
 use gate::Gate;
 pub(crate) use gate::{Seat, Waited};
 pub use memory::MemoryError;
@@ -355,6 +356,51 @@ impl Machine {
         self.shared.gate.open();
     }
 
+    /// Adds the PCI device that `spec` asks for, called `name`, and tells the guest. Its device number is returned.
+    ///
+    /// # Errors
+    /// [`BoardError`] naming what is in the way; the machine is as before then.
+    pub fn add_device(&self, name: &str, spec: &DeviceSpec) -> Result<u8, BoardError> {
+        self.board.plug(name, spec)
+    }
+
+    /// Asks the guest to let go of the PCI device called `name`; who asks again reminds it. False if there is no such device.
+    #[must_use]
+    pub fn remove_device(&self, name: &str) -> bool {
+        self.board.unplug(name)
+    }
+
+    /// Changes the size of the PCI device called `name`: a disk's capacity, or what a balloon takes.
+    ///
+    /// # Errors
+    /// [`BoardError`] naming what is in the way; nothing has changed then.
+    pub fn resize_device(&self, name: &str, bytes: u64) -> Result<(), BoardError> {
+        self.board.resize(name, bytes)
+    }
+
+    /// The devices that the guest was asked to let go of and has not.
+    #[must_use]
+    pub fn going(&self) -> Vec<String> {
+        self.board.asked_for()
+    }
+
+    /// Calls `tell`, from now on, when the guest has let go of a device: from a vCPU's thread, so that it must not wait.
+    pub fn on_eject(&self, tell: OnEject) {
+        self.board.on_eject(tell);
+    }
+
+    /// The devices that the guest has let go of since this was asked last; they are gone, and their names are free.
+    #[must_use]
+    pub fn take_ejected(&self) -> Vec<String> {
+        self.board.take_ejected()
+    }
+
+    /// The device numbers of the PCI devices by name.
+    #[must_use]
+    pub fn devices(&self) -> BTreeMap<String, u8> {
+        self.board.device_numbers()
+    }
+
     /// Presses the ACPI power button. What comes of it is the guest's decision.
     pub fn power_button(&self) {
         self.board.acpi.press_power_button();
@@ -399,6 +445,7 @@ impl Machine {
         thread::Builder::new().name(format!("vcpu{index}")).spawn(move || {
             // Should this thread panic, the machine must not go on without it.
             let _fallen = Fallen { shared: &shared, index };
+            sandbox::confine(sandbox::Kind::Vcpu);
             let ended = if seat.may_go_on(&*vcpu) {
                 let outside = Outside {
                     bus: &board.bus,

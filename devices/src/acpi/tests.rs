@@ -88,6 +88,21 @@ fn a_status_bit_is_cleared_by_writing_one_and_kept_by_writing_zero() {
 }
 
 #[test]
+fn the_event_of_pci_raises_the_sci_until_its_status_is_cleared_and_waits_to_be_enabled() {
+    let world = World::new();
+    let (status, enable) = (ports::GPE0, ports::GPE0 + 1);
+    world.acpi.raise_pci_event();
+    assert!(world.sci.take().is_empty());
+    world.write(enable, 1, 0xff);
+    assert_eq!(world.read(status, 2), 0x0202, "there is one event");
+    assert_eq!(world.sci.take(), [true]);
+    world.write(status, 1, 0xfd);
+    assert_eq!(world.sci.take(), [], "zero keeps it");
+    world.write(status, 1, 2);
+    assert_eq!(world.sci.take(), [false]);
+}
+
+#[test]
 fn status_and_enable_can_be_read_together() {
     let world = World::new();
     world.write(PM1A_EN, 2, 0x0120);
@@ -189,6 +204,8 @@ fn a_restored_state_has_no_bits_that_do_not_exist() {
         pm1_control: 0xffff,
         timer: u64::MAX,
         timer_fraction: u64::MAX,
+        gpe0_status: 0xff,
+        gpe0_enable: 0xff,
     };
     world.acpi.restore(&state);
     assert_eq!(world.events.take(), []);
@@ -198,6 +215,7 @@ fn a_restored_state_has_no_bits_that_do_not_exist() {
         u64::from(control::KEPT | control::SCI_EN)
     );
     assert_eq!(world.read(ports::PM1A_EVT, 2), u64::from(pm1::ENABLES));
+    assert_eq!(world.read(ports::GPE0, 2), 0x0202);
     assert_eq!(world.timer_after(280), 1, "wraps, and was as near to a tick as can be");
 }
 
@@ -216,12 +234,15 @@ proptest! {
                 Some(value) => world.write(ports::BASE + offset, size, value),
                 None => drop(world.read(ports::BASE + offset, size)),
             }
-            if offset == 15 {
-                world.acpi.press_power_button();
+            match offset {
+                15 => world.acpi.press_power_button(),
+                13 => world.acpi.raise_pci_event(),
+                _ => {}
             }
             let state = world.acpi.state();
             level = world.sci.take().last().copied().unwrap_or(level);
-            prop_assert_eq!(level, state.pm1_status & state.pm1_enable != 0);
+            let general = state.gpe0_status & state.gpe0_enable != 0;
+            prop_assert_eq!(level, general || state.pm1_status & state.pm1_enable != 0);
         }
     }
 

@@ -161,6 +161,14 @@ impl Timer {
         state.slots.len() - 1
     }
 
+    /// The device called `name` is gone; its slot stays, for whoever still holds it.
+    pub fn forget(&self, name: &str) {
+        let mut state = lock(&self.state);
+        for slot in state.slots.iter_mut().filter(|slot| slot.name == name) {
+            slot.name.clear();
+        }
+    }
+
     /// Decides on the next access to the device in `slot`.
     pub fn draw(&self, slot: usize) -> Drawn {
         let mut state = lock(&self.state);
@@ -280,6 +288,7 @@ impl Timer {
         for (slot, owed) in &state.restored {
             devices[*slot].owed.push(owed.clone());
         }
+        devices.retain(|device| !device.device.is_empty());
         devices
     }
 

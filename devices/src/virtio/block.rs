@@ -2,7 +2,8 @@
 //!
 //! # Invariants
 //! - The image is locked for as long as the disk is there: one writer, or any number of readers, among all who lock.
-//! - No request reaches beyond the capacity, whatever it says, and none takes more memory than [`BUFFER`].
+//! - No request reaches beyond the capacity, whatever it says. Data goes between image and guest memory directly; nothing else
+//!   takes more memory than [`BUFFER`].
 //! - A write is on stable storage when it is done, unless the driver has accepted to flush.
 
 use std::fs::{File, OpenOptions, TryLockError};
@@ -16,6 +17,7 @@ use virtio_bindings::virtio_blk as bits;
 
 use super::chain::{Chain, ChainError};
 use super::device::{DeviceKind, Handled, QueueHandler, VirtioDevice};
+use super::rate_limiter::{RateLimiter, limited};
 
 mod request;
 
@@ -25,7 +27,7 @@ use request::Handler;
 pub const SECTOR: u64 = 512;
 /// Bytes of a disk's serial number.
 pub const SERIAL_LENGTH: usize = 20;
-/// Bytes moved at once between image and guest memory.
+/// Bytes written at once where the host cannot forget a part of the image.
 pub const BUFFER: usize = 128 << 10;
 
 /// Bytes of the configuration structure, up to the members for write-zeroes.
@@ -134,6 +136,7 @@ pub struct Block {
     disk: Arc<Disk>,
     queues: u16,
     queue_size: u16,
+    limiter: Option<Arc<RateLimiter>>,
 }
 
 /// What the queues of a disk share.
@@ -201,7 +204,15 @@ impl Block {
             }),
             queues: options.queues,
             queue_size: options.queue_size,
+            limiter: None,
         })
+    }
+
+    /// The disk under `limiter`, which others may share.
+    #[must_use]
+    pub fn with_limiter(mut self, limiter: Arc<RateLimiter>) -> Self {
+        self.limiter = Some(limiter);
+        self
     }
 }
 
@@ -303,7 +314,7 @@ impl VirtioDevice for Block {
     }
 
     fn handler(&self, _index: u16) -> Box<dyn QueueHandler> {
-        Box::new(Handler::new(Arc::clone(&self.disk)))
+        limited(Box::new(Handler::new(Arc::clone(&self.disk))), self.limiter.clone())
     }
 
     fn counters(&self) -> Vec<(&'static str, u64)> {

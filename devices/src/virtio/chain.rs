@@ -9,6 +9,7 @@ use virtio_queue::DescriptorChain;
 use vm_memory::GuestMemoryMmap;
 
 use super::dma::{Dma, DmaError};
+use crate::sys::{Gather, Scatter};
 
 /// A chain that is none, or that does not hold what its device expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -115,17 +116,7 @@ impl Chain<'_> {
     /// # Errors
     /// [`ChainError::Short`] or [`ChainError::Memory`].
     pub fn read(&self, offset: u64, bytes: &mut [u8]) -> Result<(), ChainError> {
-        let mut rest = bytes;
-        for (address, length) in parts(self.readable, offset, rest.len()) {
-            let (part, behind) = rest.split_at_mut(length);
-            self.dma.read(address, part)?;
-            rest = behind;
-        }
-        if rest.is_empty() {
-            Ok(())
-        } else {
-            Err(ChainError::Short)
-        }
+        read(self.dma, self.readable, offset, bytes)
     }
 
     /// Writes `bytes` to the writable part at `offset`.
@@ -144,6 +135,65 @@ impl Chain<'_> {
         } else {
             Err(ChainError::Short)
         }
+    }
+
+    /// Fills `bytes` from the writable part at `offset`: what was written there, if the guest has left it alone.
+    pub(super) fn peek(&self, offset: u64, bytes: &mut [u8]) -> Result<(), ChainError> {
+        read(self.dma, self.writable, offset, bytes)
+    }
+
+    /// Where `length` bytes of the writable part from `offset` on lie, but no more of them than lie in about `most` pieces; and
+    /// how many that are. Whoever writes there says so with [`filled`](Self::filled).
+    pub(super) fn scatter(&self, offset: u64, length: usize, most: usize) -> Result<(Scatter<'_>, usize), ChainError> {
+        let (mut scatter, mut covered) = (Scatter::default(), 0);
+        for (address, length) in parts(self.writable, offset, length).take(most) {
+            for slice in self.dma.slices(address, length) {
+                scatter.push_guest(&slice?);
+            }
+            covered += length;
+        }
+        Ok((scatter, covered))
+    }
+
+    /// `length` bytes of the writable part from `offset` on were written.
+    pub(super) fn filled(&self, offset: u64, length: usize) {
+        for (address, length) in parts(self.writable, offset, length) {
+            self.dma.written(address, length as u64);
+        }
+    }
+
+    /// Adds where `length` bytes of the readable part from `offset` on lie.
+    pub(super) fn gather<'s>(&'s self, gather: &mut Gather<'s>, offset: u64, length: usize) -> Result<(), ChainError> {
+        for (address, length) in parts(self.readable, offset, length) {
+            for slice in self.dma.slices(address, length) {
+                gather.push_guest(&slice?);
+            }
+        }
+        Ok(())
+    }
+
+    /// The address of the byte at `offset` of the writable part.
+    pub(super) fn writable_address(&self, offset: u64) -> Option<u64> {
+        parts(self.writable, offset, 1).next().map(|(address, _)| address)
+    }
+
+    /// Writes to guest memory where an earlier chain led.
+    pub(super) fn write_to(&self, address: u64, bytes: &[u8]) -> Result<(), ChainError> {
+        Ok(self.dma.write(address, bytes)?)
+    }
+}
+
+fn read(dma: &Dma, segments: &[Segment], offset: u64, bytes: &mut [u8]) -> Result<(), ChainError> {
+    let mut rest = bytes;
+    for (address, length) in parts(segments, offset, rest.len()) {
+        let (part, behind) = rest.split_at_mut(length);
+        dma.read(address, part)?;
+        rest = behind;
+    }
+    if rest.is_empty() {
+        Ok(())
+    } else {
+        Err(ChainError::Short)
     }
 }
 

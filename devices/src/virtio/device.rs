@@ -1,9 +1,8 @@
 //! What a virtio device brings.
 
-use std::fmt;
-use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
+use std::{fmt, io};
 
 use virtio_queue::QueueState;
 use vmm_sys_util::eventfd::EventFd;
@@ -99,6 +98,30 @@ impl DeviceStateError {
     }
 }
 
+/// A device that cannot have the size that it is to have.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// It has no size that can be changed.
+    #[error("its size cannot be changed")]
+    Fixed,
+    /// It cannot have that one.
+    #[error("{bytes} bytes is no size for it; expected {expected}")]
+    Size {
+        /// What was asked for.
+        bytes: u64,
+        /// What would be accepted.
+        expected: String,
+    },
+    /// The host refuses.
+    #[error("what is behind it cannot be given {bytes} bytes")]
+    Io {
+        /// What was asked for.
+        bytes: u64,
+        /// What it says.
+        source: io::Error,
+    },
+}
+
 /// A device that a [`VirtioPci`](super::VirtioPci) shows to the guest.
 pub trait VirtioDevice: Send + Sync {
     /// Which device it is.
@@ -126,6 +149,15 @@ pub trait VirtioDevice: Send + Sync {
     /// It is put behind a transport, and tells changes of its configuration through `change` from now on.
     fn connect(&self, change: ConfigChange) {
         let _ = change;
+    }
+
+    /// Changes its size in bytes: a disk's capacity, or what a balloon takes. It [tells](ConfigChange::announce) its driver.
+    ///
+    /// # Errors
+    /// [`ResizeError`] if it cannot; nothing has changed then.
+    fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
+        let _ = bytes;
+        Err(ResizeError::Fixed)
     }
 
     /// The driver resets it. A handler may be amid a request of before. Never blocks: a vCPU thread says so.
@@ -164,6 +196,9 @@ pub trait VirtioDevice: Send + Sync {
 pub enum Handled {
     /// It is done, and this many bytes were written, from the first writable one on.
     Used(u32),
+    /// As [`Used`](Self::Used), but the driver learns of it only together with the next request that is used: several requests
+    /// carry one answer. Should there be no next one yet, they are taken back, see [`QueueHandler::put_back`].
+    Held(u32),
     /// There is nothing to answer it with until [`QueueHandler::source`] can be read; it is asked again then.
     NotNow,
 }
@@ -208,6 +243,12 @@ pub trait QueueHandler: Send {
     /// The process that serves the queue in place of [`handle`](Self::handle), if one does.
     fn remote(&mut self) -> Option<&mut dyn RemoteQueue> {
         None
+    }
+
+    /// All requests that were answered [`Handled::Held`] since the last that was used are taken back, and come again later; what
+    /// was written to them does not count. `all` says that they were as many as the queue can hold: there will never be more.
+    fn put_back(&mut self, all: bool) {
+        let _ = all;
     }
 
     /// Where requests that are answered [`Handled::NotNow`] get their answers from.

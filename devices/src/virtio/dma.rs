@@ -8,7 +8,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, VolatileSlice};
 
 /// Who is told what devices write.
 pub trait MemoryWatcher: Send + Sync {
@@ -69,6 +69,21 @@ impl Dma {
         written.map_err(|_| DmaError {
             address,
             length: bytes.len() as u64,
+        })
+    }
+
+    /// The memory of `length` bytes from `address` on, in as many parts as it lies in. Whoever writes there tells so afterwards.
+    pub(super) fn slices(
+        &self,
+        address: u64,
+        length: usize,
+    ) -> impl Iterator<Item = Result<VolatileSlice<'_>, DmaError>> {
+        let slices = GuestMemoryBackend::get_slices(&self.memory, GuestAddress(address), length);
+        slices.map(move |slice| {
+            slice.map_err(|_| DmaError {
+                address,
+                length: length as u64,
+            })
         })
     }
 

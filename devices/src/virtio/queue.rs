@@ -11,27 +11,34 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueState, QueueT};
+use vm_memory::{Bytes, GuestAddress};
 
 use super::chain::Segments;
 use super::device::{Handled, QueueHandler};
 use super::dma::Dma;
 use super::interrupts::Interrupts;
 use crate::sync::lock;
+use crate::thread::{ThreadKind, begin};
 
 /// Requests served before the driver is told, if there are always more.
-const BATCH: u32 = 32;
+const BATCH: u16 = 32;
 /// Bytes of a used ring besides its elements: flags, index, avail_event.
 const USED_RING_META: u64 = 6;
 /// Bytes of an element of a used ring.
 const USED_ELEMENT: u64 = 8;
+/// Bytes of a ring before its elements: flags and index.
+const RING_HEADER: u64 = 4;
+/// Bytes of an element of an available ring.
+const AVAILABLE_ELEMENT: u64 = 2;
 
 /// What a device's queues count together.
 #[derive(Debug, Default)]
@@ -110,9 +117,10 @@ impl QueueThread {
         });
         let theirs = Arc::clone(&shared);
         // The kernel shows the first 15 bytes.
-        let thread = thread::Builder::new()
-            .name(shared.name.clone())
-            .spawn(move || theirs.run(handler))?;
+        let thread = thread::Builder::new().name(shared.name.clone()).spawn(move || {
+            begin(ThreadKind::Queue);
+            theirs.run(handler);
+        })?;
         Ok(Self {
             shared,
             thread: Some(thread),
@@ -201,6 +209,8 @@ enum Served {
     All,
     /// There is a request that cannot be answered before the source can be read.
     Awaits,
+    /// There are requests, but fewer than the answer takes; the driver will notify.
+    Lacks,
     /// Somebody wants the thread to let go.
     Left,
     /// The rings are none.
@@ -319,10 +329,21 @@ impl Shared {
         handler: &mut dyn QueueHandler,
         segments: &mut Segments,
     ) -> Result<Served, Error> {
+        let mut batch = Batch {
+            shared: self,
+            told: queue.next_used(),
+            queue,
+            held: Vec::new(),
+        };
         let mut rounds = || loop {
-            queue.disable_notification(self.dma.memory())?;
-            let served = self.drain(queue, handler, segments)?;
-            if served != Served::All || !queue.enable_notification(self.dma.memory())? {
+            batch.queue.disable_notification(self.dma.memory())?;
+            let served = batch.drain(handler, segments)?;
+            let more = match served {
+                Served::All => batch.queue.enable_notification(self.dma.memory())?,
+                Served::Lacks => batch.await_more()?,
+                _ => false,
+            };
+            if !more {
                 return Ok(served);
             }
         };
@@ -331,68 +352,142 @@ impl Shared {
         served
     }
 
-    /// Serves what is available, and tells the driver.
-    fn drain(
-        &self,
-        queue: &mut Queue,
-        handler: &mut dyn QueueHandler,
-        segments: &mut Segments,
-    ) -> Result<Served, Error> {
-        let memory = self.dma.memory();
-        let mut untold = 0;
-        let served = loop {
-            if self.leave.load(Ordering::SeqCst) {
-                break Served::Left;
-            }
-            let Some(chain) = queue.iter(memory)?.next() else {
-                break Served::All;
-            };
-            let head = chain.head_index();
-            let handled = segments
-                .gather(chain, queue.size())
-                .and_then(|()| handler.handle(&segments.chain(&self.dma)));
-            let length = match handled {
-                Ok(Handled::Used(length)) => length,
-                Ok(Handled::NotNow) => {
-                    queue.go_to_previous_position();
-                    break Served::Awaits;
-                }
-                Err(error) => {
-                    // A guest could have it told without end.
-                    if self.counters.malformed.fetch_add(1, Ordering::Relaxed) == 0 {
-                        tracing::warn!(queue = self.name, %error, "a request is malformed");
-                    }
-                    0
-                }
-            };
-            self.counters.requests.fetch_add(1, Ordering::Relaxed);
-            queue.add_used(memory, head, length)?;
-            untold += 1;
-            if untold == BATCH {
-                self.tell(queue)?;
-                untold = 0;
-            }
-        };
-        if untold > 0 {
-            self.tell(queue)?;
-        }
-        Ok(served)
-    }
-
-    /// Tells the driver that buffers were used, if it wants to know.
-    fn tell(&self, queue: &mut Queue) -> Result<(), Error> {
-        self.ring_written(queue);
-        if queue.needs_notification(self.dma.memory())? {
-            self.counters.interrupts.fetch_add(1, Ordering::Relaxed);
-            self.interrupts.queue_used(self.index);
-        }
-        Ok(())
-    }
-
     /// The used ring was written.
     fn ring_written(&self, queue: &Queue) {
         let length = USED_RING_META + USED_ELEMENT * u64::from(queue.size());
         self.dma.written(queue.used_ring(), length);
+    }
+}
+
+/// A queue while it is served.
+struct Batch<'a> {
+    shared: &'a Shared,
+    queue: &'a mut Queue,
+    /// Up to which element of the used ring the driver was told.
+    told: u16,
+    /// Heads and lengths of requests that are to be used together with the next.
+    held: Vec<(u16, u32)>,
+}
+
+impl Batch<'_> {
+    /// Serves what is available, and tells the driver.
+    fn drain(&mut self, handler: &mut dyn QueueHandler, segments: &mut Segments) -> Result<Served, Error> {
+        let shared = self.shared;
+        let memory = shared.dma.memory();
+        let served = loop {
+            if shared.leave.load(Ordering::SeqCst) {
+                break Served::Left;
+            }
+            let Some(chain) = self.queue.iter(memory)?.next() else {
+                break if self.held.is_empty() {
+                    Served::All
+                } else {
+                    Served::Lacks
+                };
+            };
+            let head = chain.head_index();
+            let handled = segments
+                .gather(chain, self.queue.size())
+                .and_then(|()| handler.handle(&segments.chain(&shared.dma)));
+            let length = match handled {
+                Ok(Handled::Used(length)) => length,
+                Ok(Handled::Held(length)) if self.held.len() < self.queue.size().into() => {
+                    self.held.push((head, length));
+                    continue;
+                }
+                Ok(Handled::Held(length)) => length,
+                Ok(Handled::NotNow) => {
+                    self.queue.go_to_previous_position();
+                    break Served::Awaits;
+                }
+                Err(error) => {
+                    // A guest could have it told without end.
+                    if shared.counters.malformed.fetch_add(1, Ordering::Relaxed) == 0 {
+                        tracing::warn!(queue = shared.name, %error, "a request is malformed");
+                    }
+                    if !self.held.is_empty() {
+                        handler.put_back(false);
+                        for (_, length) in &mut self.held {
+                            *length = 0;
+                        }
+                    }
+                    0
+                }
+            };
+            self.put_used(head, length)?;
+            if self.queue.next_used().wrapping_sub(self.told) >= BATCH {
+                self.tell()?;
+            }
+        };
+        if !self.held.is_empty() {
+            let all = self.held.len() >= self.queue.size().into();
+            let next = self.queue.next_avail().wrapping_sub(self.held.len() as u16);
+            self.queue.set_next_avail(next);
+            handler.put_back(all);
+        }
+        self.tell()?;
+        Ok(served)
+    }
+
+    /// Has the driver notify when there are more requests than those that were put back; whether there are by now.
+    fn await_more(&mut self) -> Result<bool, Error> {
+        let next = self.queue.next_avail();
+        self.queue.set_next_avail(next.wrapping_add(self.held.len() as u16));
+        self.held.clear();
+        let more = self.queue.enable_notification(self.shared.dma.memory());
+        self.queue.set_next_avail(next);
+        more
+    }
+
+    /// Puts a request into the used ring, and those that were held before it; they appear at once.
+    fn put_used(&mut self, head: u16, length: u32) -> Result<(), Error> {
+        let memory = self.shared.dma.memory();
+        for (head, length) in self.held.drain(..) {
+            self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+            let next = self.queue.next_used();
+            let place = self.queue.used_ring() + RING_HEADER + USED_ELEMENT * u64::from(next % self.queue.size());
+            let element = [u32::from(head).to_le(), length.to_le()];
+            memory
+                .write_obj(element, GuestAddress(place))
+                .map_err(Error::GuestMemory)?;
+            // The index in memory follows with the last one's.
+            self.queue.set_next_used(next.wrapping_add(1));
+        }
+        self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+        self.queue.add_used(memory, head, length)
+    }
+
+    /// Tells the driver of the buffers that were used since it was told last, if it wants to know.
+    fn tell(&mut self) -> Result<(), Error> {
+        let (old, new) = (self.told, self.queue.next_used());
+        if old == new {
+            return Ok(());
+        }
+        self.told = new;
+        self.shared.ring_written(self.queue);
+        if self.is_wanted(old, new)? {
+            self.shared.counters.interrupts.fetch_add(1, Ordering::Relaxed);
+            self.shared.interrupts.queue_used(self.shared.index);
+        }
+        Ok(())
+    }
+
+    /// Whether the driver wants to be told that the used ring has gone from `old` to `new` (virtio 1.2, "Used Buffer
+    /// Notification Suppression").
+    fn is_wanted(&self, old: u16, new: u16) -> Result<bool, Error> {
+        let load = |offset: u64| {
+            let address = GuestAddress(self.queue.avail_ring() + offset);
+            let value = self.shared.dma.memory().load::<u16>(address, Ordering::Relaxed);
+            value.map(u16::from_le).map_err(Error::GuestMemory)
+        };
+        // The index must be seen before the driver's wish is read.
+        fence(Ordering::SeqCst);
+        if self.queue.event_idx_enabled() {
+            let event = load(RING_HEADER + AVAILABLE_ELEMENT * u64::from(self.queue.size()))?;
+            Ok(new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old))
+        } else {
+            Ok(load(0)? & VRING_AVAIL_F_NO_INTERRUPT as u16 == 0)
+        }
     }
 }
 

@@ -18,7 +18,7 @@ use virtio_bindings::virtio_config as bits;
 use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC};
 use virtio_queue::{Queue, QueueState, QueueT};
 
-use super::device::{ConfigChange, VirtioDevice};
+use super::device::{ConfigChange, ResizeError, VirtioDevice};
 use super::dma::Dma;
 use super::interrupts::Interrupts;
 use super::queue::{QueueCounters, QueueThread};
@@ -226,6 +226,14 @@ impl VirtioPci {
     #[must_use]
     pub fn device_status(&self) -> u8 {
         lock(&self.common).shown_status(self)
+    }
+
+    /// As [`VirtioDevice::resize`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
+        self.device.resize(bytes)
     }
 
     /// Stops (true) or continues (false) the device. Once stopped, it touches guest memory and interrupts no more until it is

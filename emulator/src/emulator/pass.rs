@@ -64,12 +64,8 @@ impl Emulator {
         self.cpu.flags.assign(flags::RF, false);
         let outcome = self.execute();
         match outcome {
-            // Between two iterations RF keeps an instruction breakpoint away (SDM Vol. 3, Instruction-Breakpoint Exception
-            // Condition); a single step finds it clear, as on the modelled processor.
-            Err(Stop::Stay) if self.cpu.event.is_none() && !stepping => {
-                let has_breakpoints = self.cpu.dr7 & 0xff != 0;
-                self.cpu.flags.assign(flags::RF, has_breakpoints);
-            }
+            // A single step between two iterations finds RF clear, as on the modelled processor.
+            Err(Stop::Stay) if !stepping => self.repeats(),
             Ok(()) | Err(Stop::Next | Stop::Jumped | Stop::Taken | Stop::Stay) => {}
             Err(_) => self.cpu.flags.assign(flags::RF, resuming),
         }
@@ -105,6 +101,12 @@ impl Emulator {
             }
             Err(stop) => self.interrupted(stop),
         }
+    }
+
+    /// The instruction is not over: RF keeps a breakpoint on it away, and whoever interrupts it sees RF set (SDM Vol. 3,
+    /// Instruction-Breakpoint Exception Condition).
+    pub(super) fn repeats(&mut self) {
+        self.cpu.flags.assign(flags::RF, self.cpu.event.is_none());
     }
 
     /// Raises #DB if there is a breakpoint on the instruction under RIP.

@@ -232,6 +232,14 @@ fn operand<M: Access, const SIZE: u64>(cpu: &Cpu, m: &mut M, op: &Op<M>) -> Resu
     }))
 }
 
+/// A memory operand of 4 or 8 bytes.
+fn scalar<M: Access>(cpu: &Cpu, m: &mut M, op: &Op<M>, size: u64) -> Result<[u8; 16], Stop> {
+    match size {
+        4 => operand::<M, 4>(cpu, m, op),
+        _ => operand::<M, 8>(cpu, m, op),
+    }
+}
+
 /// Computes, raises exceptions, and writes the destination.
 #[inline(always)]
 fn update<O: Operation>(cpu: &mut Cpu, register: u8, source: [u8; 16]) -> Outcome {
@@ -261,10 +269,7 @@ fn compare<M: Access, O: Compare>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outco
 
 fn compare_memory<M: Access, O: Compare>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::sse(cpu)?;
-    let source = match O::SIZE {
-        4 => operand::<M, 4>(cpu, m, op)?,
-        _ => operand::<M, 8>(cpu, m, op)?,
-    };
+    let source = scalar(cpu, m, op, O::SIZE)?;
     set_flags::<O>(cpu, op.r1, source)
 }
 
@@ -283,10 +288,7 @@ fn to_integer<M: Access, O: ToInteger>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> 
 
 fn to_integer_memory<M: Access, O: ToInteger>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::sse(cpu)?;
-    let source = match O::SIZE {
-        4 => operand::<M, 4>(cpu, m, op)?,
-        _ => operand::<M, 8>(cpu, m, op)?,
-    };
+    let source = scalar(cpu, m, op, O::SIZE)?;
     set_integer::<O>(cpu, op.r1, source)
 }
 

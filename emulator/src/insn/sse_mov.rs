@@ -5,13 +5,12 @@
 
 use iced_x86::Code;
 
-use super::available;
+use super::{available, unreachable_form};
 use crate::access::{Access, Linear, Outcome, Stop};
 use crate::careful::Careful;
 use crate::cpu::{Cpu, Seg, gpr};
-use crate::event::Exception;
 use crate::op::Op;
-use crate::operand::{Addressing, Flat, General, Use, effective_address};
+use crate::operand::{Addressing, Flat, General, Use, aligned};
 use crate::table::Table;
 use crate::word::Word;
 
@@ -160,11 +159,6 @@ fn general_registers<M: Access>(table: &mut Table<M>) {
     );
 }
 
-/// The register form of an instruction whose encoding has only a memory form: the decoder never gives it.
-fn unreachable_form<M>(_: &mut Cpu, _: &mut M, _: &Op<M>) -> Outcome {
-    Err(Exception::ud().into())
-}
-
 /// The address of a 16-byte memory operand; #GP(0) if it must be aligned and is not.
 #[inline(always)]
 pub(super) fn address16<M, A: Addressing, const ALIGNED: bool>(
@@ -172,30 +166,10 @@ pub(super) fn address16<M, A: Addressing, const ALIGNED: bool>(
     op: &Op<M>,
     usage: Use,
 ) -> Result<Linear, Stop> {
-    let at = match A::linear(cpu, op, 16, usage) {
-        // The modelled processor looks at the alignment before the limit and the canonical form.
-        Err(_) if ALIGNED && !is_aligned(cpu, op, 16) => return Err(misaligned()),
-        at => at?,
-    };
-    if ALIGNED && at.address & 15 != 0 {
-        return Err(misaligned());
+    match ALIGNED {
+        true => aligned::<M, A>(cpu, op, 16, 16, usage),
+        false => A::linear(cpu, op, 16, usage),
     }
-    Ok(at)
-}
-
-/// The linear address of a memory operand, allowed or not, is a multiple of `size`.
-#[cold]
-pub(super) fn is_aligned<M>(cpu: &Cpu, op: &Op<M>, size: u64) -> bool {
-    let base = match cpu.view.is_long() {
-        true => cpu.view.flat_base[usize::from(op.seg() & 7)],
-        false => cpu.segments[Seg::from_number(op.seg())].base,
-    };
-    effective_address(cpu, op).wrapping_add(base).is_multiple_of(size)
-}
-
-#[cold]
-fn misaligned() -> Stop {
-    Exception::gp(0).into()
 }
 
 /// Register to register, all 16 bytes.

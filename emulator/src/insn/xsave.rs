@@ -8,7 +8,7 @@ use core::ops::Range;
 
 use iced_x86::Code;
 
-use super::{available, sse_mov};
+use super::available;
 use crate::access::{Access, Linear, Outcome, Stop};
 use crate::careful::{Careful, Flush};
 use crate::cpu::fpu::{
@@ -18,7 +18,7 @@ use crate::cpu::fpu::{
 use crate::cpu::{Cpu, Cr4, Efer, Seg, gpr};
 use crate::event::{self, Exception};
 use crate::op::Op;
-use crate::operand::{Addressing, General, Use, effective_address};
+use crate::operand::{Addressing, General, Use, aligned, check, effective_address};
 use crate::table::Table;
 
 /// Offset of XMM0 in the legacy region.
@@ -74,16 +74,9 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     });
 }
 
-/// XSAVE's memory operand, up to the end of its header. The modelled processor looks at its alignment before the limit.
+/// XSAVE's memory operand, up to the end of its header.
 fn area<M>(cpu: &Cpu, op: &Op<M>, usage: Use) -> Result<Linear, Stop> {
-    let at = match General::linear(cpu, op, EXTENDED_START as u64, usage) {
-        Err(_) if !sse_mov::is_aligned(cpu, op, XSAVE_ALIGNMENT) => return Err(Exception::gp(0).into()),
-        at => at?,
-    };
-    if !at.address.is_multiple_of(XSAVE_ALIGNMENT) {
-        return Err(Exception::gp(0).into());
-    }
-    Ok(at)
+    aligned::<M, General>(cpu, op, EXTENDED_START as u64, XSAVE_ALIGNMENT, usage)
 }
 
 /// The memory operand of FXSAVE and FXRSTOR, `length` bytes of it. The modelled processor looks at its last byte first, and
@@ -115,17 +108,10 @@ fn fxsave_area<M: Access>(
     let parts = [part(0..around)?, part(around..length)?];
     for (at, range) in &parts {
         if !range.is_empty() {
-            check(cpu, m, *at, range.len(), usage)?;
+            check(cpu, m, *at, range.len() as u64, usage)?;
         }
     }
     Ok(parts)
-}
-
-fn check<M: Access>(cpu: &Cpu, m: &mut M, at: Linear, length: usize, usage: Use) -> Outcome {
-    match usage {
-        Use::Read => m.check_read(cpu, at, length as u64),
-        Use::Write => m.check_write(cpu, at, length as u64),
-    }
 }
 
 fn word<const N: usize>(area: &[u8], offset: usize) -> [u8; N] {

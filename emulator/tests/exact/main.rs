@@ -12,6 +12,11 @@
 //!
 //! Each form runs in some of its scenes; with `REPRISE_LONG=1` in the environment, in all of them (some minutes).
 //! `REPRISE_PLAYS=N` plays N duets, and damages as many that were saved; `REPRISE_SEED=N` begins at another place.
+//! `REPRISE_BLOCKS=N` goes on with plays on both ways until N blocks have been compared:
+//!
+//! ```sh
+//! REPRISE_BLOCKS=1000000 cargo test -p reprise-emulator --test exact way_and_the_careful_way -- --nocapture
+//! ```
 
 mod capacity;
 mod dice;
@@ -292,9 +297,13 @@ fn random_code_under_outside_influence_ends_as_if_it_were_left_alone() {
 /// Plays on both ways; how many blocks were compared.
 fn compare_ways(play: impl Fn(&mut Ways, &[u8]) -> usize) -> u64 {
     let (first, plays) = (number("REPRISE_SEED", 1), number("REPRISE_PLAYS", 2000));
+    let wanted = number("REPRISE_BLOCKS", 0);
     let mut ways = Ways::new();
     let mut blocks = 0;
-    for seed in first..first + plays {
+    for seed in first.. {
+        if seed - first >= plays && blocks >= wanted {
+            break;
+        }
         let bytes = roll(seed, 60 + seed as usize % 200);
         let Ok(compared) = catch_unwind(AssertUnwindSafe(|| play(&mut ways, &bytes))) else {
             panic!("REPRISE_SEED={seed} REPRISE_PLAYS=1");

@@ -16,6 +16,7 @@ mod bmi;
 mod control;
 mod devices;
 mod direct;
+mod fields;
 mod mov;
 mod muldiv;
 mod native;

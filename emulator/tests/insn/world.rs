@@ -154,6 +154,14 @@ pub fn protected_mode() -> Cpu {
     finish(cpu)
 }
 
+/// 32-bit code with the page tables of 64-bit mode.
+pub fn compatibility_mode() -> Cpu {
+    let mut cpu = long_mode();
+    cpu.segments[Seg::Cs] = flat(0x18, 0xc09b);
+    cpu.refresh();
+    cpu
+}
+
 /// Protected mode whose code segment is 16 bits wide and whose stack pointer is SP.
 pub fn narrow_mode() -> Cpu {
     let mut cpu = protected_mode();
@@ -211,7 +219,7 @@ impl World {
             devices: vec![0; Area::ALL.len() * PAGE as usize],
             scrambled: Vec::new(),
         };
-        world.write_tables(cpu.view.is_long());
+        world.write_tables(cpu.view.is_ia32e());
         world
     }
 
@@ -302,11 +310,10 @@ impl World {
     /// has read is overwritten while it waits if `scramble` says so: not for a repeated instruction, which reads itself
     /// again.
     pub fn run(&mut self, code: &[u8], cpu: &Cpu, way: Way, scramble: bool) -> End {
-        let long = cpu.view.is_long();
         let code_at = cpu.segments[Seg::Cs].base + cpu.rip;
         self.poke(code_at & !(PAGE - 1), &[END; PAGE as usize]);
         self.poke(code_at, code);
-        if long {
+        if cpu.view.is_ia32e() {
             for area in Area::ALL.into_iter().filter(|area| is_device(way, *area)) {
                 self.poke64(PAGE_TABLE + 8 * (area.page() / PAGE), area.device() | 7);
             }

@@ -149,20 +149,49 @@ fn mov_to_ss_holds_off_a_breakpoint_on_the_next_instruction() {
 }
 
 #[test]
-fn an_interrupt_between_iterations_pushes_rf_where_there_are_breakpoints() {
-    both(|mut world| {
-        world.code(CODE, 64, |a| a.rep().stosb());
-        arm(&mut world, CODE + 7, 0);
-        world.change(|cpu| {
-            cpu.gpr.set(gpr::RCX, 1 << 20);
-            cpu.gpr.set(gpr::RDI, DATA);
-            cpu.flags.set_bits(flags::DF);
+fn an_interrupt_between_iterations_pushes_rf() {
+    for is_armed in [false, true] {
+        both(|mut world| {
+            world.code(CODE, 64, |a| a.rep().stosb());
+            if is_armed {
+                arm(&mut world, CODE + 7, 0);
+            }
+            world.change(|cpu| {
+                cpu.gpr.set(gpr::RCX, 1 << 20);
+                cpu.gpr.set(gpr::RDI, DATA);
+                cpu.flags.set_bits(flags::DF);
+            });
+            let exit = world.emulator.run_at_most(reprise_emulator::Entry::Resume, 1).unwrap();
+            assert_eq!(exit, Exit::Attention);
+            assert_eq!(world.cpu().rip, CODE);
+            assert!(world.emulator.inject(Event::external(0x40)));
+            assert_eq!(world.run_to_handler(), 0x40);
+            assert_eq!(world.frame(false).flags & flags::RF, flags::RF);
         });
-        let exit = world.emulator.run_at_most(reprise_emulator::Entry::Resume, 1).unwrap();
-        assert_eq!(exit, Exit::Attention);
-        assert_eq!(world.cpu().rip, CODE);
-        assert!(world.emulator.inject(Event::external(0x40)));
-        assert_eq!(world.run_to_handler(), 0x40);
-        assert_eq!(world.frame(false).flags & flags::RF, flags::RF);
+    }
+}
+
+#[test]
+fn a_gather_that_met_a_watched_element_is_reported_before_a_later_one_faults() {
+    both(|mut world| {
+        // vpgatherdd xmm0, [rax + xmm1], xmm2
+        world.code(CODE, 64, |a| a.db(&[0xc4, 0xe2, 0x69, 0x90, 0x04, 0x08]));
+        world.change(|cpu| {
+            cpu.cr4.0 |= Cr4::OSXSAVE;
+            cpu.xcr0 = 7;
+            cpu.gpr.set(gpr::RAX, DATA);
+            cpu.fpu.vectors[1] = [0x7fff_f000 << 32, 0, 0, 0, 0, 0, 0, 0];
+            cpu.fpu.vectors[2] = [u64::MAX, 0, 0, 0, 0, 0, 0, 0];
+        });
+        arm(&mut world, DATA, 0b1111);
+        assert_eq!(world.run_to_handler(), DB);
+        let frame = world.frame(false);
+        assert_eq!((frame.rip, frame.flags & flags::RF), (CODE, flags::RF));
+        assert_eq!(
+            world.cpu().fpu.vectors[2][0],
+            u64::MAX << 32,
+            "the first element is done"
+        );
+        assert_eq!(world.cpu().dr6, NONE | 1);
     });
 }

@@ -186,7 +186,11 @@ fn a_far_jump_to_32_bit_code_enters_compatibility_mode() {
     both(|mut world| {
         pointer(&mut world, CODE32, USER);
         world.code(CODE, 64, |a| a.db(&[0xff, 0x2b]));
-        world.change(|cpu| cpu.gpr.set(gpr::RBX, DATA));
+        world.change(|cpu| {
+            cpu.gpr.set(gpr::RBX, DATA);
+            cpu.gpr.set(gpr::RCX, 0x55 << 32 | 1);
+            cpu.gpr.set(gpr::RSP, 0x55 << 32 | 0x1000);
+        });
         world.code(USER, 32, |a| {
             a.mov(eax, 0x1234u32)?;
             a.hlt()
@@ -194,6 +198,8 @@ fn a_far_jump_to_32_bit_code_enters_compatibility_mode() {
         assert_eq!(world.run(), Exit::Halt);
         assert_eq!(world.cpu().view.mode, Mode::Compatibility);
         assert_eq!(world.get(gpr::RAX), 0x1234);
+        // As on AMD's family 25: of all registers, RSP alone loses its upper half.
+        assert_eq!((world.get(gpr::RSP), world.get(gpr::RCX)), (0x1000, 0x55 << 32 | 1));
     });
 }
 

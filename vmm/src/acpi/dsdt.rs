@@ -9,7 +9,7 @@ use reprise_devices::acpi::ports;
 use reprise_devices::pci::root;
 use reprise_devices::{rtc, serial};
 
-use super::{Description, Table};
+use super::{Description, Table, slots};
 use crate::boot::layout;
 
 /// The ISA interrupt of the RTC's alarm.
@@ -29,6 +29,7 @@ pub fn table(description: Description) -> Table {
     clock(&mut devices);
     pci(&mut devices, description.memory);
     body.extend(Scope::raw(Path::new("_SB_"), devices));
+    slots::event(&mut body);
     super::table(*b"DSDT", 2, &body)
 }
 
@@ -101,6 +102,9 @@ fn pci(aml: &mut Vec<u8>, memory: u64) {
     let (first, ports) = (port(root::CONFIG_PORT), root::CONFIG_PORTS);
     let (low, high) = (layout::PCI_LOW, layout::pci_high(memory));
     let below_4g = |address: u64| u32::try_from(address).expect("it lies below 4 GiB");
+    let mut inside = Vec::new();
+    slots::devices(&mut inside);
+    let inside = Raw(inside);
     Device::new(
         Path::new("PCI0"),
         vec![
@@ -130,6 +134,7 @@ fn pci(aml: &mut Vec<u8>, memory: u64) {
                     ),
                 ]),
             ),
+            &inside,
         ],
     )
     .to_aml_bytes(aml);
@@ -151,6 +156,15 @@ fn pci(aml: &mut Vec<u8>, memory: u64) {
     .to_aml_bytes(aml);
 }
 
-fn port(address: u64) -> u16 {
+/// AML that is there already.
+pub(super) struct Raw(pub(super) Vec<u8>);
+
+impl Aml for Raw {
+    fn to_aml_bytes(&self, sink: &mut dyn acpi_tables::AmlSink) {
+        sink.vec(&self.0);
+    }
+}
+
+pub(super) fn port(address: u64) -> u16 {
     u16::try_from(address).expect("ports have 16 bits")
 }

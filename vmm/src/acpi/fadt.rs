@@ -47,6 +47,9 @@ pub fn table(facs: u64, dsdt: u64) -> FADT {
     fadt.pm_tmr_blk = port(ports::PM_TMR).into();
     fadt.pm_tmr_len = length(ports::PM_TMR_LENGTH);
     fadt.x_pm_tmr_blk = register(ports::PM_TMR, ports::PM_TMR_LENGTH, AccessSize::DwordAccess);
+    fadt.gpe0_blk = port(ports::GPE0).into();
+    fadt.gpe0_blk_len = length(ports::GPE0_LENGTH);
+    fadt.x_gpe0_blk = register(ports::GPE0, ports::GPE0_LENGTH, AccessSize::ByteAccess);
     fadt.reset_reg = register(ports::RESET, 1, AccessSize::ByteAccess);
     fadt.reset_value = ports::RESET_VALUE;
     // More than these mean: C2 and C3 are not there.

@@ -106,6 +106,7 @@ fn the_fadt_repeats_what_the_power_management_device_says() {
     assert_eq!(u64_at(fadt, 120), ports::RESET, "the reset register's address");
     assert_eq!(fadt[116], 1, "which is a port");
     assert_eq!(fadt[128], ports::RESET_VALUE);
+    assert_eq!((u64::from(u32_at(fadt, 80)), fadt[92]), (ports::GPE0, 2));
     let flags = u32_at(fadt, 112);
     assert_eq!(flags >> 4 & 1, 0, "the power button is fixed hardware");
     assert_eq!(flags >> 20 & 1, 0, "this is the full hardware model");
@@ -150,10 +151,13 @@ fn the_madt_has_a_local_apic_for_each_processor_and_the_isa_overrides() {
 fn the_dsdt_tells_how_to_power_off_and_names_only_devices_that_are_there() {
     let has = |found: &Found, name: &[u8]| found.tables[b"DSDT"].windows(name.len()).any(|window| window == name);
     let found = Found::of(2, true);
-    for name in [b"_S5_", b"COM1", b"RTC0", b"C000", b"C001"] {
+    for name in [
+        b"_S5_", b"COM1", b"RTC0", b"C000", b"C001", b"S001", b"S01F", b"_EJ0", b"_E01",
+    ] {
         assert!(has(&found, name), "{name:?}");
     }
     assert!(!has(&found, b"C002"));
+    assert!(!has(&found, b"S000"), "the host bridge stays");
     assert!(!has(&Found::of(1, false), b"COM1"), "without a serial port");
 }
 

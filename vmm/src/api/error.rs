@@ -27,9 +27,14 @@ impl Refusal {
 impl From<VmmError> for Refusal {
     fn from(error: VmmError) -> Self {
         let status = match &error {
-            VmmError::NoVm => StatusCode::NOT_FOUND,
+            VmmError::NoVm | VmmError::NoDevice { .. } => StatusCode::NOT_FOUND,
             VmmError::Exists { .. } | VmmError::WrongState { .. } => StatusCode::CONFLICT,
-            VmmError::BadConfig { .. } | VmmError::Build { .. } | VmmError::Restore { .. } => StatusCode::BAD_REQUEST,
+            VmmError::BadConfig { .. }
+            | VmmError::Build { .. }
+            | VmmError::Restore { .. }
+            | VmmError::Device { .. }
+            | VmmError::Resize { .. }
+            | VmmError::Fixed { .. } => StatusCode::BAD_REQUEST,
             VmmError::Snapshot { source } => match source {
                 SnapshotError::NoParent { .. } | SnapshotError::Foreign { .. } => StatusCode::BAD_REQUEST,
                 SnapshotError::InUse { .. } => StatusCode::CONFLICT,

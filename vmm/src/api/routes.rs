@@ -12,6 +12,7 @@ use utoipa_axum::routes;
 
 use super::body::JsonBody;
 use super::connections::Connection;
+use super::devices;
 use super::error::Refusal;
 use crate::config::{RestoreConfig, VmConfig, VmSnapshotConfig};
 use crate::lifecycle::{Restore, VmCounters, VmInfo, Vmm, VmmError, VmmPingResponse};
@@ -50,11 +51,11 @@ pub(super) fn calls() -> OpenApiRouter<Vmm> {
         .routes(routes!(vm_power_button))
         .routes(routes!(vm_snapshot))
         .routes(routes!(vm_restore));
-    not_yet(router)
+    not_yet(devices::calls(router))
 }
 
 /// Who calls, and what is called.
-struct Caller {
+pub(super) struct Caller {
     vmm: Vmm,
     connection: Arc<Connection>,
 }
@@ -78,7 +79,7 @@ impl FromRequestParts<Vmm> for Caller {
 
 impl Caller {
     /// Makes a call that may take time, on a thread of its own. It goes on to its end even if the client leaves.
-    async fn call<T: Send + 'static>(
+    pub(super) async fn call<T: Send + 'static>(
         self,
         call: impl FnOnce(&Vmm) -> Result<T, VmmError> + Send + 'static,
     ) -> Result<T, Refusal> {
@@ -254,21 +255,13 @@ macro_rules! not_yet {
 
 not_yet! {
     vm_nmi "/vm.nmi" "Sends a non-maskable interrupt; not supported yet.";
-    vm_resize "/vm.resize" "Changes vCPUs, memory or balloon; not supported yet.";
-    vm_resize_disk "/vm.resize-disk" "Changes the size of a disk; not supported yet.";
     vm_resize_zone "/vm.resize-zone" "Changes the size of a memory zone; not supported yet.";
-    vm_remove_device "/vm.remove-device" "Removes a device; not supported yet.";
     vm_coredump "/vm.coredump" "Writes the guest's memory to a file; not supported yet.";
     vm_receive_migration "/vm.receive-migration" "Takes a VM over from another host; not supported yet.";
     vm_send_migration "/vm.send-migration" "Hands the VM to another host; not supported yet.";
     vm_add_device "/vm.add-device" "Adds a host device; not supported yet.";
-    vm_add_user_device "/vm.add-user-device" "Adds a device in another process; not supported yet.";
-    vm_add_disk "/vm.add-disk" "Adds a disk; not supported yet.";
-    vm_add_fs "/vm.add-fs" "Adds a share; not supported yet.";
     vm_add_generic_vhost_user "/vm.add-generic-vhost-user" "Adds a vhost-user device; not supported yet.";
     vm_add_pmem "/vm.add-pmem" "Adds persistent memory; not supported yet.";
-    vm_add_net "/vm.add-net" "Adds a network interface; not supported yet.";
-    vm_add_vsock "/vm.add-vsock" "Adds a socket device; not supported yet.";
     vm_add_vdpa "/vm.add-vdpa" "Adds a vDPA device; not supported yet.";
 }
 

@@ -5,8 +5,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::config::{
-    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, MemoryConfig, RngConfig,
-    UserDeviceConfig, from_json, parse_size,
+    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, LandlockConfig, MemoryConfig,
+    RngConfig, UserDeviceConfig, from_json, parse_size,
 };
 use crate::lifecycle::chain;
 
@@ -64,9 +64,8 @@ pub(super) fn rng(text: &str) -> Result<RngConfig, String> {
     read(members_with(text, "src", &[], &["src"])?)
 }
 
-/// Reads `PATH` or `socket=PATH,id=NAME` with the names of [`UserDeviceConfig`].
-pub(super) fn user_device(text: &str) -> Result<UserDeviceConfig, String> {
-    read(members_with(text, "socket", &[], &["socket", "id"])?)
+    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, LandlockConfig, MemoryConfig,
+    RngConfig, UserDeviceConfig, from_json, parse_size,
 }
 
 /// The members of `text`; a first part without `=` is the member `bare`.
@@ -217,6 +216,17 @@ mod tests {
             "path=/d,queue_size=1M",
         ] {
             assert!(disk(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_landlock_rule_is_a_path_and_what_may_be_done() {
+        assert_eq!(
+            landlock_rule("path=/a,access=rw").unwrap(),
+            LandlockConfig::new("/a", "rw")
+        );
+        for text in ["/a", "path=/a,access=x", "access=r", "path=/a,access=r,more=on"] {
+            assert!(landlock_rule(text).is_err(), "{text}");
         }
     }
 

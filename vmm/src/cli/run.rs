@@ -8,11 +8,14 @@ use clap::Args;
 use super::{Failure, Host, USAGE, options, serve, usage_of};
 use crate::api::{ApiServer, ApiSocket};
 use crate::config::{
-    ConsoleConfig, CpusConfig, DelayConfig, DiskConfig, MemoryConfig, PayloadConfig, RngConfig, UserDeviceConfig,
+    ConsoleConfig, CpusConfig, DelayConfig, DiskConfig, LandlockConfig, MemoryConfig, PayloadConfig, RngConfig,
+    UserDeviceConfig,
     VmConfig,
 };
 use crate::lifecycle::{End, Restore, Vmm, VmmError, WhenGuestEnds};
 use crate::machine::MachineOptions;
+use crate::sandbox::Sandbox;
+use crate::snapshot::Snapshot;
 
 /// The kernel's command line unless another is given: its console is the serial port.
 const CMDLINE: &str = "console=ttyS0";
@@ -75,8 +78,19 @@ impl Run {
         if self.kernel.is_none() && self.restore.is_none() {
             return Err(no_kernel());
         }
+        let named = match &self.restore {
+            None => Sandbox::rules_of(&self.config()),
+            Some(folder) => {
+                let read = LandlockConfig::new(folder, "r");
+                let mut named = Sandbox::rules_of(Snapshot::open(folder)?.config());
+                named.push(read);
+                named
+            }
+        };
+        let rules = self.host.rules(named, self.api_socket.as_ref());
         let vmm = serve::vmm(
             &self.host,
+            rules,
             MachineOptions {
                 debug_exit: self.debug_exit,
                 ..MachineOptions::default()
@@ -117,23 +131,28 @@ impl Run {
             };
             return vmm.restore(folder, how);
         }
-        vmm.create(VmConfig {
-            cpus: self.cpus,
-            memory: self.memory,
+        vmm.create(self.config())?;
+        vmm.boot()
+    }
+
+    /// The VM that the options ask for.
+    fn config(&self) -> VmConfig {
+        VmConfig {
+            cpus: self.cpus.clone(),
+            memory: self.memory.clone(),
             payload: PayloadConfig {
                 firmware: None,
-                kernel: self.kernel,
-                cmdline: Some(self.cmdline),
-                initramfs: self.initramfs,
+                kernel: self.kernel.clone(),
+                cmdline: Some(self.cmdline.clone()),
+                initramfs: self.initramfs.clone(),
             },
-            disks: self.disk,
-            rng: self.rng.unwrap_or_default(),
-            user_devices: self.user_device,
-            serial: self.serial.unwrap_or_else(ConsoleConfig::tty),
-            delays: self.inject_delay,
+            disks: self.disk.clone(),
+            rng: self.rng.clone().unwrap_or_default(),
+            user_devices: self.user_device.clone(),
+            serial: self.serial.clone().unwrap_or_else(ConsoleConfig::tty),
+            delays: self.inject_delay.clone(),
             ..VmConfig::default()
-        })?;
-        vmm.boot()
+        }
     }
 }
 

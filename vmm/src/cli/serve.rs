@@ -9,6 +9,7 @@ use signal_hook::iterator::Signals;
 
 use super::{Failure, Host, events, hypervisor};
 use crate::api::{ApiServer, ApiSocket};
+use crate::config::LandlockConfig;
 use crate::lifecycle::{HypervisorGuests, Vmm, WhenGuestEnds};
 use crate::machine::MachineOptions;
 
@@ -24,7 +25,8 @@ pub(super) struct Serve {
 
 impl Serve {
     pub(super) fn run(self) -> Result<ExitCode, Failure> {
-        let vmm = vmm(&self.host, MachineOptions::default(), WhenGuestEnds::Stay)?;
+        let rules = self.host.rules(Vec::new(), Some(&self.api_socket));
+        let vmm = vmm(&self.host, rules, MachineOptions::default(), WhenGuestEnds::Stay)?;
         let server = ApiServer::start(&self.api_socket, vmm.clone())?;
         vmm.wait();
         // First the server, so that the answer to vmm.shutdown is out and no further call comes.
@@ -34,8 +36,15 @@ impl Serve {
     }
 }
 
-/// The VMM that `run` and `serve` work with. The first SIGINT or SIGTERM asks it to end, the second ends the process.
-pub(super) fn vmm(host: &Host, options: MachineOptions, when_guest_ends: WhenGuestEnds) -> Result<Vmm, Failure> {
+/// The VMM that `run` and `serve` work with, confined, with `rules` for what the whole process may open. The first SIGINT or SIGTERM asks it to end, the second ends the process.
+pub(super) fn vmm(
+    host: &Host,
+    rules: Option<Vec<LandlockConfig>>,
+    options: MachineOptions,
+    when_guest_ends: WhenGuestEnds,
+) -> Result<Vmm, Failure> {
+    // Before there is a thread: each inherits it.
+    host.sandbox.enter(rules)?;
     let events = events(host.event_monitor.as_ref())?;
     let options = MachineOptions {
         events: events.clone(),

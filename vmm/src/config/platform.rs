@@ -109,3 +109,13 @@ pub struct LandlockConfig {
     /// What may be done with it: `r`, `w` or `rw`.
     pub access: String,
 }
+
+impl LandlockConfig {
+    /// The rule that lets `access` be done with `path` and what lies beneath.
+    pub fn new(path: impl Into<PathBuf>, access: &str) -> Self {
+        Self {
+            path: path.into(),
+            access: access.to_owned(),
+        }
+    }
+}

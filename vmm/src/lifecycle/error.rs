@@ -52,6 +52,40 @@ pub enum VmmError {
         /// What is in the way.
         source: Box<dyn Error + Send + Sync>,
     },
+    /// A device cannot be added to the machine, which is as before.
+    #[error("{call} cannot add the device {id}")]
+    Device {
+        /// The call, as the API names it.
+        call: &'static str,
+        /// Its name.
+        id: String,
+        /// What is in the way.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// A device cannot be given that size; it has the one it had.
+    #[error("{call} cannot change the size of the device {id}")]
+    Resize {
+        /// The call, as the API names it.
+        call: &'static str,
+        /// Its name.
+        id: String,
+        /// What is in the way.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// There is no such device.
+    #[error("there is no device {id:?}; expected one of {}", known.join(", "))]
+    NoDevice {
+        /// The name.
+        id: String,
+        /// The names that there are.
+        known: Vec<String>,
+    },
+    /// The device is part of every machine.
+    #[error("the device {id} cannot be removed: every machine has it")]
+    Fixed {
+        /// Its name.
+        id: String,
+    },
     /// The machine did not do what it was told.
     #[error("{call} failed")]
     Machine {

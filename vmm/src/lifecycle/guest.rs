@@ -1,5 +1,6 @@
 //! What the lifecycle asks of a machine, and the real machine behind it.
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -7,9 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use reprise_hypervisor::{Hypervisor, HypervisorKind};
 
 use super::VmCounters;
-use crate::config::{ConsoleConfig, VmConfig};
+use crate::config::{ConsoleConfig, DeviceSpec, VmConfig};
 use crate::console::Console;
-use crate::machine::{Machine, MachineEnd, MachineError, MachineOptions};
+use crate::machine::{Machine, MachineEnd, MachineError, MachineOptions, OnEject};
 use crate::snapshot::{Prefault, Snapshot, SnapshotError};
 
 /// Why a machine refused.
@@ -66,6 +67,26 @@ pub trait Guest: Send {
     /// # Errors
     /// [`SnapshotError`]; what was at `destination` before is then still there.
     fn snapshot(&self, config: &VmConfig, destination: &Path) -> Result<(), SnapshotError>;
+    /// Adds the PCI device that `spec` asks for, called `name`, and tells the guest. Its device number is returned.
+    ///
+    /// # Errors
+    /// Whatever is in the way; nothing has changed then.
+    fn add_device(&self, name: &str, spec: &DeviceSpec) -> Result<u8, GuestError>;
+    /// Asks the guest to let go of the PCI device called `name`. False if there is no such device.
+    fn remove_device(&self, name: &str) -> bool;
+    /// Changes the size of the device called `name`: a disk's capacity, or what a balloon takes.
+    ///
+    /// # Errors
+    /// Whatever is in the way; nothing has changed then.
+    fn resize_device(&self, name: &str, bytes: u64) -> Result<(), GuestError>;
+    /// The devices that the guest was asked to let go of and has not.
+    fn going(&self) -> Vec<String>;
+    /// Has `tell` called when the guest has let go of a device: from any of the machine's threads, and it must not wait.
+    fn on_eject(&self, tell: OnEject);
+    /// The devices that the guest has let go of since this was asked last.
+    fn take_ejected(&self) -> Vec<String>;
+    /// The device numbers of the PCI devices by name.
+    fn devices(&self) -> BTreeMap<String, u8>;
     /// Presses the ACPI power button; the guest decides what comes of it.
     fn power_button(&self);
     /// Figures by device and name.
@@ -168,6 +189,34 @@ impl Guest for Machine {
 
     fn snapshot(&self, config: &VmConfig, destination: &Path) -> Result<(), SnapshotError> {
         Self::snapshot(self, config, destination)
+    }
+
+    fn add_device(&self, name: &str, spec: &DeviceSpec) -> Result<u8, GuestError> {
+        Ok(Self::add_device(self, name, spec)?)
+    }
+
+    fn remove_device(&self, name: &str) -> bool {
+        Self::remove_device(self, name)
+    }
+
+    fn resize_device(&self, name: &str, bytes: u64) -> Result<(), GuestError> {
+        Ok(Self::resize_device(self, name, bytes)?)
+    }
+
+    fn going(&self) -> Vec<String> {
+        Self::going(self)
+    }
+
+    fn on_eject(&self, tell: OnEject) {
+        Self::on_eject(self, tell);
+    }
+
+    fn take_ejected(&self) -> Vec<String> {
+        Self::take_ejected(self)
+    }
+
+    fn devices(&self) -> BTreeMap<String, u8> {
+        Self::devices(self)
     }
 
     fn power_button(&self) {

@@ -66,6 +66,41 @@ pub struct VmInfo {
     pub state: VmState,
     /// The memory the guest has, in bytes.
     pub memory_actual_size: u64,
+    /// The PCI devices that the guest has now, by name; none of a VM that does not run.
+    #[serde(default)]
+    pub device_tree: BTreeMap<String, DeviceNode>,
+}
+
+/// A PCI device that the guest has.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct DeviceNode {
+    /// Its name.
+    pub id: String,
+    /// Where it is: segment, bus, device and function.
+    pub pci_bdf: String,
+    /// Whether the guest was asked to let go of it.
+    #[serde(default)]
+    pub removing: bool,
+}
+
+impl DeviceNode {
+    /// The device called `id` with device number `number`.
+    pub(super) fn new(id: &str, number: u8) -> Self {
+        Self {
+            id: id.to_owned(),
+            pci_bdf: format!("0000:00:{number:02x}.0"),
+            removing: false,
+        }
+    }
+}
+
+/// The answer of a call that has added a device to a machine that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct PciDeviceInfo {
+    /// Its name.
+    pub id: String,
+    /// Where it is: segment, bus, device and function.
+    pub bdf: String,
 }
 
 /// The answer of `vm.counters`: figures by device and name.

@@ -1,4 +1,4 @@
-//! The `lifecycle` thread: does what follows when a guest ends on its own.
+//! The `lifecycle` thread: does what follows when a guest ends on its own, or has let go of a device.
 
 use std::io;
 use std::sync::Weak;
@@ -6,7 +6,7 @@ use std::sync::mpsc::Receiver;
 use std::thread;
 use std::time::Duration;
 
-use super::{Control, End, Inner, WhenGuestEnds};
+use super::{Control, End, Inner, News, WhenGuestEnds};
 use crate::machine::MachineEnd;
 
 /// A triple fault resets a processor, and a guest that faults again right after each reset would do so for ever: at this
@@ -17,11 +17,15 @@ const TRIPLE_FAULTS: u32 = 3;
 const SOON: Duration = Duration::from_secs(10);
 
 /// Starts the thread. It ends when the VMM and its machine are gone.
-pub(super) fn spawn(vmm: Weak<Inner>, ended: Receiver<(u64, MachineEnd)>) -> io::Result<()> {
+pub(super) fn spawn(vmm: Weak<Inner>, told: Receiver<(u64, News)>) -> io::Result<()> {
     thread::Builder::new().name("lifecycle".to_owned()).spawn(move || {
-        for (generation, end) in ended {
+        for (generation, news) in told {
             let Some(vmm) = vmm.upgrade() else { return };
-            vmm.guest_ended(generation, end);
+            match news {
+                News::Ended(end) => vmm.guest_ended(generation, end),
+                // Whoever takes control finds what has changed; the VMM may be closed by now.
+                News::Ejected => drop(vmm.control()),
+            }
         }
     })?;
     Ok(())

@@ -9,7 +9,7 @@ use reprise_devices::acpi::ports::SCI_GSI;
 use reprise_devices::pci::{PciError, PciStateError};
 use reprise_devices::vfio_user::VfioUserError;
 use reprise_devices::virtio::rng::RngError;
-use reprise_devices::virtio::{BlockError, VirtioError, VirtioStateError};
+use reprise_devices::virtio::{BlockError, ResizeError, VirtioError, VirtioStateError};
 use reprise_devices::{
     Acpi, AcpiState, Bus, BusError, Clock, DebugExit, Delay, Delays, DelaysState, Device, HostClock, HostClockState,
     I8042, I8042State, Interrupt, MachineEvents, MemorySize, NotDelayed, OutputState, PostCode, PostCodeState, Rtc,
@@ -19,7 +19,7 @@ use reprise_hypervisor::{GuestMemory, HypervisorError, InterruptLine, Vm};
 use serde::{Deserialize, Serialize};
 
 use crate::boot::layout;
-use crate::config::{DelayConfig, VmConfig};
+use crate::config::{DelayConfig, DeviceSpec, VmConfig};
 use crate::console::Console;
 
 mod device;
@@ -29,7 +29,7 @@ mod rng;
 mod user_device;
 
 use pci::Pci;
-pub use pci::PciDevicesState;
+pub use pci::{OnEject, PciDevicesState};
 
 /// How long a console may take for what was printed before a snapshot.
 const CONSOLE_PATIENCE: Duration = Duration::from_millis(100);
@@ -46,6 +46,8 @@ pub struct Board {
     pci: Pci,
     /// What keeps the answers of delayed devices back, if there are any.
     delays: Option<Delays>,
+    /// Which are to be late.
+    late: Vec<DelayConfig>,
 }
 
 /// What the devices of a board remember. The debug-exit port remembers nothing.
@@ -197,6 +199,14 @@ pub enum BoardError {
         /// Why.
         source: VfioUserError,
     },
+    /// A device's size cannot be changed.
+    #[error("the device {name} cannot have that size")]
+    Resize {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: ResizeError,
+    },
     /// There is no entropy.
     #[error("virtio-rng cannot be made")]
     Rng {
@@ -245,7 +255,7 @@ impl Board {
                 Some(serial)
             }
         };
-        let pci = Pci::new(&bus, vm, parts.config, parts.memory)?;
+        let pci = Pci::new(&bus, vm, &acpi, parts.config, parts.memory)?;
         let delays = delay(&bus, &pci, &parts.config.delays)?;
         Ok(Self {
             bus,
@@ -257,7 +267,62 @@ impl Board {
             post,
             pci,
             delays,
+            late: parts.config.delays.clone(),
         })
+    }
+
+    /// Makes the PCI device that `spec` asks for, calls it `name`, puts it on the bus, late if it is to be, and tells the
+    /// guest. Its device number is returned.
+    ///
+    /// # Errors
+    /// [`BoardError`] naming what is in the way; nothing has changed then.
+    pub fn plug(&self, name: &str, spec: &DeviceSpec) -> Result<u8, BoardError> {
+        let number = self.pci.attach(name, spec)?;
+        let means = |entry: &&DelayConfig| entry.device == DelayConfig::EVERY_DEVICE || entry.device == name;
+        if let (Some(delays), Some(entry)) = (&self.delays, self.late.iter().rfind(means)) {
+            self.pci.root.wrap(name, |device| delays.wrap(device, entry.delay()));
+        }
+        self.pci.announce(number);
+        Ok(number)
+    }
+
+    /// Asks the guest to let go of the PCI device called `name`; who asks again reminds it. False if there is no such device.
+    pub fn unplug(&self, name: &str) -> bool {
+        self.pci.ask_for(name)
+    }
+
+    /// Changes the size of the PCI device called `name`.
+    ///
+    /// # Errors
+    /// [`BoardError`] naming what is in the way; nothing has changed then.
+    pub fn resize(&self, name: &str, bytes: u64) -> Result<(), BoardError> {
+        self.pci.resize(name, bytes)
+    }
+
+    /// The devices that the guest was asked to let go of and has not.
+    pub fn asked_for(&self) -> Vec<String> {
+        self.pci.asked_for()
+    }
+
+    /// Tells `on_eject`, from now on, when the guest has let go of a device.
+    pub fn on_eject(&self, on_eject: OnEject) {
+        self.pci.on_eject(on_eject);
+    }
+
+    /// The devices that the guest has let go of since this was asked last, and that are gone.
+    pub fn take_ejected(&self) -> Vec<String> {
+        let names = self.pci.take_ejected();
+        for name in &names {
+            if let Some(delays) = &self.delays {
+                delays.forget(name);
+            }
+        }
+        names
+    }
+
+    /// The PCI devices' numbers by name.
+    pub fn device_numbers(&self) -> BTreeMap<String, u8> {
+        self.pci.root.numbers()
     }
 
     /// The names of all devices, on the bus now or not, in order.

@@ -258,6 +258,7 @@ fn a_delay_for_a_device_that_is_not_there_is_refused_with_those_that_are() {
             "i8042",
             "pci-config",
             "pci-ecam",
+            "pci-hotplug",
             "post",
             "rng",
             "rtc",

@@ -85,23 +85,15 @@ const PUTS: [&str; 11] = [
     "vm.snapshot",
     "vm.restore",
 ];
-const NOT_YET: [&str; 17] = [
+const NOT_YET: [&str; 9] = [
     "vm.nmi",
-    "vm.resize",
-    "vm.resize-disk",
     "vm.resize-zone",
-    "vm.remove-device",
     "vm.coredump",
     "vm.receive-migration",
     "vm.send-migration",
     "vm.add-device",
-    "vm.add-user-device",
-    "vm.add-disk",
-    "vm.add-fs",
     "vm.add-generic-vhost-user",
     "vm.add-pmem",
-    "vm.add-net",
-    "vm.add-vsock",
     "vm.add-vdpa",
 ];
 

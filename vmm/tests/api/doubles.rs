@@ -7,10 +7,10 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use reprise_hypervisor::GuestMemory;
-use reprise_vmm::config::VmConfig;
+use reprise_vmm::config::{DeviceSpec, VmConfig};
 use reprise_vmm::events::Events;
 use reprise_vmm::lifecycle::{Guest, GuestError, Guests, OnEnd, VmCounters, Vmm, WhenGuestEnds};
-use reprise_vmm::machine::MachineEnd;
+use reprise_vmm::machine::{MachineEnd, OnEject};
 use reprise_vmm::snapshot::{self, Prefault, Snapshot, SnapshotError};
 use vm_memory::{Bytes, GuestAddress};
 
@@ -35,6 +35,16 @@ struct Inner {
     gate_changed: Condvar,
     started: Mutex<Sender<()>>,
     starts: Mutex<Receiver<()>>,
+    devices: Mutex<Devices>,
+}
+
+/// The devices of the machine built last.
+#[derive(Default)]
+struct Devices {
+    there: BTreeMap<String, u8>,
+    going: Vec<String>,
+    ejected: Vec<String>,
+    on_eject: Option<OnEject>,
 }
 
 struct Double {
@@ -54,6 +64,7 @@ impl Doubles {
                 gate_changed: Condvar::new(),
                 started: Mutex::new(started),
                 starts: Mutex::new(starts),
+                devices: Mutex::default(),
             }),
         }
     }
@@ -114,6 +125,15 @@ impl Doubles {
             .expect("no machine was built"))(end);
     }
 
+    /// The guest of the machine built last lets go of a device.
+    pub fn eject(&self, id: &str) {
+        let mut devices = self.inner.devices.lock().unwrap();
+        assert!(devices.there.remove(id).is_some() && devices.going.iter().any(|going| going == id));
+        devices.going.retain(|going| going != id);
+        devices.ejected.push(id.to_owned());
+        (devices.on_eject.as_ref().unwrap())();
+    }
+
     /// What the machine built last would call, to be called when it is gone.
     pub fn take_on_end(&self) -> OnEnd {
         self.inner.on_end.lock().unwrap().take().expect("no machine was built")
@@ -135,11 +155,15 @@ impl Guests for Doubles {
         4
     }
 
-    fn build(&self, _config: &VmConfig, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError> {
+    fn build(&self, config: &VmConfig, on_end: OnEnd) -> Result<Box<dyn Guest>, GuestError> {
         if let Some(why) = &*self.inner.refusal.lock().unwrap() {
             return Err(why.as_str().into());
         }
         self.inner.asked.lock().unwrap().push("build");
+        *self.inner.devices.lock().unwrap() = Devices {
+            there: config.pci_device_names().into_iter().zip(1..).collect(),
+            ..Devices::default()
+        };
         *self.inner.on_end.lock().unwrap() = Some(on_end);
         Ok(Box::new(Double {
             inner: self.inner.clone(),
@@ -195,6 +219,52 @@ impl Guest for Double {
         let word = *self.inner.word.lock().unwrap();
         memory.write_obj(word - 1, GuestAddress(0)).unwrap();
         snapshot::save(destination, config, &memory, &1_u64)
+    }
+
+    fn add_device(&self, name: &str, _spec: &DeviceSpec) -> Result<u8, GuestError> {
+        if let Some(why) = &*self.inner.refusal.lock().unwrap() {
+            return Err(why.as_str().into());
+        }
+        self.note("add-device");
+        let there = &mut self.inner.devices.lock().unwrap().there;
+        let number = (1..)
+            .find(|number| !there.values().any(|taken| taken == number))
+            .unwrap();
+        assert_eq!(there.insert(name.to_owned(), number), None);
+        Ok(number)
+    }
+
+    fn remove_device(&self, name: &str) -> bool {
+        let mut devices = self.inner.devices.lock().unwrap();
+        let there = devices.there.contains_key(name);
+        if there {
+            devices.going.push(name.to_owned());
+        }
+        there
+    }
+
+    fn resize_device(&self, name: &str, bytes: u64) -> Result<(), GuestError> {
+        self.note("resize-device");
+        if bytes % 512 != 0 {
+            return Err(format!("{bytes} is no size for {name}").into());
+        }
+        Ok(())
+    }
+
+    fn going(&self) -> Vec<String> {
+        self.inner.devices.lock().unwrap().going.clone()
+    }
+
+    fn on_eject(&self, tell: OnEject) {
+        self.inner.devices.lock().unwrap().on_eject = Some(tell);
+    }
+
+    fn take_ejected(&self) -> Vec<String> {
+        std::mem::take(&mut self.inner.devices.lock().unwrap().ejected)
+    }
+
+    fn devices(&self) -> BTreeMap<String, u8> {
+        self.inner.devices.lock().unwrap().there.clone()
     }
 
     fn power_button(&self) {

@@ -1,6 +1,7 @@
 //! One request of a disk: its header, what is done, and the status at its end.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,6 +11,7 @@ use rustix::io::Errno;
 use virtio_bindings::virtio_blk as bits;
 
 use super::{BUFFER, Disk, MOST_DISCARDED, MOST_SEGMENTS, MOST_ZEROED, SECTOR};
+use crate::sys::Gather;
 use crate::virtio::chain::{Chain, ChainError};
 
 /// Bytes of a request's header: type, reserved, sector.
@@ -31,7 +33,6 @@ enum Status {
 /// Serves one queue of a disk.
 pub(super) struct Handler {
     disk: Arc<Disk>,
-    buffer: Vec<u8>,
     /// The driver flushes when it wants to; otherwise every write is made stable.
     flushes: bool,
 }
@@ -63,11 +64,7 @@ const UNSUPPORTED: Refused = Refused::Status(Status::Unsupported);
 
 impl Handler {
     pub(super) fn new(disk: Arc<Disk>) -> Self {
-        Self {
-            disk,
-            buffer: Vec::new(),
-            flushes: true,
-        }
+        Self { disk, flushes: true }
     }
 
     pub(super) fn set_features(&mut self, features: u64) {
@@ -75,7 +72,7 @@ impl Handler {
     }
 
     /// Carries out a request; the number of bytes written to it, from the first on.
-    pub(super) fn request(&mut self, chain: &Chain<'_>) -> Result<u32, ChainError> {
+    pub(super) fn request(&self, chain: &Chain<'_>) -> Result<u32, ChainError> {
         let mut header = [0; HEADER];
         chain.read(0, &mut header)?;
         // The last byte that can be written is the status; there is no request without.
@@ -109,7 +106,7 @@ impl Handler {
         Err(error)
     }
 
-    fn carry_out(&mut self, chain: &Chain<'_>, kind: u32, sector: u64, room: u64) -> Result<u64, Refused> {
+    fn carry_out(&self, chain: &Chain<'_>, kind: u32, sector: u64, room: u64) -> Result<u64, Refused> {
         let payload = chain.readable() - HEADER as u64;
         let counters = &self.disk.counters;
         match kind {
@@ -186,47 +183,34 @@ impl Handler {
         }
     }
 
-    fn read(&mut self, chain: &Chain<'_>, start: u64, length: u64) -> Result<(), Refused> {
-        self.in_parts(length, |disk, part, at| {
-            disk.file.read_exact_at(part, start + at)?;
-            Ok(chain.write(at, part)?)
-        })
+    fn read(&self, chain: &Chain<'_>, start: u64, length: u64) -> Result<(), Refused> {
+        // A chain has less than 4 GiB.
+        let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let (mut scatter, _) = chain.scatter(0, length, usize::MAX)?;
+        let read = scatter.read_exact_at(self.disk.file.as_fd(), start);
+        // Also what was read before it failed.
+        chain.filled(0, length);
+        Ok(read?)
     }
 
-    fn write(&mut self, chain: &Chain<'_>, start: u64, length: u64) -> Result<(), Refused> {
-        self.in_parts(length, |disk, part, at| {
-            chain.read(HEADER as u64 + at, part)?;
-            Ok(disk.file.write_all_at(part, start + at)?)
-        })
-    }
-
-    /// Lets `each` work on the buffer for one part of `length` bytes after the other.
-    fn in_parts(
-        &mut self,
-        length: u64,
-        mut each: impl FnMut(&Disk, &mut [u8], u64) -> Result<(), Refused>,
-    ) -> Result<(), Refused> {
-        let most = usize::try_from(length).unwrap_or(BUFFER).min(BUFFER);
-        if self.buffer.len() < most {
-            self.buffer.resize(most, 0);
-        }
-        let mut at = 0;
-        while at < length {
-            let part = usize::try_from(length - at).unwrap_or(BUFFER).min(BUFFER);
-            each(&self.disk, &mut self.buffer[..part], at)?;
-            at += part as u64;
-        }
-        Ok(())
+    fn write(&self, chain: &Chain<'_>, start: u64, length: u64) -> Result<(), Refused> {
+        let mut gather = Gather::default();
+        chain.gather(
+            &mut gather,
+            HEADER as u64,
+            usize::try_from(length).unwrap_or(usize::MAX),
+        )?;
+        Ok(gather.write_all_at(self.disk.file.as_fd(), start)?)
     }
 
     /// Lets `each` work on the segments of a discard or write-zeroes request: place and length in bytes, and flags. All are
     /// checked before anything happens.
     fn segments(
-        &mut self,
+        &self,
         chain: &Chain<'_>,
         payload: u64,
         most: u32,
-        each: impl Fn(&mut Self, u64, u64, u32) -> Result<(), Refused>,
+        each: impl Fn(&Self, u64, u64, u32) -> Result<(), Refused>,
     ) -> Result<u64, Refused> {
         self.writable()?;
         let count = payload / SEGMENT;
@@ -259,17 +243,26 @@ impl Handler {
         self.allocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, length)
     }
 
-    fn zero(&mut self, start: u64, length: u64, unmap: bool) -> Result<(), Refused> {
+    fn zero(&self, start: u64, length: u64, unmap: bool) -> Result<(), Refused> {
         if unmap && self.disk.sparse && self.punch(start, length)? {
             return Ok(());
         }
         if self.allocate(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, start, length)? {
             return Ok(());
         }
-        self.in_parts(length, |disk, part, at| {
-            part.fill(0);
-            Ok(disk.file.write_all_at(part, start + at)?)
-        })
+        self.write_zeros(start, length)
+    }
+
+    /// What a host that cannot forget has to do.
+    fn write_zeros(&self, start: u64, length: u64) -> Result<(), Refused> {
+        let zeros = vec![0; usize::try_from(length).unwrap_or(BUFFER).min(BUFFER)];
+        let mut at = 0;
+        while at < length {
+            let part = zeros.len().min(usize::try_from(length - at).unwrap_or(BUFFER));
+            self.disk.file.write_all_at(&zeros[..part], start + at)?;
+            at += part as u64;
+        }
+        Ok(())
     }
 
     /// False if the host does not know how.

@@ -1,11 +1,14 @@
 use std::io::Write;
 use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use tempfile::NamedTempFile;
 
+use super::super::rate_limiter::{Bucket, RateLimits};
 use super::super::testing::{BUFFERS, Driver, VERSION_1};
 use super::*;
+use crate::clock::HostClock;
 
 const FLUSH: u64 = 1 << 9;
 const STATUS: u64 = BUFFERS + 0x4_0000;
@@ -258,6 +261,66 @@ fn an_image_that_makes_no_disk_is_named() {
         ..options()
     };
     assert!(matches!(Block::open(&qcow2, &serial), Err(BlockError::Serial { .. })));
+}
+
+#[test]
+fn disks_of_a_group_share_their_rate() {
+    let images = [image(8), image(8)];
+    let bandwidth = Bucket {
+        size: 2048,
+        one_time_burst: 0,
+        refill_time: Duration::from_millis(80),
+    };
+    let limits = RateLimits {
+        bandwidth: Some(bandwidth),
+        ops: None,
+    };
+    let limiter = Arc::new(RateLimiter::new(&limits, Arc::new(HostClock::new())));
+    let start = Instant::now();
+    let mut drivers: Vec<_> = images
+        .iter()
+        .map(|image| {
+            let disk = Block::open(image.path(), &options()).unwrap();
+            let mut driver = Driver::new(Arc::new(disk.with_limiter(Arc::clone(&limiter))));
+            driver.run(VERSION_1 | FLUSH);
+            driver
+        })
+        .collect();
+    for round in 0..4 {
+        for driver in &mut drivers {
+            assert_eq!(request(driver, 0, 0, &[], 1024).0, 0, "{round}");
+        }
+    }
+    // The first two are there, and the last waits for the one before it; four flow in at 25.6 bytes a millisecond.
+    let took = start.elapsed();
+    assert!(took >= Duration::from_millis(160), "{took:?}");
+}
+
+#[test]
+fn what_is_read_goes_straight_to_where_the_guest_wants_it_and_is_told() {
+    let image = image(8);
+    let mut driver = driver(&image, &options());
+    driver.put(BUFFERS, &[&[0; 8][..], &1_u64.to_le_bytes()].concat());
+    let pieces: Vec<_> = (0..14)
+        .map(|piece| (BUFFERS + 0x1000 * (piece + 1), if piece == 13 { 8 } else { 157 }, true))
+        .collect();
+    let total: u32 = pieces.iter().map(|(_, length, _)| length).sum();
+    assert_eq!(total % 512, 1, "four sectors and the status");
+    driver.request(0, &[&[(BUFFERS, 16, false)][..], &pieces].concat());
+    let bytes: Vec<u8> = pieces
+        .iter()
+        .flat_map(|(address, length, _)| driver.get(*address, *length as usize))
+        .collect();
+    let expected: Vec<u8> = (0..total - 1).map(|at| 2 + (at / 512) as u8).chain([0]).collect();
+    assert_eq!(bytes, expected);
+    let told = driver.writes.0.lock().unwrap();
+    for (address, length, _) in pieces {
+        let is_told = |at: u64| {
+            told.iter()
+                .any(|(start, length)| (*start..start + length).contains(&at))
+        };
+        assert!((address..address + u64::from(length)).all(is_told), "{address:#x}");
+    }
 }
 
 proptest! {

@@ -53,6 +53,19 @@ fn slow() -> (Driver, Receiver<()>, SyncSender<()>) {
 const BUFFER: [(u64, u32, bool); 1] = [(BUFFERS, 1, true)];
 
 #[test]
+fn the_status_after_a_reset_is_the_new_one_while_the_new_rings_are_served() {
+    let (mut driver, has_begun, finish) = slow();
+    // Not as far as DRIVER_OK the first time.
+    assert!(driver.negotiate(VERSION_1));
+    driver.run(VERSION_1);
+    driver.offer(0, &BUFFER);
+    driver.notify(0);
+    has_begun.recv().unwrap();
+    assert_eq!(driver.status(), 0xf);
+    finish.send(()).unwrap();
+}
+
+#[test]
 fn a_reset_amid_a_request_holds_nobody_and_ends_when_the_request_has() {
     let (mut driver, has_begun, finish) = slow();
     driver.offer(0, &BUFFER);

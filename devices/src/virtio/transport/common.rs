@@ -257,6 +257,8 @@ impl Common {
             };
             return;
         }
+        // Whoever goes on has seen the reset end; from here on a thread at work is at the new rings.
+        self.resetting = None;
         // Bits are set one after the other and never cleared but all at once.
         let mut new = value & !self.status & !status::NEEDS_RESET;
         let features = self.driver_features;

@@ -14,9 +14,9 @@ use super::shell::without_alignment_check;
 use crate::access::{Access, Linear, Outcome, Stop};
 use crate::careful::Careful;
 use crate::cpu::{Cpu, Seg, flags};
-use crate::event::Exception;
-use crate::insn::available;
+use crate::debug;
 use crate::insn::shuffle::Lane;
+use crate::insn::{available, unreachable_form};
 use crate::op::Op;
 use crate::operand::{Use, effective_address};
 use crate::table::Table;
@@ -150,11 +150,6 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     }
 }
 
-/// An instruction on registers only: the decoder never gives it.
-fn unreachable_form<M>(_: &mut Cpu, _: &mut M, _: &Op<M>) -> Outcome {
-    Err(Exception::ud().into())
-}
-
 fn check(cpu: &Cpu, form: &Form) -> Outcome {
     if form.is_evex {
         available::avx512(cpu)
@@ -164,8 +159,8 @@ fn check(cpu: &Cpu, form: &Form) -> Outcome {
 }
 
 /// An element that faults takes with it that those before it are done: the one case besides MXCSR where an instruction
-/// changes registers and faults. What a register has beyond the elements becomes zero only at the end. A single step is over
-/// in front of the element that faults, if another was read before.
+/// changes registers and faults. What a register has beyond the elements becomes zero only at the end. Traps come before the
+/// fault (SDM Vol. 2, VPGATHERDD): a single step, or a breakpoint on an element that was read.
 fn gather<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     let form = &FORMS[op.form()];
     check(cpu, form)?;
@@ -183,8 +178,9 @@ fn gather<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
             }
             set_vector(cpu, op.r1, &value);
             form.clear_below(cpu, op, i);
-            let is_step = cpu.flags.any(flags::TF) && selected & below(i) != 0;
-            return Err(if is_step { Stop::Stay } else { stop });
+            let traps = cpu.flags.any(flags::TF) || debug::is_armed(cpu);
+            let is_partial = selected & below(i) != 0;
+            return Err(if traps && is_partial { Stop::Stay } else { stop });
         }
     }
     value[form.count * form.element..].fill(0);

@@ -8,11 +8,10 @@ use super::lanes::{Lanes, chunk};
 use crate::access::{Access, Linear, Outcome, Stop};
 use crate::cpu::Cpu;
 use crate::cpu::fpu::Vector;
-use crate::event::Exception;
 use crate::insn::shuffle::Lane;
 use crate::insn::{available, sse_mov};
 use crate::op::Op;
-use crate::operand::{Addressing, Flat, General, Use};
+use crate::operand::{Addressing, Flat, General, Use, aligned};
 use crate::table::Table;
 use crate::word::Word;
 
@@ -233,20 +232,10 @@ fn address<M, A: Addressing, const SIZE: usize, const ALIGNED: bool>(
     usage: Use,
 ) -> Result<Linear, Stop> {
     available::avx(cpu)?;
-    let at = match A::linear(cpu, op, SIZE as u64, usage) {
-        // As without VEX: before the limit and the canonical form.
-        Err(_) if ALIGNED && !sse_mov::is_aligned(cpu, op, SIZE as u64) => return Err(misaligned()),
-        at => at?,
-    };
-    if ALIGNED && !at.address.is_multiple_of(SIZE as u64) {
-        return Err(misaligned());
+    match ALIGNED {
+        true => aligned::<M, A>(cpu, op, SIZE as u64, SIZE as u64, usage),
+        false => A::linear(cpu, op, SIZE as u64, usage),
     }
-    Ok(at)
-}
-
-#[cold]
-fn misaligned() -> Stop {
-    Exception::gp(0).into()
 }
 
 /// The low `SIZE` bytes; the others become zero.

@@ -6,13 +6,12 @@ use super::form::{self, Fetch, Form, Merge, Place, ones};
 use super::lanes::{Bytes, Lanes, to_bytes, to_vector};
 use crate::access::{Access, Linear, Outcome, Stop};
 use crate::cpu::{CONTEXT_USER, Cpu, Seg};
-use crate::event::Exception;
+use crate::insn::available;
 use crate::insn::shuffle::Lane;
 use crate::insn::sse_float::exceptions;
-use crate::insn::{available, sse_mov};
 use crate::native::sse::MASKS;
 use crate::op::Op;
-use crate::operand::{Use, effective_address};
+use crate::operand::{General, Use, aligned, check, effective_address};
 use crate::table::Table;
 
 /// Adds an encoding that has a form.
@@ -214,14 +213,7 @@ fn merge(lanes: &mut Lanes, old: &Bytes, form: &Form) {
 #[inline(always)]
 fn check_alignment<M>(cpu: &Cpu, form: &Form, op: &Op<M>, usage: Use) -> Outcome {
     if form.is_aligned {
-        let at = match (Part { start: 0, length: 1 }.at(cpu, op, usage)) {
-            // As without VEX: before the limit and the canonical form.
-            Err(_) if !sse_mov::is_aligned(cpu, op, form.memory as u64) => return Err(Exception::gp(0).into()),
-            at => at?,
-        };
-        if !at.address.is_multiple_of(form.memory as u64) {
-            return Err(Exception::gp(0).into());
-        }
+        aligned::<M, General>(cpu, op, 1, form.memory as u64, usage)?;
     }
     Ok(())
 }
@@ -291,24 +283,17 @@ pub(super) fn check_selected<M: Access>(
 ) -> Outcome {
     for part in Runs::new(selected, element) {
         match part.at(cpu, op, usage) {
-            Ok(at) => check(cpu, m, at, part.length, usage)?,
+            Ok(at) => check(cpu, m, at, part.length as u64, usage)?,
             Err(beyond) => {
                 for start in part.range().step_by(element) {
                     let at = Part { start, length: element }.at(cpu, op, usage)?;
-                    check(cpu, m, at, element, usage)?;
+                    check(cpu, m, at, element as u64, usage)?;
                 }
                 return Err(beyond);
             }
         }
     }
     Ok(())
-}
-
-fn check<M: Access>(cpu: &Cpu, m: &mut M, at: Linear, length: usize, usage: Use) -> Outcome {
-    match usage {
-        Use::Read => m.check_read(cpu, at, length as u64),
-        Use::Write => m.check_write(cpu, at, length as u64),
-    }
 }
 
 /// Reads the selected elements, having checked all of them before the first: a device is not asked in vain.

@@ -9,7 +9,7 @@ use crate::access::{Access, Linear, Outcome, Stop};
 use crate::cpu::{Cpu, Cr0, fpu, gpr};
 use crate::insn::available;
 use crate::op::Op;
-use crate::operand::{Addressing, General, Use, of_fields};
+use crate::operand::{Addressing, General, Use, check, of_fields};
 use crate::table::Table;
 
 use super::environment::{self, Layout};
@@ -67,11 +67,7 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
 fn reach<M: Access>(cpu: &Cpu, m: &mut M, op: &Op<M>, length: u64, usage: Use) -> Result<Linear, Stop> {
     let field = if matches!(length, 14 | 94) { 2 } else { 4 };
     let at = of_fields(cpu, m, op, field, length, usage)?;
-    let last = at.offset(length - 1);
-    match usage {
-        Use::Read => m.check_read(cpu, last, 1)?,
-        Use::Write => m.check_write(cpu, last, 1)?,
-    }
+    check(cpu, m, at.offset(length - 1), 1, usage)?;
     Ok(at)
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use reprise_devices::pci::{Function, Message, Messages};
-use reprise_devices::virtio::{Dma, VirtioDevice, VirtioPci, VirtioState};
+use reprise_devices::virtio::{Dma, ResizeError, VirtioDevice, VirtioPci, VirtioState};
 use reprise_hypervisor::Vm;
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +78,15 @@ pub(super) trait PciDevice: Send + Sync {
     /// [`BoardStateError`] if it cannot.
     fn restore(&self, state: &PciDeviceState) -> Result<(), BoardStateError>;
 
+    /// Changes its size, in bytes, whatever that is.
+    ///
+    /// # Errors
+    /// [`ResizeError`] if it cannot; nothing has changed then.
+    fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
+        let _ = bytes;
+        Err(ResizeError::Fixed)
+    }
+
     /// What the virtio register device_status has, if there is one.
     #[cfg(test)]
     fn device_status(&self) -> u8 {
@@ -110,6 +119,10 @@ impl PciDevice for VirtioPci {
                 name: self.name().to_owned(),
             }),
         }
+    }
+
+    fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
+        self.resize(bytes)
     }
 
     #[cfg(test)]

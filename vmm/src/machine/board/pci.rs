@@ -1,12 +1,21 @@
 //! The PCI devices of a board: a table by name, filled in the same way at boot and at run time.
+//!
+//! # Invariants
+//! - The table, the bus and the guest's view agree: a device is in the table from when it is on the bus until the guest has let
+//!   go of it.
+//! - A vCPU that ejects a device takes it off the bus and waits for nothing. Its threads and files end when somebody asks for
+//!   [`take_ejected`](Pci::take_ejected).
+//!
+//! # Life of a device
+//! -[`attach`](Pci::attach)-> there -[`ask_for`](Pci::ask_for)-> asked for -(the guest ejects it)-> ejected -> gone.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use reprise_devices::Bus;
-use reprise_devices::pci::{Layout, PciRoot, PciState};
-use reprise_devices::virtio::Dma;
+use reprise_devices::pci::{Hotplug, HotplugState, Layout, PciRoot, PciState};
+use reprise_devices::virtio::{Dma, ResizeError};
+use reprise_devices::{Acpi, Bus};
 use reprise_hypervisor::{GuestMemory, Vm};
 use serde::{Deserialize, Serialize};
 
@@ -21,15 +30,22 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The PCI bus and what is on it.
 pub(super) struct Pci {
     pub(super) root: Arc<PciRoot>,
+    hotplug: Arc<Hotplug>,
     context: Context,
-    table: Mutex<Table>,
+    table: Arc<Mutex<Table>>,
 }
+
+/// Who is told that the guest has let go of devices. Called by a vCPU amid an access: it must not wait.
+pub type OnEject = Box<dyn Fn() + Send + Sync>;
 
 #[derive(Default)]
 struct Table {
     /// Whether the devices are stopped; those that are added then are too.
     paused: bool,
     devices: BTreeMap<String, Arc<dyn PciDevice>>,
+    /// Devices that the guest has let go of, and nobody has asked about.
+    ejected: Vec<(String, Option<Arc<dyn PciDevice>>)>,
+    on_eject: Option<Arc<OnEject>>,
 }
 
 /// What PCI devices remember.
@@ -37,6 +53,8 @@ struct Table {
 pub struct PciDevicesState {
     /// Configuration spaces, MSI-X and device numbers.
     pub bus: PciState,
+    /// Which devices come and go.
+    pub hotplug: HotplugState,
     /// The devices' own by name.
     pub devices: BTreeMap<String, PciDeviceState>,
 }
@@ -46,6 +64,7 @@ impl Pci {
     pub(super) fn new(
         bus: &Arc<Bus>,
         vm: &Arc<dyn Vm>,
+        acpi: &Arc<Acpi>,
         config: &VmConfig,
         memory: &GuestMemory,
     ) -> Result<Self, BoardError> {
@@ -61,18 +80,31 @@ impl Pci {
             let vm = Arc::clone(vm);
             move |address, length| vm.memory_written(address, length)
         };
+        let table = Arc::new(Mutex::new(Table::default()));
+        let on_eject = {
+            let (root, table) = (Arc::clone(&root), Arc::clone(&table));
+            Box::new(move |number| eject(&root, &table, number))
+        };
+        let hotplug = Arc::new(Hotplug::new(Arc::clone(acpi), on_eject));
+        hotplug.attach(bus)?;
         let this = Self {
             root,
+            hotplug,
             context: Context {
                 vm: Arc::clone(vm),
                 dma: Dma::new(memory.clone(), Arc::new(watcher)),
             },
-            table: Mutex::default(),
+            table,
         };
         for (name, spec) in config.pci_devices() {
             this.attach(&name, &spec)?;
         }
         Ok(this)
+    }
+
+    /// Tells `on_eject` from now on.
+    pub(super) fn on_eject(&self, on_eject: OnEject) {
+        self.table().on_eject = Some(Arc::new(on_eject));
     }
 
     /// Makes the device that `spec` asks for, calls it `name`, and puts it on the bus; its device number is returned.
@@ -88,6 +120,44 @@ impl Pci {
         let number = self.root.add(made.function)?;
         table.devices.insert(name.to_owned(), made.device);
         Ok(number)
+    }
+
+    /// Tells the guest that there is a device at `number` now.
+    pub(super) fn announce(&self, number: u8) {
+        self.hotplug.add(number);
+    }
+
+    /// Asks the guest to let go of the device called `name`; who asks again reminds it. False if there is no such device.
+    pub(super) fn ask_for(&self, name: &str) -> bool {
+        let numbers = self.root.numbers();
+        let number = numbers.get(name);
+        if let Some(number) = number {
+            self.hotplug.remove(*number);
+        }
+        number.is_some()
+    }
+
+    /// Changes the size of the device called `name`.
+    pub(super) fn resize(&self, name: &str, bytes: u64) -> Result<(), BoardError> {
+        let device = self.table().devices.get(name).cloned();
+        let resized = device.map_or(Err(ResizeError::Fixed), |device| device.resize(bytes));
+        resized.map_err(|source| BoardError::Resize {
+            name: name.to_owned(),
+            source,
+        })
+    }
+
+    /// The devices that the guest was asked to let go of and has not.
+    pub(super) fn asked_for(&self) -> Vec<String> {
+        let numbers = self.root.numbers().into_iter();
+        let going = numbers.filter(|(_, number)| self.hotplug.is_going(*number));
+        going.map(|(name, _)| name).collect()
+    }
+
+    /// The devices that the guest has let go of since this was asked last. They are gone: their threads have ended.
+    pub(super) fn take_ejected(&self) -> Vec<String> {
+        let ejected = std::mem::take(&mut self.table().ejected);
+        ejected.into_iter().map(|(name, _device)| name).collect()
     }
 
     /// Stops (true) or continues (false) the devices. Once stopped, none touches guest memory.
@@ -114,11 +184,13 @@ impl Pci {
         Ok(PciDevicesState {
             devices: states.collect::<Result<_, BoardStateError>>()?,
             bus: self.root.state(),
+            hotplug: self.hotplug.state(),
         })
     }
 
     pub(super) fn restore(&self, state: &PciDevicesState) -> Result<(), BoardStateError> {
         self.root.restore(&state.bus)?;
+        self.hotplug.restore(state.hotplug);
         for (name, device) in &self.table().devices {
             // The bus has found the same devices.
             if let Some(state) = state.devices.get(name) {
@@ -129,7 +201,26 @@ impl Pci {
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
-        // A device is in the table or not, whole, whatever panicked meanwhile.
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
+}
+
+/// The guest has let go of the device at `number`.
+fn eject(root: &PciRoot, table: &Mutex<Table>, number: u8) {
+    let Some(name) = root.name_of(number) else { return };
+    root.remove(&name);
+    let on_eject = {
+        let mut table = lock(table);
+        let device = table.devices.remove(&name);
+        table.ejected.push((name, device));
+        table.on_eject.clone()
+    };
+    if let Some(on_eject) = on_eject {
+        on_eject();
+    }
+}
+
+fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
+    // A device is in the table or not, whole, whatever panicked meanwhile.
+    table.lock().unwrap_or_else(PoisonError::into_inner)
 }
