@@ -38,11 +38,13 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Response;
 use crate::pci::{ConfigSpace, Function, Messages, Msix, Registers, spec};
+use crate::sys;
 use crate::virtio::Dma;
 
 pub use error::VfioUserError;
@@ -61,6 +63,13 @@ pub trait EventMessages: Messages {
     /// # Errors
     /// The host's, if it has no more.
     fn event(&self, vector: u16) -> io::Result<EventFd>;
+}
+
+/// Whether `event` was signalled and nobody has taken notice.
+#[must_use]
+pub fn is_signalled(event: &EventFd) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(sys::borrow(event), PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
 }
 
 /// A PCI device in another process.

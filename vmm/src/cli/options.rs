@@ -64,8 +64,18 @@ pub(super) fn rng(text: &str) -> Result<RngConfig, String> {
     read(members_with(text, "src", &[], &["src"])?)
 }
 
-    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, LandlockConfig, MemoryConfig,
-    RngConfig, UserDeviceConfig, from_json, parse_size,
+/// Reads `PATH` or `socket=PATH,id=NAME` with the names of [`UserDeviceConfig`].
+pub(super) fn user_device(text: &str) -> Result<UserDeviceConfig, String> {
+    read(members_with(text, "socket", &[], &["socket", "id"])?)
+}
+
+/// Reads `path=PATH,access=rw`.
+pub(super) fn landlock_rule(text: &str) -> Result<LandlockConfig, String> {
+    let rule: LandlockConfig = read(members_with(text, "path", &[], &["path", "access"])?)?;
+    match rule.access.as_str() {
+        "r" | "w" | "rw" => Ok(rule),
+        other => Err(format!("access is {other:?}; expected r, w or rw")),
+    }
 }
 
 /// The members of `text`; a first part without `=` is the member `bare`.

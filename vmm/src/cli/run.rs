@@ -9,8 +9,7 @@ use super::{Failure, Host, USAGE, options, serve, usage_of};
 use crate::api::{ApiServer, ApiSocket};
 use crate::config::{
     ConsoleConfig, CpusConfig, DelayConfig, DiskConfig, LandlockConfig, MemoryConfig, PayloadConfig, RngConfig,
-    UserDeviceConfig,
-    VmConfig,
+    UserDeviceConfig, VmConfig,
 };
 use crate::lifecycle::{End, Restore, Vmm, VmmError, WhenGuestEnds};
 use crate::machine::MachineOptions;

@@ -7,7 +7,8 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use reprise_devices::pci::{Message, Messages};
-use reprise_devices::vfio_user::{EventMessages, UserDevice};
+use reprise_devices::thread::{ThreadKind, begin};
+use reprise_devices::vfio_user::{EventMessages, UserDevice, is_signalled};
 use reprise_devices::virtio::Dma;
 use reprise_hypervisor::Vm;
 use reprise_hypervisor::signals::{self, MessageEvent};
@@ -90,8 +91,7 @@ impl Messages for Events {
     }
 
     fn is_pending(&self, vector: u16) -> bool {
-        self.vector(vector)
-            .is_some_and(|event| is_signalled(event.event()).unwrap_or(false))
+        self.vector(vector).is_some_and(|event| is_signalled(event.event()))
     }
 }
 
@@ -110,14 +110,6 @@ impl EventMessages for Events {
 
 fn guard<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whether an event was signalled and nobody has taken notice.
-fn is_signalled(event: &EventFd) -> io::Result<bool> {
-    let epoll = Epoll::new()?;
-    watch(&epoll, event, EventSet::IN, 0)?;
-    let mut told = [EpollEvent::default()];
-    Ok(epoll.wait(0, &mut told)? > 0)
 }
 
 fn watch(epoll: &Epoll, event: &EventFd, what: EventSet, number: u64) -> io::Result<()> {
@@ -158,7 +150,10 @@ impl Relay {
         let theirs = Arc::clone(&shared);
         let thread = thread::Builder::new()
             .name("user-interrupts".to_owned())
-            .spawn(move || theirs.run())?;
+            .spawn(move || {
+                begin(ThreadKind::Queue);
+                theirs.run();
+            })?;
         Ok(Self {
             shared,
             thread: Some(thread),
