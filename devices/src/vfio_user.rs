@@ -46,15 +46,12 @@ use crate::bus::Response;
 use crate::pci::{ConfigSpace, Function, Messages, Msix, Registers, spec};
 use crate::sys;
 use crate::virtio::Dma;
+use crate::virtio::dma::shared_file;
 
 pub use error::VfioUserError;
 use layout::Layout;
 use link::Link;
 use session::{Description, Mapping, Session};
-
-/// Of mmap's flags, those that tell whether others see what is written: MAP_SHARED or not.
-const MAP_TYPE: i32 = 0xf;
-const MAP_SHARED: i32 = 0x1;
 
 /// Messages that somebody else sends in the function's name, by signalling an event.
 pub trait EventMessages: Messages {
@@ -227,11 +224,7 @@ fn shares(dma: &Dma) -> Vec<Share> {
         .map(|region| Share {
             address: region.start_addr().0,
             length: region.len(),
-            // What is mapped privately is not what its file has.
-            file: region
-                .file_offset()
-                .filter(|_| region.flags() & MAP_TYPE == MAP_SHARED)
-                .cloned(),
+            file: shared_file(region).cloned(),
         })
         .collect()
 }

@@ -73,7 +73,7 @@ pub struct VmConfig {
     /// The balloon; not there yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonConfig>,
-    /// virtio-fs shares; not there yet.
+    /// virtio-fs shares.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub fs: Vec<FsConfig>,
     /// Persistent memory; not there yet.

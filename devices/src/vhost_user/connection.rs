@@ -15,6 +15,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::{PATIENCE, VhostUserError};
 use crate::virtio::Dma;
+use crate::virtio::dma::shared_file;
 
 /// What is made use of.
 const WANTED: VhostUserProtocolFeatures = VhostUserProtocolFeatures::MQ.union(VhostUserProtocolFeatures::CONFIG);
@@ -175,7 +176,7 @@ impl Connection {
         let mut regions = Vec::new();
         for region in self.dma.memory().iter() {
             let address = region.start_addr().0;
-            let file = region.file_offset().ok_or_else(|| {
+            let file = shared_file(region).ok_or_else(|| {
                 io::Error::other(
                     "guest memory is not shared; a machine with such a device from its beginning shares it",
                 )
@@ -188,7 +189,7 @@ impl Connection {
                 mmap_handle: file.file().as_raw_fd(),
             });
         }
-        self.frontend.set_mem_table(&regions).map_err(io_error)
+        self.frontend.set_mem_table(&regions).map(drop).map_err(io_error)
     }
 
     /// Speaks to the process, unless it has failed before.

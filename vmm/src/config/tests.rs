@@ -128,8 +128,8 @@ fn what_is_not_there_yet_is_refused_by_name() {
             "disks[1].iommu",
         ),
         (
-            r#""disks": [{"vhost_user": true, "vhost_socket": "/s"}]"#,
-            "disks[0].vhost_user",
+            r#""disks": [{"path": "/a", "vhost_socket": "/s"}]"#,
+            "disks[0].vhost_socket",
         ),
         (
             r#""disks": [{"path": "/a", "rate_limiter_config": {"ops": {"size": 1, "refill_time": 1}}}]"#,
@@ -151,7 +151,10 @@ fn what_is_not_there_yet_is_refused_by_name() {
         (r#""net": [{"tap": "t"}, {}]"#, "net"),
         (r#""rng": {"src": "/dev/random", "iommu": true}"#, "rng.iommu"),
         (r#""balloon": {"size": 0}"#, "balloon"),
-        (r#""fs": [{"tag": "t", "socket": "s"}]"#, "fs"),
+        (
+            r#""fs": [{"tag": "t", "socket": "s", "pci_segment": 1}]"#,
+            "fs[0].pci_segment",
+        ),
         (r#""pmem": [{"file": "f"}]"#, "pmem"),
         (r#""console": {"mode": "Tty"}"#, "console.mode"),
         (

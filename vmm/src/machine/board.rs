@@ -8,6 +8,7 @@ use std::time::Duration;
 use reprise_devices::acpi::ports::SCI_GSI;
 use reprise_devices::pci::{PciError, PciStateError};
 use reprise_devices::vfio_user::VfioUserError;
+use reprise_devices::vhost_user::VhostUserError;
 use reprise_devices::virtio::rng::RngError;
 use reprise_devices::virtio::{BlockError, ResizeError, VirtioError, VirtioStateError};
 use reprise_devices::{
@@ -24,6 +25,7 @@ use crate::console::Console;
 
 mod device;
 mod disk;
+mod fs;
 mod pci;
 mod rng;
 mod user_device;
@@ -190,6 +192,22 @@ pub enum BoardError {
         name: String,
         /// Its section of the configuration.
         section: &'static str,
+    },
+    /// A process cannot be had to serve a virtio device.
+    #[error("the device {name} cannot be served by another process")]
+    VhostUser {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: VhostUserError,
+    },
+    /// Another process cannot reach the guest's memory.
+    #[error(
+        "the device {name} is another process's, which cannot map this machine's memory; expected `memory.shared` to be true"
+    )]
+    NotShared {
+        /// Its name.
+        name: String,
     },
     /// A device in another process cannot be used.
     #[error("the device {name}, in another process, cannot be used")]

@@ -7,7 +7,7 @@
 use std::os::fd::AsRawFd;
 use std::sync::atomic::Ordering;
 
-use virtio_queue::{Error, Queue, QueueT};
+use virtio_queue::{Error, Queue, QueueOwnedT, QueueT};
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::{Served, Shared};
@@ -106,3 +106,6 @@ impl Shared {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

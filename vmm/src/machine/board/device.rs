@@ -8,7 +8,7 @@ use reprise_devices::virtio::{Dma, ResizeError, VirtioDevice, VirtioPci, VirtioS
 use reprise_hypervisor::Vm;
 use serde::{Deserialize, Serialize};
 
-use super::{BoardError, BoardStateError, disk, rng, user_device};
+use super::{BoardError, BoardStateError, disk, fs, rng, user_device};
 use crate::config::DeviceSpec;
 
 /// What every PCI device is made with.
@@ -23,6 +23,17 @@ impl Context {
     /// Where a device sends its interrupts.
     pub(super) fn messages(&self) -> Arc<dyn Messages> {
         Arc::new(Signals(Arc::clone(&self.vm)))
+    }
+
+    /// Whether another process can map the memory that a device called `name` has it use.
+    ///
+    /// # Errors
+    /// [`BoardError::NotShared`] if not.
+    pub(super) fn needs_sharing(&self, name: &str) -> Result<(), BoardError> {
+        match self.dma.is_shared() {
+            true => Ok(()),
+            false => Err(BoardError::NotShared { name: name.to_owned() }),
+        }
     }
 
     /// Puts `device` behind virtio's PCI transport.
@@ -51,6 +62,7 @@ pub(super) fn make(name: &str, spec: &DeviceSpec, context: &Context) -> Result<M
     match spec {
         DeviceSpec::Disk(config) => disk::make(name, config, context),
         DeviceSpec::Rng(config) => rng::make(name, config, context),
+        DeviceSpec::Fs(config) => fs::make(name, config, context),
         DeviceSpec::User(config) => user_device::make(name, config, context),
         other => Err(BoardError::NotSupported {
             name: name.to_owned(),

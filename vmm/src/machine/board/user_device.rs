@@ -21,6 +21,7 @@ use crate::config::UserDeviceConfig;
 
 /// The device that `config` asks for.
 pub(super) fn make(name: &str, config: &UserDeviceConfig, context: &Context) -> Result<Made, BoardError> {
+    context.needs_sharing(name)?;
     let events = Arc::new(Events {
         vm: Arc::clone(&context.vm),
         vectors: Mutex::default(),
