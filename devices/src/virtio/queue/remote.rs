@@ -67,6 +67,8 @@ impl Shared {
         let mut told = [EpollEvent::default(); 3];
         loop {
             if self.leave.load(Ordering::SeqCst) {
+                // What rang was heard here; whoever waits next is to look again too.
+                self.ring();
                 return Ok(());
             }
             let count = match epoll.wait(-1, &mut told) {
