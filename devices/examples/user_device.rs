@@ -19,9 +19,8 @@ impl ServerBackend for Greeter {
     fn region_read(&mut self, region: u32, offset: u64, data: &mut [u8]) -> io::Result<()> {
         let words = if region == 7 { &CONFIG[..] } else { &self.registers };
         let word = words.get(offset as usize / 4).unwrap_or(&0) >> (offset % 4 * 8);
-        data.iter_mut()
-            .zip(word.to_le_bytes())
-            .for_each(|(to, from)| *to = from);
+        let length = data.len().min(4);
+        data[..length].copy_from_slice(&word.to_le_bytes()[..length]);
         Ok(())
     }
 
@@ -46,7 +45,6 @@ impl ServerBackend for Greeter {
         self.memory = self.memory.insert_region(region.into()).map_err(io::Error::other)?;
         Ok(())
     }
-
     fn dma_unmap(&mut self, _: DmaUnmapFlags, at: u64, size: u64) -> io::Result<()> {
         let rest = self.memory.remove_region(GuestAddress(at), size);
         rest.map(|rest| self.memory = rest.0).map_err(io::Error::other)
@@ -63,7 +61,7 @@ impl ServerBackend for Greeter {
     }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
     let region = |(index, size)| {
         let mut region_info = vfio_region_info::default();
         (region_info.index, region_info.flags, region_info.size) = (index, 3, size);

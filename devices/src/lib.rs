@@ -15,7 +15,7 @@
 //! | [`i8042`] | the keyboard controller, without a keyboard |
 //! | [`pci`] | a root bus, configuration space, BARs, MSI and MSI-X |
 //! | [`virtio`] | virtio devices behind PCI: disk, network card, console, sockets, balloon, entropy |
-//! | [`vfio_user`] | PCI devices in other processes |
+//! | [`vfio_user`], [`vhost_user`] | PCI devices in other processes, and virtio devices whose queues others serve |
 //! | [`debug_exit`], [`debugcon`], [`post`] | ports for tests and firmware |
 //! | [`Interrupt`], [`Clock`], [`MachineEvents`] | what a device needs of its machine: a line, the time, somebody who resets it |
 //!
@@ -87,6 +87,7 @@ pub mod pci;
 pub mod post;
 pub mod rtc;
 pub mod serial;
+mod socket;
 mod sync;
 #[allow(unsafe_code)]
 mod sys;
@@ -94,6 +95,7 @@ mod sys;
 mod testing;
 pub mod thread;
 pub mod vfio_user;
+pub mod vhost_user;
 pub mod virtio;
 
 pub use acpi::{Acpi, AcpiState};

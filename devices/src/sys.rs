@@ -1,5 +1,5 @@
 //! System calls that no safe wrapper offers: transfers to and from guest memory where it lies, and ioctls of network
-//! interfaces. All unsafe code of this crate is here.
+//! interfaces; and descriptors that their owners do not lend. All unsafe code of this crate is here.
 //!
 //! # Invariants
 //! - A piece of a [`Scatter`] or [`Gather`] is memory that stays mapped for the lifetime in their type: guest memory, which the
@@ -12,6 +12,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use vm_memory::VolatileSlice;
+use vmm_sys_util::eventfd::EventFd;
 
 /// The most pieces of one transfer, UIO_MAXIOV.
 pub(crate) const MOST_PIECES: usize = 1024;
@@ -233,6 +234,12 @@ fn refused(result: i32) -> io::Result<()> {
     } else {
         Ok(())
     }
+}
+
+/// The descriptor of an event, for calls that take one.
+pub(crate) fn borrow(event: &EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the event closes its descriptor when it is dropped, which it is not while it is borrowed.
+    unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) }
 }
 
 #[cfg(test)]

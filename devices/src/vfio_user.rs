@@ -33,25 +33,25 @@ mod tests;
 mod wire;
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU16, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use vm_memory::{FileOffset, GuestMemoryBackend, GuestMemoryRegion};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::bus::Response;
 use crate::pci::{ConfigSpace, Function, Messages, Msix, Registers, spec};
+use crate::sys;
 use crate::virtio::Dma;
+use crate::virtio::dma::shared_file;
 
 pub use error::VfioUserError;
 use layout::Layout;
 use link::Link;
 use session::{Description, Mapping, Session};
-
-/// Of mmap's flags, those that tell whether others see what is written: MAP_SHARED or not.
-const MAP_TYPE: i32 = 0xf;
-const MAP_SHARED: i32 = 0x1;
 
 /// Messages that somebody else sends in the function's name, by signalling an event.
 pub trait EventMessages: Messages {
@@ -59,11 +59,19 @@ pub trait EventMessages: Messages {
     ///
     /// # Errors
     /// The host's, if it has no more.
-    fn event(&self, vector: u16) -> io::Result<OwnedFd>;
+    fn event(&self, vector: u16) -> io::Result<EventFd>;
+}
+
+/// Whether `event` was signalled and nobody has taken notice.
+#[must_use]
+pub fn is_signalled(event: &EventFd) -> bool {
+    let mut fds = [PollFd::from_borrowed_fd(sys::borrow(event), PollFlags::IN)];
+    matches!(poll(&mut fds, Some(&Timespec::default())), Ok(1..))
 }
 
 /// A PCI device in another process.
 pub struct UserDevice {
+    name: String,
     link: Link,
     layout: Layout,
     description: Description,
@@ -90,7 +98,7 @@ struct Share {
 struct Dialler {
     path: PathBuf,
     memory: Vec<Share>,
-    events: Vec<OwnedFd>,
+    events: Vec<EventFd>,
     told: Arc<Told>,
     msix: Option<u8>,
 }
@@ -140,6 +148,7 @@ impl UserDevice {
         link.start(stream, inbox, redial).map_err(host)?;
 
         let device = Arc::new(Self {
+            name: name.clone(),
             link,
             description,
             told,
@@ -157,6 +166,12 @@ impl UserDevice {
                 })?;
         }
         Ok((device, function))
+    }
+
+    /// The device's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Stops (true) or continues (false) what the process does by messages: its accesses to guest memory wait.
@@ -185,10 +200,10 @@ impl Dialler {
             session.map(&Mapping {
                 address: share.address,
                 length: share.length,
-                file: share.file.as_ref().map(|file| (file.file().as_fd(), file.start())),
+                file: share.file.as_ref().map(|file| (file.file().as_raw_fd(), file.start())),
             })?;
         }
-        let events: Vec<_> = self.events.iter().map(AsFd::as_fd).collect();
+        let events: Vec<_> = self.events.iter().map(AsRawFd::as_raw_fd).collect();
         session.set_events(&events)?;
         for (at, told) in [
             (Some(spec::COMMAND), &self.told.command),
@@ -209,11 +224,7 @@ fn shares(dma: &Dma) -> Vec<Share> {
         .map(|region| Share {
             address: region.start_addr().0,
             length: region.len(),
-            // What is mapped privately is not what its file has.
-            file: region
-                .file_offset()
-                .filter(|_| region.flags() & MAP_TYPE == MAP_SHARED)
-                .cloned(),
+            file: shared_file(region).cloned(),
         })
         .collect()
 }

@@ -38,7 +38,9 @@ pub use balloon::{Balloon, BalloonOptions, GiveBack};
 pub use block::{Block, BlockError, BlockOptions};
 pub use chain::{Chain, ChainError};
 pub use console::{Console, ConsoleSize};
-pub use device::{ConfigChange, DeviceKind, DeviceStateError, Handled, QueueHandler, ResizeError, VirtioDevice};
+pub use device::{
+    ConfigChange, DeviceKind, DeviceStateError, Handled, QueueHandler, RemoteQueue, ResizeError, VirtioDevice,
+};
 pub use dma::{Dma, DmaError, MemoryWatcher};
 pub use net::{MacAddress, Net, NetOptions, Tap, TapError, TapOptions};
 pub use rate_limiter::{Bucket, RateLimiter, RateLimits};

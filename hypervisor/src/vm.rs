@@ -108,6 +108,11 @@ pub trait Vm: Send + Sync {
     /// device), so that no vCPU goes on with instructions decoded from what was there before.
     fn memory_written(&self, address: u64, length: u64);
 
+    /// Whether vCPUs keep what they have decoded, so that [`memory_written`](Self::memory_written) matters to what they execute.
+    fn keeps_decoded(&self) -> bool {
+        false
+    }
+
     /// Stops (true) or continues (false) the guest's clocks and timers; a paused machine's kvmclock stands still.
     fn set_paused(&self, paused: bool);
 

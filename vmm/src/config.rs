@@ -73,7 +73,7 @@ pub struct VmConfig {
     /// The balloon; not there yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonConfig>,
-    /// virtio-fs shares; not there yet.
+    /// virtio-fs shares.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub fs: Vec<FsConfig>,
     /// Persistent memory; not there yet.
@@ -91,7 +91,7 @@ pub struct VmConfig {
     /// Devices passed through with VFIO; not there yet.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub devices: Vec<DeviceConfig>,
-    /// Devices in other processes, vfio-user; not there yet.
+    /// Devices in other processes, vfio-user.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub user_devices: Vec<UserDeviceConfig>,
     /// vDPA devices; not there yet.

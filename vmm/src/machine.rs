@@ -230,7 +230,7 @@ impl Machine {
         let kernel = config.payload.kernel.as_deref().ok_or(MachineError::NoKernel)?;
         let vcpus = config.cpus.boot_vcpus;
         check_vcpus(vcpus, hypervisor)?;
-        let memory = memory::map(config.memory.size)?;
+        let memory = memory::map(config.memory.size, memory::Sharing::of(config.shares_memory()))?;
         let serial = options.console.is_some() || config.serial.mode != ConsoleMode::Off;
         let rsdp = acpi::write(
             &memory,

@@ -32,6 +32,7 @@ use super::session;
 use super::wire::{self, Body, Header, Inbox, MAX_DATA, RegionAccess, command, flag, message, words};
 use crate::bus::{Completion, Response, Ticket};
 use crate::sync::lock;
+use crate::thread::{ThreadKind, begin};
 use crate::virtio::Dma;
 
 /// How long a process may stay away before it is looked for again.
@@ -131,9 +132,10 @@ impl Link {
     pub fn start(&mut self, stream: UnixStream, inbox: Inbox, redial: Redial) -> io::Result<()> {
         let stream = self.shared.connected(stream);
         let theirs = Arc::clone(&self.shared);
-        let thread = thread::Builder::new()
-            .name(self.shared.name.clone())
-            .spawn(move || theirs.run(stream, inbox, redial))?;
+        let thread = thread::Builder::new().name(self.shared.name.clone()).spawn(move || {
+            begin(ThreadKind::Queue);
+            theirs.run(stream, inbox, redial);
+        })?;
         self.thread = Some(thread);
         Ok(())
     }

@@ -3,26 +3,22 @@
 //! One question after the other, each answered before the next: nobody waits for this but whoever adds the device, and no longer
 //! than [`PATIENCE`] in all. Afterwards the socket belongs to a [`Link`](super::link::Link).
 
-use std::io::IoSlice;
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use rustix::cmsg_space;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use rustix::net::{
-    AddressFamily, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags,
-    SocketType, socket_with,
-};
+use rustix::net::{RecvFlags, SendFlags};
 use serde::Deserialize;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use super::error::VfioUserError;
 use super::wire::{self, Body, Inbox, RegionAccess, command, flag, message, words};
 use crate::pci::msix::MAX_VECTORS;
 use crate::pci::spec::CONFIG_LENGTH;
+use crate::socket;
 
 /// How long a process may take to describe its device.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -76,11 +72,11 @@ impl Default for Capabilities {
 }
 
 /// A part of guest memory that a process may map.
-pub(super) struct Mapping<'a> {
+pub(super) struct Mapping {
     pub address: u64,
     pub length: u64,
     /// The file and the offset in it; without, the process asks by messages.
-    pub file: Option<(BorrowedFd<'a>, u64)>,
+    pub file: Option<(RawFd, u64)>,
 }
 
 /// A connection in its beginning.
@@ -97,18 +93,11 @@ pub(super) struct Session<'a> {
 impl<'a> Session<'a> {
     /// Connects to the socket at `path`.
     pub fn connect(path: &Path, abort: BorrowedFd<'a>) -> Result<Self, VfioUserError> {
-        // Not blocking from the first moment: a process that does not accept would hold whoever connects.
-        let connect = || {
-            let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
-            let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
-            rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
-            Ok(socket)
-        };
-        let socket: OwnedFd = connect().map_err(|error: Errno| VfioUserError::Connect {
+        let stream = socket::connect(path).map_err(|error| VfioUserError::Connect {
             path: path.to_owned(),
             source: error.into(),
         })?;
-        Self::on(socket.into(), abort)
+        Self::on(stream, abort)
     }
 
     /// Talks on `stream`.
@@ -259,7 +248,7 @@ impl<'a> Session<'a> {
     }
 
     /// Gives the process a part of guest memory.
-    pub fn map(&mut self, mapping: &Mapping<'_>) -> Result<(), VfioUserError> {
+    pub fn map(&mut self, mapping: &Mapping) -> Result<(), VfioUserError> {
         let (fd, offset) = mapping
             .file
             .as_ref()
@@ -272,7 +261,7 @@ impl<'a> Session<'a> {
     }
 
     /// Gives the process the events of the first vectors of MSI-X.
-    pub fn set_events(&mut self, events: &[BorrowedFd<'_>]) -> Result<(), VfioUserError> {
+    pub fn set_events(&mut self, events: &[RawFd]) -> Result<(), VfioUserError> {
         let flags = wire::set_irqs::DATA_EVENTFD | wire::set_irqs::ACTION_TRIGGER;
         let mut start = 0;
         for events in events.chunks(self.max_fds) {
@@ -285,7 +274,7 @@ impl<'a> Session<'a> {
     }
 
     /// Sends a command, and waits for its reply's body.
-    fn call(&mut self, command: u16, parts: &[&[u8]], fds: &[BorrowedFd<'_>]) -> Result<Vec<u8>, VfioUserError> {
+    fn call(&mut self, command: u16, parts: &[&[u8]], fds: &[RawFd]) -> Result<Vec<u8>, VfioUserError> {
         // 0 is left to those that are not to be replied to.
         self.last_id = self.last_id.checked_add(1).unwrap_or(1);
         let id = self.last_id;
@@ -326,7 +315,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn send(&mut self, mut bytes: &[u8], mut fds: &[BorrowedFd<'_>], command: u16) -> Result<(), VfioUserError> {
+    fn send(&mut self, mut bytes: &[u8], mut fds: &[RawFd], command: u16) -> Result<(), VfioUserError> {
         while !bytes.is_empty() {
             match send(&self.stream, bytes, fds) {
                 Ok(length) => {
@@ -361,16 +350,11 @@ impl<'a> Session<'a> {
     }
 }
 
-/// Sends as many of `bytes` as the socket takes, with `fds`.
-pub(super) fn send(stream: &UnixStream, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> Result<usize, Errno> {
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+/// Sends as many of `bytes` as the socket takes, with `fds`. The socket does not block.
+pub(super) fn send(stream: &UnixStream, bytes: &[u8], fds: &[RawFd]) -> Result<usize, Errno> {
     if fds.is_empty() {
-        return rustix::net::send(stream, bytes, flags);
+        return rustix::net::send(stream, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
     }
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(MAX_FDS))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !control.push(SendAncillaryMessage::ScmRights(fds)) {
-        return Err(Errno::TOOMANYREFS);
-    }
-    rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut control, flags)
+    let sent = stream.send_with_fds(&[bytes], fds);
+    sent.map_err(|error| Errno::from_raw_os_error(error.errno()))
 }

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EFD_NONBLOCK;
 
 use super::wire::{Header, RegionAccess, message};
 use super::*;
@@ -38,7 +38,7 @@ fn memory(shared: bool) -> GuestMemoryMmap {
 #[derive(Default)]
 struct Events {
     inbox: Messages_,
-    events: Mutex<Vec<OwnedFd>>,
+    events: Mutex<Vec<EventFd>>,
 }
 
 impl Messages for Events {
@@ -56,8 +56,8 @@ impl Messages for Events {
 }
 
 impl EventMessages for Events {
-    fn event(&self, vector: u16) -> io::Result<OwnedFd> {
-        let event = eventfd(0, EventfdFlags::NONBLOCK)?;
+    fn event(&self, vector: u16) -> io::Result<EventFd> {
+        let event = EventFd::new(EFD_NONBLOCK)?;
         let mut events = self.events.lock().unwrap();
         assert_eq!(events.len(), usize::from(vector));
         events.push(event.try_clone()?);
@@ -881,13 +881,12 @@ fn file_descriptors_that_a_process_sends_are_not_kept() {
         session::send(
             &stream,
             &message(id, wire::command::DMA_READ, 0, 0, &[&body]),
-            &[file.as_fd()],
+            &[file.as_raw_fd()],
         )
         .unwrap();
     }
     assert_eq!(soon(&guest.read(0, 1)), 0x5a);
     eventually("all are closed", || open() == 1);
-    let _ = file.as_raw_fd();
 }
 
 #[test]

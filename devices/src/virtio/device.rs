@@ -1,8 +1,11 @@
 //! What a virtio device brings.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::sync::Arc;
 use std::{fmt, io};
+
+use virtio_queue::QueueState;
+use vmm_sys_util::eventfd::EventFd;
 
 use super::chain::{Chain, ChainError};
 use super::interrupts::Interrupts;
@@ -127,6 +130,11 @@ pub trait VirtioDevice: Send + Sync {
     /// The features of this device, besides those that the transport and its queues offer.
     fn features(&self) -> u64;
 
+    /// Of the features that every device offers, for its transport and its queues, those that this one can keep.
+    fn transport_features(&self) -> u64 {
+        u64::MAX
+    }
+
     /// The largest size of each queue, in descriptors: powers of two up to 32768.
     fn queue_sizes(&self) -> Vec<u16>;
 
@@ -195,6 +203,30 @@ pub enum Handled {
     NotNow,
 }
 
+/// A queue that another process serves. All of it is called on the queue's own thread, and may block, but not without end.
+pub trait RemoteQueue: Send {
+    /// Has the process serve the queue from where it stands, for a driver that has accepted `features`.
+    ///
+    /// # Errors
+    /// What the socket says; the device needs a reset then.
+    fn start(&mut self, queue: &QueueState, features: u64) -> io::Result<()>;
+
+    /// The driver has made buffers available.
+    fn kick(&self);
+
+    /// What the process writes to when it has used buffers. It is never read.
+    fn called(&self) -> &EventFd;
+
+    /// What hangs up when the process goes.
+    fn process(&self) -> RawFd;
+
+    /// Has the process let go of the queue; which entry of the ring of available buffers it would have taken next.
+    ///
+    /// # Errors
+    /// What the socket says; the device needs a reset then.
+    fn stop(&mut self) -> io::Result<u16>;
+}
+
 /// Serves one queue, on the queue's own thread. It may block, but not without end: pausing the machine waits for it.
 pub trait QueueHandler: Send {
     /// The driver has set the device up anew, with these features.
@@ -207,6 +239,11 @@ pub trait QueueHandler: Send {
     /// # Errors
     /// [`ChainError`] if that is no request; it is given back with nothing written, and counted.
     fn handle(&mut self, chain: &Chain<'_>) -> Result<Handled, ChainError>;
+
+    /// The process that serves the queue in place of [`handle`](Self::handle), if one does.
+    fn remote(&mut self) -> Option<&mut dyn RemoteQueue> {
+        None
+    }
 
     /// All requests that were answered [`Handled::Held`] since the last that was used are taken back, and come again later; what
     /// was written to them does not count. `all` says that they were as many as the queue can hold: there will never be more.

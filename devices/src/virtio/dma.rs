@@ -8,7 +8,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, VolatileSlice};
+use vm_memory::{
+    Bytes, FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+    VolatileSlice,
+};
 
 /// Who is told what devices write.
 pub trait MemoryWatcher: Send + Sync {
@@ -92,9 +95,32 @@ impl Dma {
         &self.memory
     }
 
-    pub(super) fn written(&self, address: u64, length: u64) {
+    /// Whether all of it is in files that other processes can map, and see what is written here.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.memory.iter().all(|region| shared_file(region).is_some())
+    }
+
+    /// Somebody may have written anywhere: another process that maps the memory.
+    pub fn written_anywhere(&self) {
+        for region in self.memory.iter() {
+            self.written(region.start_addr().0, region.len());
+        }
+    }
+
+    pub(crate) fn written(&self, address: u64, length: u64) {
         self.watcher.written(address, length);
     }
+}
+
+/// Of mmap's flags, those that tell whether others see what is written: MAP_SHARED or not.
+const MAP_TYPE: i32 = 0xf;
+const MAP_SHARED: i32 = 0x1;
+
+/// The file of a part of memory, and where in it, if others that map it see the same.
+pub(crate) fn shared_file(region: &GuestRegionMmap) -> Option<&FileOffset> {
+    // What is mapped privately is not what its file has.
+    region.file_offset().filter(|_| region.flags() & MAP_TYPE == MAP_SHARED)
 }
 
 impl fmt::Debug for Dma {

@@ -148,7 +148,7 @@ impl QueueThread {
         control.queue = None;
         control.epoch += 1;
         if control.serving {
-            self.shared.leave.store(true, Ordering::SeqCst);
+            self.shared.leave();
         }
     }
 
@@ -223,11 +223,17 @@ impl Shared {
         let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
 
+    /// Has the thread let go, also if it only looks on while another process serves.
+    fn leave(&self) {
+        self.leave.store(true, Ordering::SeqCst);
+        self.ring();
+    }
+
     /// Has the thread look again, or let go.
     fn settle(&self, control: &Control) {
         if control.paused || control.barred {
             if control.serving {
-                self.leave.store(true, Ordering::SeqCst);
+                self.leave();
             }
         } else {
             self.ring();
@@ -265,7 +271,11 @@ impl Shared {
                 handler.begin(features);
                 begun = epoch;
             }
-            let served = self.serve(&mut queue, &mut *handler, &mut segments).unwrap_or_else(|error| {
+            let served = match handler.remote() {
+                Some(remote) => self.oversee(&mut queue, remote, features, &mut segments),
+                None => self.serve(&mut queue, &mut *handler, &mut segments),
+            };
+            let served = served.unwrap_or_else(|error| {
                 tracing::warn!(queue = self.name, %error, "the rings of a queue cannot be used; its device needs a reset");
                 Served::Broken
             });
@@ -481,5 +491,6 @@ impl Batch<'_> {
     }
 }
 
+mod remote;
 #[cfg(test)]
 mod tests;

@@ -193,7 +193,7 @@ impl VirtioPci {
         let (space, window) = lay_out(&*device, &config, sizes.len()).map_err(laid_out)?;
         let this = Arc::new(Self {
             name: name.clone(),
-            offered: device.features() | TRANSPORT_FEATURES,
+            offered: device.features() | TRANSPORT_FEATURES & device.transport_features(),
             device,
             config: Mutex::new(Shown { config, generation: 0 }),
             dma,

@@ -107,7 +107,7 @@ fn gate(dice: &mut Dice, image: &mut Image, mode: Mode, vector: u64) {
     let offset = pointer(dice, mode);
     let low = offset & 0xffff
         | u64::from(selector(dice)) << 16
-        | (dice.below(8) as u64 & u64::from(mode.is_long()) * 7) << 32
+        | (dice.below(8) as u64 & (u64::from(mode.is_long()) * 7)) << 32
         | kind << 40
         | (offset >> 16 & 0xffff) << 48;
     let size = if mode.is_long() { 16 } else { 8 };

@@ -182,6 +182,10 @@ impl Vm for SoftVm {
         Ok(Doorbell::new(move || chipset.doorbells.remove(number)))
     }
 
+    fn keeps_decoded(&self) -> bool {
+        true
+    }
+
     fn memory_written(&self, address: u64, length: u64) {
         self.ram.written_by_host(address, length);
     }

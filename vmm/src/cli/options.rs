@@ -5,8 +5,8 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::config::{
-    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, LandlockConfig, MemoryConfig,
-    NetConfig, RateLimitGroupConfig, RngConfig, from_json, parse_size,
+    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, FsConfig, LandlockConfig,
+    MemoryConfig, NetConfig, RateLimitGroupConfig, RngConfig, UserDeviceConfig, from_json, parse_size,
 };
 use crate::lifecycle::chain;
 
@@ -128,6 +128,16 @@ fn with_rate_limits(mut object: Map<String, Value>) -> Result<Map<String, Value>
 /// Reads `PATH` or `src=PATH`.
 pub(super) fn rng(text: &str) -> Result<RngConfig, String> {
     read(members_with(text, "src", &[], &["src"])?)
+}
+
+/// Reads `tag=NAME,socket=PATH,…` with the names of [`FsConfig`].
+pub(super) fn fs(text: &str) -> Result<FsConfig, String> {
+    read(members_with(text, "socket", &[], &["tag", "socket", "id"])?)
+}
+
+/// Reads `PATH` or `socket=PATH,id=NAME` with the names of [`UserDeviceConfig`].
+pub(super) fn user_device(text: &str) -> Result<UserDeviceConfig, String> {
+    read(members_with(text, "socket", &[], &["socket", "id"])?)
 }
 
 /// Reads `path=PATH,access=rw`.
@@ -383,6 +393,27 @@ mod tests {
             assert_eq!(rng(text).unwrap().src, "/dev/random", "{text}");
         }
         assert!(rng("src=/dev/random,speed=9").is_err());
+    }
+
+    #[test]
+    fn devices_in_other_processes_are_a_socket_and_a_name() {
+        for text in ["/s", "socket=/s", "socket=/s,pci_segment=0"] {
+            assert_eq!(user_device(text).unwrap().socket, std::path::Path::new("/s"), "{text}");
+        }
+        assert_eq!(user_device("socket=1G,id=1G").unwrap().id.as_deref(), Some("1G"));
+        assert!(user_device("id=a").is_err());
+    }
+
+    #[test]
+    fn shares_are_a_tag_and_a_socket() {
+        let share = fs("tag=64,socket=/s,num_queues=2").unwrap();
+        assert_eq!(
+            (share.tag.as_str(), share.socket.as_str(), share.num_queues),
+            ("64", "/s", 2)
+        );
+        for text in ["/s", "tag=t", "tag=t,socket=/s,speed=1"] {
+            assert!(fs(text).is_err(), "{text}");
+        }
     }
 
     #[test]

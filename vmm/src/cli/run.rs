@@ -8,8 +8,8 @@ use clap::Args;
 use super::{Failure, Host, USAGE, options, serve, usage_of};
 use crate::api::{ApiServer, ApiSocket};
 use crate::config::{
-    ConsoleConfig, CpusConfig, DelayConfig, DiskConfig, LandlockConfig, MemoryConfig, NetConfig, PayloadConfig,
-    RateLimitGroupConfig, RngConfig, VmConfig,
+    ConsoleConfig, CpusConfig, DelayConfig, DiskConfig, FsConfig, LandlockConfig, MemoryConfig, NetConfig,
+    PayloadConfig, RateLimitGroupConfig, RngConfig, UserDeviceConfig, VmConfig,
 };
 use crate::lifecycle::{End, Restore, Vmm, VmmError, WhenGuestEnds};
 use crate::machine::MachineOptions;
@@ -53,12 +53,19 @@ pub(super) struct Run {
     /// The source of entropy: PATH or src=PATH [default: /dev/urandom].
     #[arg(long, value_name = "SRC", value_parser = options::rng)]
     rng: Option<RngConfig>,
+    /// A share by virtio-fs, which another process serves at a socket: tag=NAME,socket=PATH. Repeat it for several.
+    #[arg(long, value_name = "SHARE", value_parser = options::fs, num_args = 1..)]
+    fs: Vec<FsConfig>,
+    /// A PCI device in another process, which serves vfio-user at a socket: PATH or socket=PATH, with id=NAME if need be. Repeat
+    /// it for several.
+    #[arg(long, value_name = "SOCKET", value_parser = options::user_device, num_args = 1..)]
+    user_device: Vec<UserDeviceConfig>,
     /// The serial port: tty, null, off, file=PATH or socket=PATH [default: tty, or what the snapshot says]. Ctrl-A x ends a
     /// tty's machine.
     #[arg(long, value_name = "WHERE", value_parser = options::serial)]
     serial: Option<ConsoleConfig>,
     /// Instead of booting, go on from the snapshot in this folder, which must stay as long as the machine.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initramfs", "cmdline", "cpus", "memory", "disk", "net", "rate_limit_group", "rng", "inject_delay"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initramfs", "cmdline", "cpus", "memory", "disk", "net", "rate_limit_group", "rng", "fs", "user_device", "inject_delay"])]
     restore: Option<PathBuf>,
     /// Read all memory of the snapshot at once; the folder is not needed afterwards.
     #[arg(long, requires = "restore", conflicts_with = "kernel")]
@@ -154,6 +161,8 @@ impl Run {
             net: self.net.clone(),
             rate_limit_groups: self.rate_limit_group.clone(),
             rng: self.rng.clone().unwrap_or_default(),
+            fs: self.fs.clone(),
+            user_devices: self.user_device.clone(),
             serial: self.serial.clone().unwrap_or_else(ConsoleConfig::tty),
             delays: self.inject_delay.clone(),
             ..VmConfig::default()

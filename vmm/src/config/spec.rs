@@ -121,6 +121,13 @@ impl VmConfig {
         self.pci_devices().into_iter().map(|(name, _)| name).collect()
     }
 
+    /// Whether the guest's memory is where other processes can map it: because the configuration says so, or because it has
+    /// devices in other processes.
+    pub fn shares_memory(&self) -> bool {
+        let disks = self.disks.iter().any(|disk| disk.vhost_user);
+        self.memory.shared || disks || !self.fs.is_empty() || !self.user_devices.is_empty()
+    }
+
     /// Writes down the names that were made.
     pub fn name_devices(&mut self) {
         for (place, (name, mut spec)) in self.pci_devices().into_iter().enumerate() {

@@ -128,8 +128,8 @@ fn what_is_not_there_yet_is_refused_by_name() {
             "disks[1].iommu",
         ),
         (
-            r#""disks": [{"vhost_user": true, "vhost_socket": "/s"}]"#,
-            "disks[0].vhost_user",
+            r#""disks": [{"path": "/a", "vhost_socket": "/s"}]"#,
+            "disks[0].vhost_socket",
         ),
         (r#""disks": [{"path": "/a", "pci_segment": 1}]"#, "disks[0].pci_segment"),
         (
@@ -150,7 +150,10 @@ fn what_is_not_there_yet_is_refused_by_name() {
         (r#""net": [{"ip": "fe80::1"}]"#, "net[0].ip"),
         (r#""rng": {"src": "/dev/random", "iommu": true}"#, "rng.iommu"),
         (r#""balloon": {"size": 0}"#, "balloon"),
-        (r#""fs": [{"tag": "t", "socket": "s"}]"#, "fs"),
+        (
+            r#""fs": [{"tag": "t", "socket": "s", "pci_segment": 1}]"#,
+            "fs[0].pci_segment",
+        ),
         (r#""pmem": [{"file": "f"}]"#, "pmem"),
         (r#""console": {"mode": "Tty"}"#, "console.mode"),
         (
@@ -160,7 +163,10 @@ fn what_is_not_there_yet_is_refused_by_name() {
         (r#""serial": {"mode": "Pty"}"#, "serial.mode"),
         (r#""serial": {"mode": "Tty", "iommu": true}"#, "serial.iommu"),
         (r#""devices": [{"path": "p"}]"#, "devices"),
-        (r#""user_devices": [{"socket": "s"}]"#, "user_devices"),
+        (
+            r#""user_devices": [{"socket": "s"}, {"socket": "t", "pci_segment": 1}]"#,
+            "user_devices[1].pci_segment",
+        ),
         (r#""vdpa": [{"path": "p"}]"#, "vdpa"),
         (r#""vsock": {"cid": 3, "socket": "s"}"#, "vsock"),
         (r#""numa": [{"guest_numa_id": 0}]"#, "numa"),
@@ -173,7 +179,6 @@ fn what_is_not_there_yet_is_refused_by_name() {
         (r#""landlock_enable": true"#, "landlock_enable"),
         (r#""landlock_rules": [{"path": "p", "access": "r"}]"#, "landlock_rules"),
         (r#""memory": {"size": 4096, "hugepages": true}"#, "memory.hugepages"),
-        (r#""memory": {"size": 4096, "shared": true}"#, "memory.shared"),
         (r#""memory": {"size": 4096, "hotplug_size": 1}"#, "memory.hotplug_size"),
         (
             r#""memory": {"size": 4096, "hotplug_method": "VirtioMem"}"#,

@@ -8,8 +8,8 @@ use reprise_devices::virtio::block::SERIAL_LENGTH;
 use reprise_devices::virtio::net::LEAST_MTU;
 
 use super::{
-    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, HotplugMethod, MemoryConfig,
-    NetConfig, PLATFORM, RateLimiterConfig, RngConfig, VmConfig,
+    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, FsConfig, HotplugMethod,
+    MemoryConfig, NetConfig, PLATFORM, RateLimiterConfig, RngConfig, UserDeviceConfig, VmConfig,
 };
 
 /// PCI device numbers, without the host bridge's.
@@ -43,10 +43,14 @@ impl VmConfig {
         self.rng.validate()?;
         self.validate_pci()?;
         absent("balloon", usize::from(self.balloon.is_some()))?;
-        absent("fs", self.fs.len())?;
+        for (index, fs) in self.fs.iter().enumerate() {
+            fs.validate(&format!("fs[{index}]"))?;
+        }
         absent("pmem", self.pmem.len())?;
         absent("devices", self.devices.len())?;
-        absent("user_devices", self.user_devices.len())?;
+        for (index, device) in self.user_devices.iter().enumerate() {
+            device.validate(&format!("user_devices[{index}]"))?;
+        }
         absent("vdpa", self.vdpa.len())?;
         absent("vsock", usize::from(self.vsock.is_some()))?;
         absent("numa", self.numa.len())?;
@@ -185,7 +189,9 @@ impl VmConfig {
 impl DiskConfig {
     fn validate(&self, at: &str) -> Result<(), ConfigError> {
         let field = |name: &str| format!("{at}.{name}");
-        off(&field("vhost_user"), self.vhost_user)?;
+        if self.vhost_user {
+            return self.validate_vhost_user(at);
+        }
         absent(&field("vhost_socket"), usize::from(self.vhost_socket.is_some()))?;
         if self.path.as_deref().is_none_or(|path| path.as_os_str().is_empty()) {
             return Err(value(&field("path"), "missing", "the path of a raw disk image"));
@@ -288,6 +294,48 @@ impl RateLimiterConfig {
     }
 }
 
+impl DiskConfig {
+    /// What another process serves is that process's to configure.
+    fn validate_vhost_user(&self, at: &str) -> Result<(), ConfigError> {
+        let field = |name: &str| format!("{at}.{name}");
+        if self.vhost_socket.as_deref().is_none_or(str::is_empty) {
+            return Err(value(&field("vhost_socket"), "missing", "the path of a socket"));
+        }
+        for (name, given) in [
+            ("path", self.path.is_some()),
+            ("readonly", self.readonly),
+            ("direct", self.direct),
+            ("iommu", self.iommu),
+            ("rate_limiter_config", self.rate_limiter_config.is_some()),
+            ("rate_limit_group", self.rate_limit_group.is_some()),
+            ("serial", self.serial.is_some()),
+            ("queue_affinity", !self.queue_affinity.is_empty()),
+            ("backing_files", self.backing_files),
+            ("image_type", self.image_type.is_some()),
+        ] {
+            if given {
+                let expected = "nothing: the process behind vhost_socket decides";
+                return Err(value(&field(name), "given", expected));
+            }
+        }
+        validate_queues(at, self.num_queues, self.queue_size)?;
+        validate_place(at, self.pci_segment, self.id.as_deref())
+    }
+}
+
+impl FsConfig {
+    fn validate(&self, at: &str) -> Result<(), ConfigError> {
+        if !(1..=36).contains(&self.tag.len()) {
+            return Err(value(&format!("{at}.tag"), format!("{:?}", self.tag), "1 to 36 bytes"));
+        }
+        if self.socket.is_empty() {
+            return Err(value(&format!("{at}.socket"), "missing", "the path of a socket"));
+        }
+        validate_queues(at, self.num_queues, self.queue_size)?;
+        validate_place(at, self.pci_segment, self.id.as_deref())
+    }
+}
+
 impl RngConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         off("rng.iommu", self.iommu)?;
@@ -345,6 +393,15 @@ impl CpusConfig {
     }
 }
 
+impl UserDeviceConfig {
+    fn validate(&self, at: &str) -> Result<(), ConfigError> {
+        if self.socket.as_os_str().is_empty() {
+            return Err(value(&format!("{at}.socket"), "missing", "the path of a socket"));
+        }
+        validate_place(at, self.pci_segment, self.id.as_deref())
+    }
+}
+
 impl MemoryConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         absent("memory.zones", self.zones.len())?;
@@ -367,7 +424,6 @@ impl MemoryConfig {
         if self.hotplug_method != HotplugMethod::Acpi {
             return Err(lacking("memory.hotplug_method", "VirtioMem", "Acpi"));
         }
-        off("memory.shared", self.shared)?;
         off("memory.hugepages", self.hugepages)?;
         absent("memory.hugepage_size", usize::from(self.hugepage_size.is_some()))?;
         off("memory.prefault", self.prefault)?;

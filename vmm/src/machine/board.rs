@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use reprise_devices::acpi::ports::SCI_GSI;
 use reprise_devices::pci::{PciError, PciStateError};
+use reprise_devices::vfio_user::VfioUserError;
+use reprise_devices::vhost_user::VhostUserError;
 use reprise_devices::virtio::rng::RngError;
 use reprise_devices::virtio::{BlockError, ResizeError, TapError, VirtioError, VirtioStateError};
 use reprise_devices::{
@@ -23,10 +25,12 @@ use crate::console::Console;
 
 mod device;
 mod disk;
+mod fs;
 mod limits;
 mod net;
 mod pci;
 mod rng;
+mod user_device;
 
 use pci::Pci;
 pub use pci::{OnEject, PciDevicesState};
@@ -206,6 +210,30 @@ pub enum BoardError {
         name: String,
         /// Its section of the configuration.
         section: &'static str,
+    },
+    /// A process cannot be had to serve a virtio device.
+    #[error("the device {name} cannot be served by another process")]
+    VhostUser {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: VhostUserError,
+    },
+    /// Another process cannot reach the guest's memory.
+    #[error(
+        "the device {name} is another process's, which cannot map this machine's memory; expected `memory.shared` to be true"
+    )]
+    NotShared {
+        /// Its name.
+        name: String,
+    },
+    /// A device in another process cannot be used.
+    #[error("the device {name}, in another process, cannot be used")]
+    UserDevice {
+        /// Its name.
+        name: String,
+        /// Why.
+        source: VfioUserError,
     },
     /// A device's size cannot be changed.
     #[error("the device {name} cannot have that size")]

@@ -66,6 +66,11 @@ impl Machine {
             let expected = config.memory.size;
             return Err(MachineError::MemorySize { found, expected });
         }
+        // Devices in other processes see what is in a file, and a snapshot's is not to change.
+        let memory = match config.shares_memory() {
+            true => memory::share(&memory)?,
+            false => memory,
+        };
         Self::build(
             config,
             hypervisor,

@@ -68,7 +68,14 @@ const EVERY: &[c_long] = &[
 ];
 
 /// A vCPU besides: it reads how the host schedules it, makes the events of interrupts, and the thread that watches a console.
-const VCPU: &[c_long] = &[SYS_pread64, SYS_eventfd2, SYS_clone3, SYS_clone, SYS_prctl];
+const VCPU: &[c_long] = &[
+    SYS_pread64,
+    SYS_eventfd2,
+    SYS_epoll_ctl,
+    SYS_clone3,
+    SYS_clone,
+    SYS_prctl,
+];
 
 /// A queue besides: files and sockets that are open, and connections of vsock.
 const QUEUE: &[c_long] = &[
@@ -90,6 +97,7 @@ const QUEUE: &[c_long] = &[
     SYS_accept4,
     SYS_getsockopt,
     SYS_setsockopt,
+    SYS_epoll_create1,
     SYS_epoll_ctl,
     SYS_epoll_wait,
     SYS_epoll_pwait,
@@ -124,7 +132,6 @@ const PROCESS: &[c_long] = &[
     SYS_dup,
     SYS_memfd_create,
     SYS_pipe2,
-    SYS_epoll_create1,
     SYS_socketpair,
     SYS_bind,
     SYS_listen,

@@ -1,5 +1,5 @@
-//! Machines whose devices answer late, never, or go away: the program `reprise`, called over REST, with guests of a few
-//! instructions.
+//! Machines whose devices answer late, never, or go away, in this process or in another: the program `reprise`, called over
+//! REST, with guests of a few instructions.
 
 mod batches;
 #[path = "../code/mod.rs"]
@@ -7,4 +7,5 @@ mod code;
 mod gone;
 mod restarts;
 mod silent;
+mod user_device;
 mod world;

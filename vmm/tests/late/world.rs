@@ -25,6 +25,11 @@ pub struct World {
 impl World {
     /// Boots a guest of this code.
     pub fn boot(code: &[u8], vcpus: u32, delays: &Value) -> Self {
+        Self::boot_with(code, vcpus, "delays", delays)
+    }
+
+    /// Boots a guest of this code, in a machine whose configuration has `value` in a section.
+    pub fn boot_with(code: &[u8], vcpus: u32, section: &str, value: &Value) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let kernel = folder.path().join("kernel");
         fs::write(&kernel, image(code)).unwrap();
@@ -43,7 +48,7 @@ impl World {
             "memory": {"size": 16 << 20},
             "payload": {"kernel": kernel},
             "serial": {"mode": "Socket", "socket": world.path("console")},
-            "delays": delays,
+            section: value,
         });
         let (status, body) = world.call("PUT", "vm.create", &config.to_string());
         assert_eq!(status, 204, "{body}");

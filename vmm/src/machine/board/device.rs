@@ -9,7 +9,7 @@ use reprise_hypervisor::Vm;
 use serde::{Deserialize, Serialize};
 
 use super::limits::Groups;
-use super::{BoardError, BoardStateError, disk, net, rng};
+use super::{BoardError, BoardStateError, disk, fs, net, rng, user_device};
 use crate::config::DeviceSpec;
 
 /// What every PCI device is made with.
@@ -26,6 +26,17 @@ impl Context {
     /// Where a device sends its interrupts.
     pub(super) fn messages(&self) -> Arc<dyn Messages> {
         Arc::new(Signals(Arc::clone(&self.vm)))
+    }
+
+    /// Whether another process can map the memory that a device called `name` has it use.
+    ///
+    /// # Errors
+    /// [`BoardError::NotShared`] if not.
+    pub(super) fn needs_sharing(&self, name: &str) -> Result<(), BoardError> {
+        match self.dma.is_shared() {
+            true => Ok(()),
+            false => Err(BoardError::NotShared { name: name.to_owned() }),
+        }
     }
 
     /// Puts `device` behind virtio's PCI transport.
@@ -55,6 +66,8 @@ pub(super) fn make(name: &str, spec: &DeviceSpec, context: &Context) -> Result<M
         DeviceSpec::Disk(config) => disk::make(name, config, context),
         DeviceSpec::Rng(config) => rng::make(name, config, context),
         DeviceSpec::Net(config) => net::make(name, config, context),
+        DeviceSpec::Fs(config) => fs::make(name, config, context),
+        DeviceSpec::User(config) => user_device::make(name, config, context),
         other => Err(BoardError::NotSupported {
             name: name.to_owned(),
             section: other.section(),
@@ -102,6 +115,8 @@ pub(super) trait PciDevice: Send + Sync {
 pub enum PciDeviceState {
     /// A virtio device of this process.
     Virtio(VirtioState),
+    /// One in another process, which remembers for itself.
+    User,
 }
 
 impl PciDevice for VirtioPci {
@@ -116,6 +131,9 @@ impl PciDevice for VirtioPci {
     fn restore(&self, state: &PciDeviceState) -> Result<(), BoardStateError> {
         match state {
             PciDeviceState::Virtio(state) => Ok(self.restore(state)?),
+            PciDeviceState::User => Err(BoardStateError::Kind {
+                name: self.name().to_owned(),
+            }),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use reprise_devices::vhost_user::VhostUser;
 use reprise_devices::virtio::{Block, BlockOptions};
 
 use super::BoardError;
@@ -10,6 +11,17 @@ use crate::config::DiskConfig;
 
 /// The disk that `config` asks for.
 pub(super) fn make(name: &str, config: &DiskConfig, context: &Context) -> Result<Made, BoardError> {
+    if let Some(socket) = config.vhost_socket.as_ref().filter(|_| config.vhost_user) {
+        context.needs_sharing(name)?;
+        // It was checked with the configuration.
+        let queues = u16::try_from(config.num_queues).unwrap_or(u16::MAX);
+        let disk = VhostUser::disk(socket.as_ref(), queues, config.queue_size, &context.dma);
+        let disk = disk.map_err(|source| BoardError::VhostUser {
+            name: name.to_owned(),
+            source,
+        })?;
+        return context.virtio(name, Arc::new(disk));
+    }
     let options = BlockOptions {
         readonly: config.readonly,
         // Both were checked with the configuration.

@@ -1,0 +1,230 @@
+//! What a register of a device in another process costs: `cargo bench -p reprise-devices --bench vfio_user`.
+//!
+//! * a read, from the bus to the answer, of the example device in a process of its own, beside a message of the same size to a
+//!   process that sends one of the size of the reply back, by nothing but a socket;
+//! * how fast another thread is while one makes 10,000 reads that are each answered after 1 ms.
+
+use std::env;
+use std::error::Error;
+use std::fs::File;
+use std::hint::black_box;
+use std::io::{self, Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::process::{Child, Command};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use reprise_devices::pci::{Function, Message, Messages};
+use reprise_devices::vfio_user::{EventMessages, UserDevice};
+use reprise_devices::virtio::Dma;
+use reprise_devices::{Device, Response};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use vfio_bindings::bindings::vfio::vfio_region_info;
+use vfio_user::{DmaMapFlags, DmaUnmapFlags, Server, ServerBackend, ServerRegion};
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
+use vmm_sys_util::eventfd::EventFd;
+
+#[path = "../examples/user_device.rs"]
+mod example;
+
+/// In the environment of a process that is to serve, what it serves.
+const SERVES: &str = "REPRISE_BENCH_SERVES";
+/// Bytes of a question for a register of four bytes, and of its answer.
+const QUESTION: usize = 32;
+const ANSWER: usize = 36;
+const ROUNDS: u32 = 20_000;
+const LATE_READS: u32 = 10_000;
+
+struct NoMessages;
+
+impl Messages for NoMessages {
+    fn send(&self, _message: Message) {}
+}
+
+impl EventMessages for NoMessages {
+    fn event(&self, _vector: u16) -> io::Result<EventFd> {
+        EventFd::new(0)
+    }
+}
+
+/// This program again, serving at a socket.
+struct Process(Child);
+
+impl Process {
+    fn start(what: &str, socket: &Path) -> Self {
+        let mut command = Command::new(env::current_exe().expect("this program has a path"));
+        let child = command.arg(socket).env(SERVES, what).spawn().expect("a process");
+        while !socket.exists() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        Self(child)
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Sends back an answer's bytes for a question's.
+fn echo(socket: &Path) -> io::Result<()> {
+    let (mut stream, _) = UnixListener::bind(socket)?.accept()?;
+    let mut bytes = [0; QUESTION];
+    loop {
+        stream.read_exact(&mut bytes)?;
+        stream.write_all(&[0; ANSWER])?;
+    }
+}
+
+/// A device whose only register is read after a millisecond.
+struct Late;
+
+impl ServerBackend for Late {
+    fn region_read(&mut self, region: u32, _: u64, data: &mut [u8]) -> io::Result<()> {
+        data.fill(0);
+        if region == 0 {
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    fn region_write(&mut self, _: u32, _: u64, _: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn dma_map(&mut self, _: DmaMapFlags, _: u64, _: u64, _: u64, _: Option<File>) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn dma_unmap(&mut self, _: DmaUnmapFlags, _: u64, _: u64) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn reset(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn set_irqs(&mut self, _: u32, _: u32, _: u32, _: u32, _: Vec<File>) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn serve_late(socket: &Path) -> Result<(), Box<dyn Error>> {
+    let region = |(index, size)| {
+        let region_info = vfio_region_info {
+            index,
+            size,
+            flags: 3,
+            ..Default::default()
+        };
+        ServerRegion {
+            region_info,
+            sparse_areas: Vec::new(),
+            mmap_fd: None,
+        }
+    };
+    let regions = (0..).zip([0x1000, 0, 0, 0, 0, 0, 0, 0x100, 0]).map(region);
+    Ok(Server::new(socket, false, Vec::new(), regions.collect())?.run(&mut Late)?)
+}
+
+fn connect(socket: &Path) -> (Arc<UserDevice>, Function) {
+    let file = memfd_create("guest", MemfdFlags::CLOEXEC).expect("a file in memory");
+    ftruncate(&file, 1 << 20).expect("its size");
+    let ranges = [(GuestAddress(0), 1 << 20, Some(FileOffset::new(file.into(), 0)))];
+    let memory = GuestMemoryMmap::from_ranges_with_files(ranges).expect("memory");
+    let dma = Dma::new(memory, Arc::new(|_: u64, _: u64| {}));
+    UserDevice::connect("device", socket, &dma, Arc::new(NoMessages)).expect("the device")
+}
+
+fn read(function: &Function) -> u64 {
+    match Device::read(function, 0, 4) {
+        Response::Done(value) => value,
+        Response::Later(ticket) => ticket.wait(),
+    }
+}
+
+/// The middle one of the times that `round` takes.
+fn median(mut round: impl FnMut()) -> Duration {
+    let mut times: Vec<_> = (0..ROUNDS)
+        .map(|_| {
+            let start = Instant::now();
+            round();
+            start.elapsed()
+        })
+        .collect();
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn round_trips(folder: &Path) {
+    let socket = folder.join("echo");
+    let _echo = Process::start("echo", &socket);
+    let mut stream = UnixStream::connect(&socket).expect("a connection");
+    let mut answer = [0; ANSWER];
+    let bare = median(|| {
+        stream.write_all(&[0; QUESTION]).expect("a question");
+        stream.read_exact(&mut answer).expect("an answer");
+    });
+    let socket = folder.join("device");
+    let _process = Process::start("example", &socket);
+    let (_device, function) = connect(&socket);
+    assert_eq!(read(&function), u64::from(u32::from_le_bytes(*b"RPRS")));
+    let register = median(|| _ = black_box(read(&function)));
+    let ratio = register.as_secs_f64() / bare.as_secs_f64();
+    println!("a register: {register:?}; a bare socket: {bare:?}; ratio {ratio:.2}");
+}
+
+/// How fast another thread is beside reads that are late.
+fn late(folder: &Path) {
+    let counter = Arc::new(AtomicU64::new(0));
+    let stop = Arc::new(AtomicBool::new(false));
+    let other = {
+        let (counter, stop) = (Arc::clone(&counter), Arc::clone(&stop));
+        thread::spawn(move || {
+            while !stop.load(Relaxed) {
+                black_box((0..1000_u64).fold(0, |sum, n| black_box(sum ^ n)));
+                counter.fetch_add(1, Relaxed);
+            }
+        })
+    };
+    let rate = |during: &mut dyn FnMut()| {
+        let (start, before) = (Instant::now(), counter.load(Relaxed));
+        during();
+        (counter.load(Relaxed) - before) as f64 / start.elapsed().as_secs_f64()
+    };
+    let alone = rate(&mut || thread::sleep(Duration::from_secs(3)));
+    let socket = folder.join("late");
+    let _process = Process::start("late", &socket);
+    let (_device, function) = connect(&socket);
+    let beside = rate(&mut || {
+        for _ in 0..LATE_READS {
+            black_box(read(&function));
+        }
+    });
+    stop.store(true, Relaxed);
+    other.join().expect("it counts");
+    println!(
+        "another thread beside {LATE_READS} late reads: {:.3} of what it does alone",
+        beside / alone
+    );
+}
+
+fn main() {
+    if let Ok(what) = env::var(SERVES) {
+        let socket = env::args_os().nth(1).expect("a socket");
+        let _ended = match what.as_str() {
+            "echo" => echo(socket.as_ref()).map_err(Into::into),
+            "late" => serve_late(socket.as_ref()),
+            _ => example::main(),
+        };
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    round_trips(folder.path());
+    late(folder.path());
+}
