@@ -208,7 +208,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let path = std::env::temp_dir().join(format!("reprise-no-permission-{}", std::process::id()));
         std::fs::write(&path, "").unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
         // Root may open anything; this thread is nobody for the file system.
         let own = path.clone();
         let refused = std::thread::spawn(move || {
