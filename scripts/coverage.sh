@@ -24,9 +24,13 @@ case $target in /*) ;; *) target=$PWD/$target ;; esac
 printf '#!/bin/sh\nexec "$@" -Cinstrument-coverage\n' > "$target/rustc"
 chmod +x "$target/rustc"
 export RUSTC_WORKSPACE_WRAPPER=$target/rustc LLVM_PROFILE_FILE="$target/profiles/%p-%m.profraw"
-tests=(cargo --config profile.dev.package.reprise-emulator.opt-level=1 test -p reprise-emulator --lib --bins --tests)
-"${tests[@]}" --no-fail-fast || echo "coverage: some tests failed" >&2
-binaries=$("${tests[@]}" --no-run --message-format=json 2>/dev/null | grep -o '"executable":"[^"]*"' | cut -d'"' -f4 | sort -u)
+tests=(cargo --config profile.dev.package.reprise-emulator.opt-level=1 test -p reprise-emulator --lib --bins --tests --no-run)
+binaries=$("${tests[@]}" --message-format=json | grep -o '"executable":"[^"]*"' | cut -d'"' -f4 | sort -u)
+for binary in $binaries; do
+    case $binary in
+        */deps/*) (cd emulator && "$binary") || echo "coverage: $binary failed" >&2 ;;
+    esac
+done
 # A sandboxed child that is killed leaves an empty profile.
 find "$target/profiles" -size 0 -delete
 "$tools/llvm-profdata" merge -sparse "$target"/profiles/*.profraw -o "$target/merged.profdata"

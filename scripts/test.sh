@@ -2,8 +2,8 @@
 # Runs every check and test: formatting, clippy with warnings denied, unit, documentation and whole-guest tests.
 #
 # Whole-guest tests need target/guest, which is made if it can be; the processor's tests compare with QEMU if it is there; tests of
-# machines run on KVM too if it is there. REPRISE_REQUIRE=guest,qemu,kvm makes the absence of any of these a failure instead of a
-# message.
+# machines run on KVM too if it is there; network cards need a tap, and who may make one. REPRISE_REQUIRE=guest,qemu,kvm,tap makes
+# the absence of any of these a failure instead of a message.
 set -eu
 
 cd "$(dirname "$0")/.."

@@ -114,11 +114,12 @@ pub(crate) fn deliver(cpu: &mut Cpu, m: &mut Careful, event: Event) -> Result<()
     match route.map_err(mark)? {
         Route::Handler(landing) => land(cpu, &landing),
         Route::Task(tss) => {
+            let (next_ip, image) = pushed(cpu, &event);
             let reason = Reason::Event {
                 error_code: event.error_code,
                 external: if event.source == Source::Software { 0 } else { EXT },
+                image,
             };
-            let (next_ip, _) = pushed(cpu, &event);
             // What the task begins with is delivered after this event, which need not be the one that is pending: a double
             // fault comes of others. A pass that waits begins with that one again.
             let pending = cpu.event.take();
@@ -171,7 +172,12 @@ fn mark_external(stop: Stop, event: &Event) -> Stop {
 
 /// RIP and RFLAGS as the handler finds them on its stack.
 fn pushed(cpu: &Cpu, event: &Event) -> (u64, u64) {
-    let rip = cpu.truncate_ip(cpu.rip.wrapping_add(u64::from(event.length)));
+    // Behind the instruction; where there is none, CS need not tell the width of its instruction pointers: a task may
+    // begin with an exception that says so.
+    let rip = match event.length {
+        0 => cpu.rip,
+        length => cpu.truncate_ip(cpu.rip.wrapping_add(u64::from(length))),
+    };
     let mut image = cpu.flags.bits();
     // The faulting instruction is executed again without meeting an instruction breakpoint (SDM Vol. 3, RF flag).
     if event.source == Source::Fault && event.vector != event::DB {
@@ -257,6 +263,7 @@ impl Gate {
             let reason = Reason::Event {
                 error_code: event.error_code,
                 external: EXT,
+                image: 0,
             };
             return Ok(Route::Task(task::target(cpu, m, (low >> 16) as u16, reason)?));
         }

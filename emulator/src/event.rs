@@ -1,4 +1,6 @@
 //! Exceptions and interrupts (SDM Vol. 3, Interrupt and Exception Handling).
+//!
+#![doc = include_str!("faults.md")]
 
 use serde::{Deserialize, Serialize};
 

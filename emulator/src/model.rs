@@ -59,6 +59,7 @@ pub fn executes(feature: CpuidFeature) -> bool {
             | XSAVE
             | XSAVEOPT
             | XSAVEC
+            | XSAVES
             | RDRAND
             | RDSEED
             | RDTSCP

@@ -23,6 +23,9 @@ const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
 /// Bits 51:MAXPHYADDR.
 const ABOVE_PHYSICAL: u64 = ADDRESS & !((1 << PHYSICAL_BITS) - 1);
 
+/// Reserved low bits of a page-directory-pointer entry of PAE paging.
+const POINTER_RESERVED: u64 = 0x1e6;
+
 /// Page-fault error code (SDM Vol. 3, Page-Fault Exceptions).
 pub mod error_code {
     /// The page was present; its rights forbade the access.
@@ -152,7 +155,7 @@ impl Shape {
         if self.levels == 3 {
             reserved |= 0x7ff0_0000_0000_0000;
             if level == 3 {
-                reserved |= NO_EXECUTE | 0x1e6;
+                reserved |= NO_EXECUTE | POINTER_RESERVED;
             }
         } else if level >= 4 {
             reserved |= LARGE;
@@ -171,6 +174,11 @@ impl Shape {
             _ => false,
         }
     }
+}
+
+/// A page-directory-pointer entry of PAE paging that is present has a reserved bit set: 2:1, 8:5, 63:MAXPHYADDR.
+pub(crate) fn is_bad_pointer(entry: u64) -> bool {
+    entry & PRESENT != 0 && entry & (!((1 << PHYSICAL_BITS) - 1) | POINTER_RESERVED) != 0
 }
 
 /// Translates `linear`.

@@ -39,6 +39,8 @@ pub(crate) enum Reason {
         error_code: Option<u16>,
         /// The EXT bit for error codes of exceptions on the way.
         external: u16,
+        /// RFLAGS as the interrupted task is to have them again.
+        image: u64,
     },
 }
 
@@ -165,7 +167,6 @@ pub(crate) fn switch(
     if reason.nests() {
         m.check_system(cpu, tss.segment.base, 2, Intent::Write)?;
     }
-    let state = State::read(cpu, m, &tss.segment)?;
 
     if !reason.nests() {
         clear_busy(cpu, m)?;
@@ -180,6 +181,8 @@ pub(crate) fn switch(
         m.store_system(cpu, tss.segment.base, cpu.tr.selector)?;
     }
 
+    // What has just been saved is what a task finds that returns to itself.
+    let state = State::read(cpu, m, &tss.segment)?;
     let mut task = state.load(cpu, &tss.segment, reason);
     let begun = begin(&mut task, m, &state, new, reason);
     match begun {
@@ -303,6 +306,7 @@ fn save(cpu: &Cpu, m: &mut Careful, layout: &Layout, reason: Reason, next_ip: u6
     };
     let image = match reason {
         Reason::Return => cpu.flags.bits() & !flags::NT,
+        Reason::Event { image, .. } => image,
         _ => cpu.flags.bits(),
     };
     store(layout.ip, next_ip)?;
@@ -318,7 +322,9 @@ fn save(cpu: &Cpu, m: &mut Careful, layout: &Layout, reason: Reason, next_ip: u6
     Ok(())
 }
 
-/// Looks up the new task's segments, and puts the event's error code on its stack.
+/// Looks up the new task's segments, and puts the event's error code on its stack. The order of the checks is that of SDM
+/// Vol. 3, Exception Conditions Checked During a Task Switch, except that a local descriptor table that is not present is
+/// found before anything is looked for in it.
 ///
 /// # Errors
 /// #TS, #NP, #SS, #GP, #PF of the new task.
@@ -333,12 +339,13 @@ fn begin(task: &mut Cpu, m: &mut Careful, state: &State, layout: &Layout, reason
         task.ldtr = ldt.segment;
     }
     if !task.flags.any(flags::VM) {
-        code(task, m)?;
-        let (selector, cpl) = (task.segments[Seg::Ss].selector, rpl(task.segments[Seg::Cs].selector));
-        if is_null(selector) {
-            return Err(fault(event::TS, selector));
+        let code = code_privilege(task, m)?;
+        let stack = stack(task, m)?;
+        load_code(task, m, code)?;
+        if rpl(stack.selector) != stack.attributes.dpl() {
+            return Err(fault(event::TS, stack.selector));
         }
-        task.segments[Seg::Ss] = descriptor::stack_descriptor(task, m, selector, cpl, event::TS)?;
+        task.segments[Seg::Ss] = stack;
         task.refresh();
         for seg in [Seg::Ds, Seg::Es, Seg::Fs, Seg::Gs] {
             data(task, m, seg)?;
@@ -366,22 +373,52 @@ fn begin(task: &mut Cpu, m: &mut Careful, state: &State, layout: &Layout, reason
     Ok(())
 }
 
-fn code(task: &mut Cpu, m: &mut Careful) -> Result<(), Stop> {
+/// The descriptor of CS, if there is one, with its privilege checked.
+fn code_privilege(task: &Cpu, m: &mut Careful) -> Result<Option<Descriptor>, Stop> {
     let selector = task.segments[Seg::Cs].selector;
-    if is_null(selector) {
-        return Err(fault(event::TS, selector));
-    }
-    let mut code = descriptor::read(task, m, selector, event::TS)?;
+    let Some(address) = descriptor::locate(task, selector, 8).filter(|_| !is_null(selector)) else {
+        return Ok(None);
+    };
+    let code = descriptor::read_at(task, m, selector, address)?;
     let (attributes, cpl) = (code.attributes(), rpl(selector));
     let privilege_fits = if attributes.is_conforming() {
         attributes.dpl() <= cpl
     } else {
         attributes.dpl() == cpl
     };
-    if !attributes.is_code() || !privilege_fits {
+    if attributes.is_code() && !privilege_fits {
+        return Err(fault(event::TS, selector));
+    }
+    Ok(Some(code))
+}
+
+/// SS, but for its RPL.
+fn stack(task: &Cpu, m: &mut Careful) -> Result<Segment, Stop> {
+    let (selector, cpl) = (task.segments[Seg::Ss].selector, rpl(task.segments[Seg::Cs].selector));
+    if is_null(selector) {
+        return Err(fault(event::TS, selector));
+    }
+    let mut stack = descriptor::read(task, m, selector, event::TS)?;
+    let attributes = stack.attributes();
+    if !attributes.is_writable_data() {
         return Err(fault(event::TS, selector));
     }
     if !attributes.is_present() {
+        return Err(fault(event::SS, selector));
+    }
+    if attributes.dpl() != cpl {
+        return Err(fault(event::TS, selector));
+    }
+    stack.mark_accessed(task, m)?;
+    Ok(stack.segment)
+}
+
+fn load_code(task: &mut Cpu, m: &mut Careful, code: Option<Descriptor>) -> Result<(), Stop> {
+    let selector = task.segments[Seg::Cs].selector;
+    let mut code = code
+        .filter(|code| code.attributes().is_code())
+        .ok_or_else(|| fault(event::TS, selector))?;
+    if !code.attributes().is_present() {
         return Err(fault(event::NP, selector));
     }
     code.mark_accessed(task, m)?;

@@ -38,7 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     vcpu.set_sregs(&system)
         .and(vcpu.set_xcrs(&xcrs))
         .and(vcpu.set_regs(&registers))?;
-    let mut rescuer = Rescuer::new(&mut vcpu, &ram, &cpuid);
+    let mut rescuer = Rescuer::new(&mut vcpu, &ram)?;
     loop {
         match vcpu.run()? {
             VcpuExit::MmioRead(_, data) => data.fill(7),

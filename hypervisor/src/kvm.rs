@@ -11,7 +11,7 @@
 //!   translates between the crate's own structures and KVM's, both ways.
 //! - `local_apic`, `chips`: the interrupt controllers as plain data, both ways; `pit`: the interval timer, which is not KVM's.
 //! - `clock`, `counters`: the machine's time, and the time-stamp counters.
-//! - `cpuid`: the model of the processor; `lines`: interrupt lines; `capabilities`: what KVM must be able to do; `backing`:
+//! - `cpuid`: the model of the processor, as asked for and as announced; `lines`: interrupt lines; `capabilities`: what KVM must be able to do; `backing`:
 //!   whether the processor is behind it.
 //! - `signals`: irqfd, ioeventfd and routes; `dirty`: the log of written memory.
 //! - `software`: an instruction that was in flight when the restored state was taken.
@@ -23,6 +23,9 @@
 //!   stand still.
 //! - A read that waits is saved with a record that the emulator makes from memory as it is then. Should another vCPU have
 //!   changed the instruction meanwhile, the device is asked once more.
+//! - `kvm_pvm`, a KVM in software, has no IOPL in ring 3, where it reads as 0; MOVBE in ring 0, and IRETD in 64-bit mode,
+//!   fault without being given up. It announces the processor's instructions on its own account: `cpuid` reads back what guests
+//!   are told.
 //! - The signal SIGRTMIN+1 is used to get threads out of KVM_RUN. It must not be blocked there.
 
 mod backing;
@@ -56,6 +59,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES};
 use kvm_ioctls::{Cap, Kvm};
 use vm_memory::GuestAddress;
 
@@ -75,6 +79,8 @@ const DEVICE: &str = "/dev/kvm";
 #[derive(Debug)]
 pub struct KvmHypervisor {
     kvm: Kvm,
+    /// Guests are told of instructions that KVM does not offer.
+    instructions: bool,
 }
 
 impl KvmHypervisor {
@@ -84,6 +90,18 @@ impl KvmHypervisor {
     /// [`KvmError`] naming what is missing.
     pub fn open() -> Result<Self, KvmError> {
         Self::open_at(Path::new(DEVICE))
+    }
+
+    /// The same, its guests being told of every instruction that the emulator executes, though this KVM does not offer it.
+    ///
+    /// A KVM in software offers hardly more than SSE2, and gives up what else guest kernels execute: it is rescued. This is for
+    /// trying that. What the processor does not have is still #UD where it executes guest code itself.
+    #[must_use]
+    pub fn announcing_instructions(self) -> Self {
+        Self {
+            instructions: true,
+            ..self
+        }
     }
 
     /// Makes a small machine and lets go of it: what stands in the way of one is found here, such as another hypervisor that has
@@ -141,7 +159,22 @@ impl KvmHypervisor {
             call: "the handler of the kick signal",
             source,
         })?;
-        Ok(Self { kvm })
+        Ok(Self {
+            kvm,
+            instructions: false,
+        })
+    }
+}
+
+impl KvmHypervisor {
+    /// What guests can be told of the processor.
+    fn offers(&self) -> Result<CpuId, KvmError> {
+        let supported = self.kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES);
+        let mut supported = supported.of_vm("KVM_GET_SUPPORTED_CPUID")?;
+        if self.instructions {
+            cpuid::add_instructions(&mut supported);
+        }
+        Ok(supported)
     }
 }
 
@@ -156,7 +189,7 @@ impl Hypervisor for KvmHypervisor {
     }
 
     fn create_vm(&self, settings: VmSettings) -> Result<Arc<dyn Vm>, HypervisorError> {
-        Ok(Arc::new(vm::KvmVm::new(&self.kvm, self.max_vcpus(), settings)?))
+        Ok(Arc::new(vm::KvmVm::new(self, settings)?))
     }
 }
 
@@ -168,6 +201,52 @@ mod tests {
     fn a_host_without_kvm_is_told_so() {
         let missing = KvmHypervisor::open_at(Path::new("/dev/there-is-no-kvm"));
         assert!(matches!(missing, Err(KvmError::NoDevice { .. })), "{missing:?}");
+    }
+
+    #[test]
+    fn a_device_that_this_user_may_not_open_is_told_by_name() {
+        use std::os::unix::fs::PermissionsExt;
+        let path = std::env::temp_dir().join(format!("reprise-no-permission-{}", std::process::id()));
+        std::fs::write(&path, "").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o000)).unwrap();
+        // Root may open anything; this thread is nobody for the file system.
+        let own = path.clone();
+        let refused = std::thread::spawn(move || {
+            sys::tests::become_nobody();
+            KvmHypervisor::open_at(&own)
+        });
+        let refused = refused.join().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(
+            matches!(&refused, Err(KvmError::Permission { path: named }) if *named == path),
+            "{refused:?}"
+        );
+    }
+
+    #[test]
+    fn memory_that_kvm_does_not_take_is_told_by_slot_and_address() {
+        let Ok(kvm) = KvmHypervisor::open() else {
+            eprintln!("skipped: no KVM");
+            return;
+        };
+        // No processor has so wide addresses.
+        let beyond = 1 << 52;
+        let memory = GuestMemory::from_ranges(&[(GuestAddress(0), 0x1000), (GuestAddress(beyond), 0x1000)]).unwrap();
+        let refused = kvm.create_vm(VmSettings {
+            vcpus: 1,
+            memory,
+            hyperv: false,
+            model: CpuModel::Host,
+        });
+        let Err(HypervisorError::Kvm {
+            source: KvmError::MemorySlot {
+                slot, address, length, ..
+            },
+        }) = refused
+        else {
+            panic!("{:?}", refused.err())
+        };
+        assert_eq!((slot, address, length), (1, beyond, 0x1000));
     }
 
     #[test]

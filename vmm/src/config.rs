@@ -64,7 +64,7 @@ pub struct VmConfig {
     /// virtio-blk disks.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub disks: Vec<DiskConfig>,
-    /// virtio-net interfaces; not there yet.
+    /// virtio-net interfaces.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub net: Vec<NetConfig>,
     /// The source of entropy behind virtio-rng.
@@ -127,7 +127,7 @@ pub struct VmConfig {
     /// What Landlock lets through; not there yet.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub landlock_rules: Vec<LandlockConfig>,
-    /// Rate limits shared by several disks; not there yet.
+    /// Rate limits shared by several disks.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub rate_limit_groups: Vec<RateLimitGroupConfig>,
     /// Devices that answer late, for tests. Reprise's own; shown only if there are any.

@@ -1,5 +1,7 @@
 //! The binary `reprise`: its arguments, exit status, sockets and size.
 
+mod code;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
@@ -9,6 +11,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use reprise_hypervisor::kvm::Backing;
 use reprise_hypervisor::{HypervisorKind, KvmHypervisor};
 use serde_json::Value;
 use tempfile::TempDir;
@@ -175,6 +178,48 @@ fn kvm_is_what_runs_the_machine_or_what_the_error_is_about() {
         Err(error) => error.to_string(),
     };
     assert!(text.contains(&expected), "{text}");
+}
+
+#[test]
+fn a_guest_that_kvm_cannot_go_on_with_ends_with_status_1_and_is_explained() {
+    if KvmHypervisor::open().is_err() || Backing::of_this_host() == Backing::Hardware {
+        eprintln!("skipped: only a KVM in software gives such an instruction up");
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let (kernel, events) = (folder.path().join("kernel"), folder.path().join("events"));
+    let guest = code::assemble(|a| {
+        code::print(a, "x")?;
+        // CLZERO
+        a.db(&[0x0f, 0x01, 0xfc])?;
+        code::debug_exit(a, 0)
+    });
+    fs::write(&kernel, code::image(&guest)).unwrap();
+    let output = run(&[
+        "run",
+        "--hypervisor",
+        "kvm",
+        "--serial",
+        "null",
+        "--memory",
+        "64M",
+        "--kernel",
+        kernel.to_str().unwrap(),
+        "--event-monitor",
+        &format!("path={}", events.display()),
+    ]);
+    let text = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let events = fs::read_to_string(&events).unwrap();
+    for part in [
+        "cannot emulate an instruction",
+        "RIP 0x2000",
+        "Protected mode",
+        "0f, 01, fc",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+        assert!(events.contains(part), "{part}: {events}");
+    }
 }
 
 #[test]

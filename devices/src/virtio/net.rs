@@ -207,13 +207,13 @@ impl Net {
                 features |= HOST_UFO | GUEST_UFO;
             }
         }
-        let mode = Mode::new(options.mac, features);
-        mode.reset(&*link, pairs)?;
+        link.set_offloads(0)?;
+        link.set_pairs(1)?;
         Ok(Self {
             shared: Arc::new(Shared {
                 link,
                 pairs,
-                mode,
+                mode: Mode::new(options.mac, features),
                 counters: Counters::default(),
             }),
             mtu: options.mtu,
@@ -255,10 +255,7 @@ impl VirtioDevice for Net {
     }
 
     fn reset(&self) {
-        let reset = self.shared.mode.reset(&*self.shared.link, self.shared.pairs);
-        if let Err(error) = reset {
-            tracing::warn!(%error, "the link of a network card cannot be reset");
-        }
+        self.shared.mode.reset();
     }
 
     fn save(&self) -> Vec<u8> {

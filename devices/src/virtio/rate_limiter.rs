@@ -169,8 +169,8 @@ struct Limited {
     timer: OwnedFd,
     /// It is the limiter that the last request waits for, and not the handler.
     held_back: bool,
-    /// A group of chains is under way: it was let through as a whole.
-    in_group: bool,
+    /// Bytes of the group of chains that is under way, which was let through as a whole.
+    group: Option<u64>,
 }
 
 /// `handler` under `limiter`, if there is one.
@@ -185,7 +185,7 @@ pub(super) fn limited(handler: Box<dyn QueueHandler>, limiter: Option<Arc<RateLi
             limiter,
             timer,
             held_back: false,
-            in_group: false,
+            group: None,
         }),
         Err(error) => {
             tracing::error!(%error, "the host has no timer for a rate limiter; a queue is not limited");
@@ -213,13 +213,13 @@ impl Limited {
 
 impl QueueHandler for Limited {
     fn begin(&mut self, features: u64) {
-        self.in_group = false;
+        self.group = None;
         self.inner.begin(features);
     }
 
     fn handle(&mut self, chain: &Chain<'_>) -> Result<Handled, ChainError> {
         self.held_back = false;
-        if !self.in_group {
+        if self.group.is_none() {
             let wait = self.limiter.wait();
             if !wait.is_zero() {
                 self.held_back = true;
@@ -231,16 +231,16 @@ impl QueueHandler for Limited {
         match handled {
             Ok(Handled::NotNow) => {}
             Ok(Handled::Held(written)) => {
-                self.in_group = true;
-                self.limiter.take(0, chain.readable() + u64::from(written));
+                let bytes = self.group.unwrap_or(0) + chain.readable() + u64::from(written);
+                self.group = Some(bytes);
             }
             Ok(Handled::Used(written)) => {
-                self.in_group = false;
-                self.limiter.take(1, chain.readable() + u64::from(written));
+                let bytes = self.group.take().unwrap_or(0) + chain.readable() + u64::from(written);
+                self.limiter.take(1, bytes);
             }
             // A driver that sends nonsense is no faster for it.
             Err(_) => {
-                self.in_group = false;
+                self.group = None;
                 self.limiter.take(1, 0);
             }
         }
@@ -248,7 +248,7 @@ impl QueueHandler for Limited {
     }
 
     fn put_back(&mut self, all: bool) {
-        self.in_group = false;
+        self.group = None;
         self.inner.put_back(all);
     }
 

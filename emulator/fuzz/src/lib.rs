@@ -1,5 +1,7 @@
 //! The tests' own modules, which the fuzz targets play with bytes from outside.
 
+#[path = "../../tests/exact/delivery.rs"]
+pub mod delivery;
 #[path = "../../tests/exact/dice.rs"]
 pub mod dice;
 #[path = "../../tests/exact/duet.rs"]

@@ -240,7 +240,7 @@ impl Cpu {
                     let taken = mtrr && value & !MTRR_DEF_TYPE_BITS == 0 && is_mtrr_type(value & 0xff);
                     replace(&mut own.mtrr.default_type, value, taken)
                 }
-                // No supervisor state component is announced.
+                // There is no supervisor state component.
                 0xda0 => cpuid.has(Feature::XSAVES) && value == 0,
                 0xc000_0080 => return self.write_efer(cpuid, value),
                 0xc000_0081 => replace(&mut own.star, value, true),

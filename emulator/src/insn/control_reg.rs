@@ -7,9 +7,10 @@ use crate::cpuid::Feature;
 use crate::event::{self, Exception};
 use crate::insn::msr::{edx_eax, set_edx_eax};
 use crate::insn::segment::check_umip;
+use crate::insn::xsave;
 use crate::op::Op;
 use crate::operand::{Addressing, General, Use, effective_address};
-use crate::paging::{PHYSICAL_BITS, is_canonical};
+use crate::paging::{PHYSICAL_BITS, Tables, is_bad_pointer, is_canonical};
 use crate::table::Table;
 use crate::word::Word;
 use iced_x86::Code;
@@ -18,6 +19,9 @@ use iced_x86::Code;
 const CR0_PAGING: u64 = Cr0::PE | Cr0::PG | Cr0::WP;
 /// Bits of CR4 that translations depend on.
 const CR4_PAGING: u64 = Cr4::PSE | Cr4::PAE | Cr4::PGE | Cr4::PCIDE | Cr4::SMEP | Cr4::SMAP | Cr4::LA57 | Cr4::PKE;
+/// Bits of CR0 and CR4 that have the page-directory-pointer entries loaded when they change.
+const CR0_POINTERS: u64 = Cr0::PG | Cr0::CD | Cr0::NW;
+const CR4_POINTERS: u64 = Cr4::PAE | Cr4::PGE | Cr4::PSE | Cr4::SMEP;
 /// Bits of CR0 that LMSW loads and SMSW is made for.
 const MACHINE_STATUS: u64 = Cr0::PE | Cr0::MP | Cr0::EM | Cr0::TS;
 /// The low bits of CR3 that hold the PCID.
@@ -133,6 +137,9 @@ fn write_cr0(cpu: &mut Cpu, m: &mut Careful, value: u64) -> Result<(), Stop> {
     if refused {
         return Err(Exception::gp(0).into());
     }
+    if new.any(Cr0::PG) && (new.0 ^ cpu.cr0.0) & CR0_POINTERS != 0 && !cpu.efer.any(Efer::LME) {
+        check_pointers(m, cpu.cr3, cpu.cr4)?;
+    }
     if (new.0 ^ cpu.cr0.0) & CR0_PAGING != 0 {
         m.invalidate(Flush::All);
     }
@@ -156,8 +163,28 @@ fn write_cr3(cpu: &mut Cpu, m: &mut Careful, value: u64) -> Result<(), Stop> {
     if cpu.efer.any(Efer::LMA) && value >> PHYSICAL_BITS != 0 {
         return Err(Exception::gp(0).into());
     }
+    if cpu.cr0.any(Cr0::PG) && !cpu.efer.any(Efer::LMA) {
+        check_pointers(m, value, cpu.cr4)?;
+    }
     m.invalidate(Flush::All);
     cpu.cr3 = value;
+    Ok(())
+}
+
+/// Looks at the page-directory-pointer entries, which PAE paging loads with CR3 (SDM Vol. 3, PDPTE Registers). What is loaded
+/// is not kept: as AMD's processors with nested paging do, the walk reads them again.
+///
+/// # Errors
+/// #GP(0): a reserved bit is set in one that is present.
+fn check_pointers(m: &mut Careful, cr3: u64, cr4: Cr4) -> Result<(), Stop> {
+    if !cr4.any(Cr4::PAE) {
+        return Ok(());
+    }
+    for at in (cr3 & 0xffff_ffe0..).step_by(8).take(4) {
+        if is_bad_pointer(m.entry(at, 8)?) {
+            return Err(Exception::gp(0).into());
+        }
+    }
     Ok(())
 }
 
@@ -170,6 +197,9 @@ fn write_cr4(cpu: &mut Cpu, m: &mut Careful, value: u64) -> Result<(), Stop> {
         || changed & value & Cr4::PCIDE != 0 && (!ia32e || cpu.cr3 & PCID != 0);
     if refused {
         return Err(Exception::gp(0).into());
+    }
+    if cpu.cr0.any(Cr0::PG) && !ia32e && changed & CR4_POINTERS != 0 {
+        check_pointers(m, cpu.cr3, Cr4(value))?;
     }
     if changed & CR4_PAGING != 0 {
         m.invalidate(Flush::All);
@@ -300,13 +330,11 @@ fn xgetbv(cpu: &mut Cpu, m: &mut Careful, _: &Op<Careful>) -> Outcome {
     if !cpu.cr4.any(Cr4::OSXSAVE) {
         return Err(Exception::ud().into());
     }
-    match cpu.gpr.read::<u32>(gpr::RCX) {
-        0 => {}
-        // Which components are in use: a processor may say so of any that is enabled.
-        1 if m.cpuid.has(Feature::XINUSE) => {}
+    let value = match cpu.gpr.read::<u32>(gpr::RCX) {
+        0 => cpu.xcr0,
+        1 if m.cpuid.has(Feature::XINUSE) => cpu.xcr0 & xsave::in_use_with_mxcsr(cpu),
         _ => return Err(Exception::gp(0).into()),
-    }
-    let value = cpu.xcr0;
+    };
     set_edx_eax(cpu, value);
     Ok(())
 }

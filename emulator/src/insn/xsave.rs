@@ -1,6 +1,7 @@
 //! FXSAVE, FXRSTOR and the XSAVE family (SDM Vol. 1, Managing State Using the XSAVE Feature Set).
 //!
-//! XSAVE, XSAVEOPT, XSAVEC and XRSTOR are here; XSAVES and XRSTORS are not announced. The save instructions store more than
+//! There is no supervisor state component, and so nothing that IA32_XSS could enable: XSAVES and XRSTORS are XSAVEC and
+//! XRSTOR for level 0, and for the compacted format alone. The save instructions store more than
 //! once, but each store depends on nothing that the others change: when the fast way gives up half-way (which it does only
 //! if another CPU takes the page away after [`Access::check_write`]), saving again from the start writes the same.
 
@@ -54,8 +55,12 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     table.plain(Code::Xsaveopt64_mem, xsave::<M, Optimised, true>);
     table.plain(Code::Xsavec_mem, xsave::<M, Compacting, false>);
     table.plain(Code::Xsavec64_mem, xsave::<M, Compacting, true>);
-    table.plain(Code::Xrstor_mem, xrstor::<M, false>);
-    table.plain(Code::Xrstor64_mem, xrstor::<M, true>);
+    table.plain(Code::Xsaves_mem, xsaves::<M, false>);
+    table.plain(Code::Xsaves64_mem, xsaves::<M, true>);
+    table.plain(Code::Xrstor_mem, xrstor::<M, false, false>);
+    table.plain(Code::Xrstor64_mem, xrstor::<M, true, false>);
+    table.plain(Code::Xrstors_mem, xrstor::<M, false, true>);
+    table.plain(Code::Xrstors64_mem, xrstor::<M, true, true>);
     table.plain(Code::Ldmxcsr_m32, |cpu, m, op| {
         available::sse(cpu)?;
         ldmxcsr(cpu, m, op)
@@ -74,9 +79,11 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     });
 }
 
-/// XSAVE's memory operand, up to the end of its header.
-fn area<M>(cpu: &Cpu, op: &Op<M>, usage: Use) -> Result<Linear, Stop> {
-    aligned::<M, General>(cpu, op, EXTENDED_START as u64, XSAVE_ALIGNMENT, usage)
+/// XSAVE's memory operand, up to the end of its header. The faults of its first byte come before the limit.
+fn area<M: Access>(cpu: &Cpu, m: &mut M, op: &Op<M>, usage: Use) -> Result<Linear, Stop> {
+    let at = aligned::<M, General>(cpu, op, 1, XSAVE_ALIGNMENT, usage)?;
+    check(cpu, m, at, 1, usage)?;
+    General::linear(cpu, op, EXTENDED_START as u64, usage)
 }
 
 /// The memory operand of FXSAVE and FXRSTOR, `length` bytes of it. The modelled processor looks at its last byte first, and
@@ -88,7 +95,7 @@ fn fxsave_area<M: Access>(
     length: usize,
     usage: Use,
 ) -> Result<[(Linear, Range<usize>); 2], Stop> {
-    let start = General::linear(cpu, op, 16, usage)?;
+    let start = General::linear(cpu, op, 4, usage)?;
     if !start.address.is_multiple_of(16) {
         // The alignment check, where it is on, comes first, and knows but the alignment of the fields.
         if cpu.view.checks_alignment() && !start.address.is_multiple_of(4) {
@@ -265,7 +272,14 @@ fn requested(cpu: &Cpu) -> u64 {
     mask & cpu.xcr0
 }
 
-/// XINUSE: the components that are not in their initial configuration.
+/// What XGETBV returns of XINUSE: an MXCSR other than the initial one counts as SSE, as for XSAVEC.
+pub(super) fn in_use_with_mxcsr(cpu: &Cpu) -> u64 {
+    let control = if cpu.fpu.mxcsr == MXCSR_INIT { 0 } else { SSE };
+    in_use(cpu) | control
+}
+
+/// XINUSE: the components that are not in their initial configuration. It is a matter of what they hold, not of what was
+/// done to them, as on the modelled processor: an x87 register that is empty but not zero is in use.
 fn in_use(cpu: &Cpu) -> u64 {
     let mut bits = if cpu.fpu.is_x87_initial() { 0 } else { X87 };
     for component in COMPONENTS {
@@ -315,15 +329,34 @@ impl Variant for Compacting {
     const COMPACTS: bool = true;
 }
 
+/// # Errors
+/// #GP(0) but at CPL 0.
+fn check_supervisor(cpu: &Cpu) -> Result<(), Stop> {
+    if cpu.cpl() == 0 {
+        Ok(())
+    } else {
+        Err(Exception::gp(0).into())
+    }
+}
+
+/// XSAVES.
+fn xsaves<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    available::xsave(cpu)?;
+    check_supervisor(cpu)?;
+    xsave::<M, Compacting, WIDE>(cpu, m, op)
+}
+
 /// XSAVE, XSAVEOPT, XSAVEC. Of the modified optimisation XSAVEOPT makes no use, as it may.
 fn xsave<M: Access, V: Variant, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::xsave(cpu)?;
-    let at = area(cpu, op, Use::Write)?;
+    let at = area(cpu, m, op, Use::Write)?;
     let rfbm = requested(cpu);
-    let mut used = in_use(cpu) & rfbm;
-    if V::COMPACTS && rfbm & SSE != 0 && cpu.fpu.mxcsr != MXCSR_INIT {
-        used |= SSE;
-    }
+    let used = rfbm
+        & if V::COMPACTS {
+            in_use_with_mxcsr(cpu)
+        } else {
+            in_use(cpu)
+        };
     let saved = if V::OPTIMISES { used } else { rfbm };
     let offset_of = |component: &Component| {
         if V::COMPACTS {
@@ -337,7 +370,8 @@ fn xsave<M: Access, V: Variant, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: 
         .filter(|component| component.bit & saved != 0)
         .map(|component| offset_of(component) + component.size())
         .fold(EXTENDED_START, usize::max);
-    m.check_write(cpu, at, end as u64)?;
+    // A fault of the second page tells the last byte's address, as on the modelled processor.
+    m.check_write(cpu, at.offset(end as u64 - 1), 1)?;
 
     let header = at.offset(LEGACY_SIZE as u64);
     let mut bytes = [0; AREA];
@@ -412,29 +446,31 @@ impl Pieces {
     }
 }
 
-/// XRSTOR, in the standard or the compacted format.
-fn xrstor<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+/// XRSTOR, in the standard or the compacted format, and XRSTORS.
+fn xrstor<M: Access, const WIDE: bool, const SUPERVISOR: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     available::xsave(cpu)?;
+    if SUPERVISOR {
+        check_supervisor(cpu)?;
+    }
     // Other rights are other translations, which only the careful way forgets.
     if cpu.cr4.any(Cr4::PKE) && requested(cpu) & PKRU != 0 {
-        return (M::careful(xrstor_keys::<WIDE>))(cpu, m, op);
+        return (M::careful(xrstor_keys::<WIDE, SUPERVISOR>))(cpu, m, op);
     }
-    restore::<M, WIDE>(cpu, m, op)
+    restore::<M, WIDE, SUPERVISOR>(cpu, m, op)
 }
 
 /// XRSTOR with PKRU among the components.
-fn xrstor_keys<const WIDE: bool>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
+fn xrstor_keys<const WIDE: bool, const SUPERVISOR: bool>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
     let rights = cpu.fpu.pkru;
-    restore::<Careful, WIDE>(cpu, m, op)?;
+    restore::<Careful, WIDE, SUPERVISOR>(cpu, m, op)?;
     if cpu.fpu.pkru != rights {
         m.invalidate(Flush::All);
     }
     Err(Stop::Next)
 }
 
-fn restore<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
-    let at = area(cpu, op, Use::Read)?;
-    m.check_read(cpu, at, 1)?;
+fn restore<M: Access, const WIDE: bool, const SUPERVISOR: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
+    let at = area(cpu, m, op, Use::Read)?;
     let rfbm = requested(cpu);
     let header: [u8; 64] = m.load_array(cpu, at.offset(LEGACY_SIZE as u64))?;
     let mut fields = header.chunks_exact(8).map(|bytes| u64::from_le_bytes(word(bytes, 0)));
@@ -445,7 +481,7 @@ fn restore<M: Access, const WIDE: bool>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) ->
         xcomp & !COMPACTED & !cpu.xcr0 == 0 && xstate & !xcomp == 0 && reserved.all(|field| field == 0)
     } else {
         // Bytes 23:8 of the header; the others are not looked at.
-        xstate & !cpu.xcr0 == 0 && xcomp == 0 && reserved.next() == Some(0)
+        !SUPERVISOR && xstate & !cpu.xcr0 == 0 && xcomp == 0 && reserved.next() == Some(0)
     };
     if !legal {
         return Err(Exception::gp(0).into());

@@ -7,7 +7,7 @@
 //! - `capacity`: how much of its room a record needs.
 //! - `duet`: random code under random influence from outside; `dice` makes the decisions.
 //!
-//! - `ways`: random code the fast way and the careful way.
+//! - `ways`: random code the fast way and the careful way. `delivery`: random states that events are delivered out of.
 //! - `saved`: what was saved of an instruction in flight, damaged and restored.
 //!
 //! Each form runs in some of its scenes; with `REPRISE_LONG=1` in the environment, in all of them (some minutes).
@@ -19,6 +19,7 @@
 //! ```
 
 mod capacity;
+mod delivery;
 mod dice;
 mod duet;
 mod forms;
@@ -322,6 +323,11 @@ fn random_code_does_the_same_the_fast_way_and_the_careful_way() {
 #[test]
 fn damaged_tables_and_task_state_do_the_same_the_fast_way_and_the_careful_way() {
     assert!(compare_ways(Ways::damage) > number("REPRISE_PLAYS", 2000) / 4);
+}
+
+#[test]
+fn events_out_of_random_states_do_the_same_the_fast_way_and_the_careful_way() {
+    assert!(compare_ways(Ways::deliver) > number("REPRISE_PLAYS", 2000) / 4);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 use reprise_emulator::cpu::{Cr0, Seg};
 use reprise_emulator::{Cpu, Entry, Exit};
 
+use crate::delivery;
 use crate::dice::Dice;
 use crate::duet::{Watch, compose, event};
 use crate::layout::{PAGE, PAGES, PAGING, TABLES, pages_of};
@@ -56,6 +57,19 @@ impl Ways {
         }
         if dice.one_in(2) {
             scene.cpu.event = Some(event(&mut dice));
+        }
+        self.compare(dice, &scene)
+    }
+
+    /// As [`play`](Ways::play), but what comes first is an event, delivered out of a random state through random gates.
+    pub fn deliver(&mut self, bytes: &[u8]) -> usize {
+        let mut dice = Dice::new(bytes);
+        let mut scene = compose(&mut dice);
+        delivery::arrange(&mut dice, &mut scene);
+        scene.cpu.refresh();
+        scene.cpu.xcr0 &= 3;
+        if scene.cpu.check(&cpuid()).is_err() {
+            return 0;
         }
         self.compare(dice, &scene)
     }

@@ -242,7 +242,7 @@ fn no_instruction_of_the_features_is_missing() {
         &[CpuidFeature::FXSR, CpuidFeature::XSAVE],
     ]
     .concat();
-    let extra = [CpuidFeature::XSAVEOPT, CpuidFeature::XSAVEC];
+    let extra = [CpuidFeature::XSAVEOPT, CpuidFeature::XSAVEC, CpuidFeature::XSAVES];
     let features: &'static [CpuidFeature] = Vec::leak([&all[..], &extra].concat());
     let mut guest = Guest::new();
     let mut random = Random::new(1);

@@ -267,3 +267,69 @@ fn each_instruction_obeys_the_bits_that_switch_it_off() {
         }
     }
 }
+
+/// XSAVES, XRSTORS and their 64-bit forms.
+const SUPERVISOR: [&[u8]; 4] = [
+    &[0x0f, 0xc7, 0x2e],
+    &[0x48, 0x0f, 0xc7, 0x2e],
+    &[0x0f, 0xc7, 0x1e],
+    &[0x48, 0x0f, 0xc7, 0x1e],
+];
+
+#[test]
+fn xsaves_saves_and_xrstors_restores_the_compacted_format_at_level_0() {
+    let level_0 = |cpu: &mut Cpu| {
+        both(cpu);
+        for seg in [Seg::Cs, Seg::Ss] {
+            let segment = &mut cpu.segments[seg];
+            segment.selector &= !3;
+            segment.attributes = segment.attributes.with_dpl(0);
+        }
+    };
+    let [_, xsaves, _, xrstors] = SUPERVISOR;
+    let mut guest = Guest::new();
+    assert!(!guest.faults(xsaves, &[0xaa; DATA], |cpu| {
+        level_0(cpu);
+        cpu.fpu.init();
+        cpu.fpu.vectors[1][0] = 7;
+    }));
+    let saved = guest.data();
+    assert_eq!(saved[HEADER..HEADER + 8], 2u64.to_le_bytes(), "XSTATE_BV");
+    assert_eq!(
+        saved[HEADER + 8..HEADER + 16],
+        (COMPACTED | 3).to_le_bytes(),
+        "XCOMP_BV"
+    );
+    let mut data = saved;
+    data[HEADER + 16..HEADER + 64].fill(0);
+    assert!(!guest.faults(xrstors, &data, |cpu| {
+        level_0(cpu);
+        cpu.fpu.vectors[1] = [5; 8];
+        cpu.fpu.control = 0x27f;
+    }));
+    let fpu = &guest.cpu().fpu;
+    assert_eq!(
+        (fpu.vectors[1][0], fpu.vectors[1][1], fpu.control),
+        (7, 0, CONTROL_INIT)
+    );
+    let standard = area(&mut Random::new(3), 3, 0);
+    assert!(guest.faults(xrstors, &standard, level_0), "there is no standard format");
+    assert!(!guest.faults(XRSTOR64, &standard, level_0), "which XRSTOR has");
+}
+
+#[test]
+fn xsaves_and_xrstors_are_for_level_0_alone() {
+    let mut guest = Guest::new();
+    let data = area(&mut Random::new(5), 3, COMPACTED | 3);
+    for instruction in SUPERVISOR {
+        let user = |cpu: &mut Cpu| {
+            both(cpu);
+            for seg in [Seg::Cs, Seg::Ss] {
+                let segment = &mut cpu.segments[seg];
+                segment.selector |= 3;
+                segment.attributes = segment.attributes.with_dpl(3);
+            }
+        };
+        assert!(guest.faults(instruction, &data, user), "{instruction:02x?}");
+    }
+}

@@ -5,8 +5,9 @@
 //! immunities that kernels conclude from them) and how fast it counts is the host's, since it is the host's processor that
 //! speculates. Leaves come in a fixed order, and the same host gives the same answers each time.
 
+use iced_x86::CpuidFeature;
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
-use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters};
+use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters, INSTRUCTIONS, Register};
 use reprise_emulator::paging::PHYSICAL_BITS;
 
 use super::xsave::Layout;
@@ -15,6 +16,10 @@ use crate::{CpuModel, soft};
 
 /// Leaf 1 ECX: XSAVE.
 const XSAVE: u32 = 1 << 26;
+/// Leaf 1 ECX: CR4.OSXSAVE.
+const OSXSAVE: u32 = 1 << 27;
+/// Leaf 7 ECX: CR4.PKE.
+const OSPKE: u32 = 1 << 4;
 /// Leaf 1 ECX: there is a hypervisor; which KVM need not say.
 const HYPERVISOR: u32 = 1 << 31;
 /// Leaf 1 ECX: the local APIC's timer has a TSC-deadline mode; old KVMs say so elsewhere, and it is checked there.
@@ -43,7 +48,9 @@ pub fn model(supported: &[kvm_cpuid_entry2], index: u32, vcpus: u32, khz: u32, m
     let host = find(1, 0);
     let has_xsave = host.ecx & XSAVE != 0;
     let mut entries = soft::cpuid::entries(index, vcpus, false, model);
-    entries.retain(|entry| entry.leaf != 0xd || has_xsave);
+    // A KVM that may announce XSAVE on its own account says at least which components it has.
+    let has_components = has_xsave || find(0xd, 0).eax != 0;
+    entries.retain(|entry| entry.leaf != 0xd || has_components);
     for CpuidEntry {
         leaf,
         subleaf,
@@ -92,6 +99,8 @@ pub fn model(supported: &[kvm_cpuid_entry2], index: u32, vcpus: u32, khz: u32, m
             _ => {}
         }
     }
+    // Components that KVM does not have.
+    entries.retain(|entry| entry.leaf != 0xd || entry.subleaf < Some(2) || entry.registers.eax != 0);
     entries
 }
 
@@ -136,6 +145,98 @@ pub fn to_kvm(model: &[CpuidEntry]) -> CpuId {
         })
         .collect();
     CpuId::from_entries(&entries).expect("fewer leaves than KVM_MAX_CPUID_ENTRIES")
+}
+
+/// Adds every instruction to what a KVM can announce, but those that need a register which KVM may not have.
+pub fn add_instructions(supported: &mut CpuId) {
+    for entry in supported.as_mut_slice() {
+        let bits = INSTRUCTIONS.iter().filter(|(feature, bit)| {
+            (bit.leaf, bit.subleaf) == (entry.function, entry.index) && !needs_register(*feature)
+        });
+        for (_, bit) in bits {
+            let register = match bit.register {
+                Register::Eax => &mut entry.eax,
+                Register::Ebx => &mut entry.ebx,
+                Register::Ecx => &mut entry.ecx,
+                Register::Edx => &mut entry.edx,
+            };
+            *register |= 1 << bit.bit;
+        }
+    }
+}
+
+/// Whether the instructions work on a register, or are of no use without a bit of one, that the processor must have.
+fn needs_register(feature: CpuidFeature) -> bool {
+    use CpuidFeature::*;
+    matches!(
+        feature,
+        MONITOR
+            | FSGSBASE
+            | INVPCID
+            | PKU
+            | XSAVES
+            | AVX512F
+            | AVX512DQ
+            | AVX512_IFMA
+            | AVX512CD
+            | AVX512BW
+            | AVX512VL
+            | AVX512_VBMI
+            | AVX512_VBMI2
+            | AVX512_VNNI
+            | AVX512_BITALG
+            | AVX512_VPOPCNTDQ
+    )
+}
+
+/// The table that guests see, of which KVM was given `wanted` and of which it says `has` (KVM_GET_CPUID2).
+///
+/// A KVM in software may announce what the processor does on its own account, since its guests' user programs ask the processor
+/// itself. What depends on the vCPU's state is as wanted: it is the emulator's business.
+pub fn announced(wanted: Vec<CpuidEntry>, has: &[kvm_cpuid_entry2]) -> Vec<CpuidEntry> {
+    let mut table = wanted;
+    for entry in &mut table {
+        let subleaf = entry.subleaf.unwrap_or(0);
+        let kvm = find(has, entry.leaf, subleaf);
+        let own = &mut entry.registers;
+        match (entry.leaf, subleaf) {
+            (1, _) => {
+                own.ecx |= kvm.ecx & !OSXSAVE;
+                // How many threads there are, the machine says.
+                own.edx |= kvm.edx & !HTT;
+            }
+            (7, 0) => {
+                own.ebx |= kvm.ebx;
+                own.ecx |= kvm.ecx & !OSPKE;
+                own.edx |= kvm.edx;
+            }
+            // Components; the forms of XSAVE.
+            (0xd, 0 | 1) => own.eax |= kvm.eax,
+            (0xd, _) if *own == CpuidRegisters::default() => *own = kvm,
+            (0x8000_0001, _) => {
+                own.ecx |= kvm.ecx;
+                own.edx |= kvm.edx;
+            }
+            (0x8000_0008, _) => own.ebx |= kvm.ebx,
+            _ => {}
+        }
+    }
+    table
+}
+
+/// An entry as KVM has it.
+pub fn from_kvm(entry: &kvm_cpuid_entry2) -> CpuidEntry {
+    let indexed = entry.flags & KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
+    CpuidEntry {
+        leaf: entry.function,
+        subleaf: indexed.then_some(entry.index),
+        registers: CpuidRegisters {
+            eax: entry.eax,
+            ebx: entry.ebx,
+            ecx: entry.ecx,
+            edx: entry.edx,
+        },
+    }
 }
 
 /// Where this host's KVM has each state component in an XSAVE area.
@@ -204,6 +305,42 @@ mod tests {
             assert_eq!(registers(&kvm, leaf), CpuidRegisters::default(), "leaf {leaf:#x}");
         }
         assert!(!has_xsave(&kvm));
+    }
+
+    #[test]
+    fn what_kvm_announces_on_its_own_account_is_known() {
+        let wanted = model(&[], 0, 1, 1_000_000, CpuModel::Host);
+        let (plain, mut kvm) = (to_kvm(&wanted), to_kvm(&wanted));
+        assert_eq!(announced(wanted.clone(), plain.as_slice()), wanted);
+        for entry in kvm.as_mut_slice() {
+            if entry.function == 1 {
+                // AVX and XSAVE, which is enabled.
+                entry.ecx |= 1 << 28 | XSAVE | OSXSAVE;
+            }
+        }
+        let table = announced(wanted.clone(), kvm.as_slice());
+        let (before, after) = (registers(&wanted, 1), registers(&table, 1));
+        assert_eq!(after.ecx, before.ecx | 1 << 28 | XSAVE);
+        assert_eq!(after.ebx, before.ebx);
+    }
+
+    #[test]
+    fn instructions_are_added_and_registers_are_not() {
+        let leaf = |function| kvm_cpuid_entry2 {
+            function,
+            ..kvm_cpuid_entry2::default()
+        };
+        let mut supported = CpuId::from_entries(&[leaf(1), leaf(7)]).unwrap();
+        add_instructions(&mut supported);
+        let [one, seven] = supported.as_slice() else {
+            panic!("two leaves")
+        };
+        // AVX, POPCNT and XSAVE, but not MONITOR; AVX2 and BMI2, but not AVX512F and FSGSBASE.
+        assert_eq!(
+            one.ecx & (1 << 28 | 1 << 23 | XSAVE | 1 << 3),
+            1 << 28 | 1 << 23 | XSAVE
+        );
+        assert_eq!(seven.ebx & (1 << 5 | 1 << 8 | 1 << 16 | 1), 1 << 5 | 1 << 8);
     }
 
     #[test]

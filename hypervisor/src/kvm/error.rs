@@ -88,6 +88,19 @@ pub enum KvmError {
     },
 }
 
+impl KvmError {
+    /// KVM_CREATE_VM said `source`.
+    pub(super) fn no_machine(source: io::Error) -> Self {
+        match source.raw_os_error() {
+            Some(libc::EBUSY) => Self::Busy,
+            _ => Self::Call {
+                call: "KVM_CREATE_VM",
+                source,
+            },
+        }
+    }
+}
+
 /// A vCPU on KVM cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum KvmVcpuError {
@@ -126,10 +139,16 @@ pub enum KvmVcpuError {
         failure: Box<EmulationFailure>,
     },
     /// An instruction that KVM cannot emulate, and the emulator failed to.
-    #[error("an instruction that KVM cannot emulate cannot be finished at RIP {rip:#x}")]
+    #[error(
+        "an instruction that KVM cannot emulate cannot be finished at RIP {rip:#x}, {mode:?} mode, bytes {bytes:02x?}"
+    )]
     Rescue {
         /// Its address.
         rip: u64,
+        /// The mode of the processor.
+        mode: Mode,
+        /// The bytes that KVM supplied with the instruction that began the rescue, which may lie before this one.
+        bytes: Vec<u8>,
         /// What failed.
         source: reprise_emulator::Error,
     },
@@ -157,10 +176,16 @@ pub enum KvmVcpuError {
         data: Vec<u64>,
     },
     /// The processor does not take the guest's state.
-    #[error("the processor refused to enter the guest at RIP {rip:#x}: hardware reason {reason:#x}")]
+    #[error(
+        "the processor refused to enter the guest at RIP {rip:#x}, {mode:?} mode, bytes {bytes:02x?}: hardware reason {reason:#x}"
+    )]
     FailEntry {
         /// The address of the instruction.
         rip: u64,
+        /// The mode of the processor.
+        mode: Mode,
+        /// What is in memory there, up to 15 bytes; none if that is not to be had.
+        bytes: Vec<u8>,
         /// What it said.
         reason: u64,
     },
@@ -222,5 +247,27 @@ impl<T> Named<T> for Result<T, kvm_ioctls::Error> {
             call,
             source: io::Error::from_raw_os_error(error.errno()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kvm_whose_processor_another_hypervisor_has_is_busy() {
+        let refused = |errno| KvmError::no_machine(io::Error::from_raw_os_error(errno));
+        assert!(matches!(refused(libc::EBUSY), KvmError::Busy));
+        let other = refused(libc::ENOMEM);
+        assert!(
+            matches!(
+                &other,
+                KvmError::Call {
+                    call: "KVM_CREATE_VM",
+                    ..
+                }
+            ),
+            "{other:?}"
+        );
     }
 }

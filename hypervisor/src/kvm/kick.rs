@@ -4,8 +4,10 @@
 //! Whoever kicks sets the flag that makes the next KVM_RUN return at once, and then, should the vCPU's thread be inside one,
 //! sends it a signal. The order makes this free of races: a thread that enters between the two finds the flag set.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use reprise_emulator::Attention;
 
 use super::sys::{self, ExitFlag};
 use crate::Kick;
@@ -17,6 +19,8 @@ pub struct KvmKick {
     flag: ExitFlag,
     /// The thread that is inside KVM_RUN; 0 if none is.
     inside: AtomicI32,
+    /// The emulator that finishes the vCPU's instructions, once there is one.
+    emulator: Mutex<Option<Arc<Attention>>>,
 }
 
 impl KvmKick {
@@ -26,7 +30,13 @@ impl KvmKick {
             kicked: AtomicBool::new(false),
             flag,
             inside: AtomicI32::new(0),
+            emulator: Mutex::default(),
         })
+    }
+
+    /// Who kicks calls this emulator too.
+    pub fn also(&self, emulator: Arc<Attention>) {
+        *self.emulator.lock().unwrap_or_else(PoisonError::into_inner) = Some(emulator);
     }
 
     /// The calling thread goes into KVM_RUN, which `run` is.
@@ -65,6 +75,9 @@ impl Kick for KvmKick {
         let inside = self.inside.load(Ordering::SeqCst);
         if inside != 0 {
             sys::signal_thread(inside);
+        }
+        if let Some(emulator) = &*self.emulator.lock().unwrap_or_else(PoisonError::into_inner) {
+            emulator.call();
         }
     }
 }

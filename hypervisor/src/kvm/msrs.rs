@@ -86,6 +86,24 @@ impl Known {
         Ok(())
     }
 
+    /// As [`read`](Self::read), and the register `besides` in the same call.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn read_besides(&self, vcpu: &VcpuFd, to: &mut Msrs, besides: u32) -> Result<u64, KvmVcpuError> {
+        let numbers: Vec<u32> = self
+            .0
+            .iter()
+            .map(|(number, _)| *number)
+            .chain(std::iter::once(besides))
+            .collect();
+        let values = get(vcpu, &numbers)?;
+        for ((_, place), value) in self.0.iter().zip(&values) {
+            *place(to) = *value;
+        }
+        Ok(values.last().copied().unwrap_or(0))
+    }
+
     /// Writes the registers that KVM has.
     ///
     /// # Errors

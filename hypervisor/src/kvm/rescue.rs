@@ -7,7 +7,7 @@
 //! # How to add it to a loop
 //! 1. Enable KVM_CAP_EXIT_ON_EMULATION_FAILURE for the machine, so that KVM tells the instruction's bytes.
 //! 2. Make a [`Rescuer`] for each vCPU, on the [`Ram`] of the machine. It has KVM_RUN leave registers and events in the run
-//!    structure, which costs next to nothing.
+//!    structure, which costs some hundredths of an exit. It asks KVM what CPUID says.
 //! 3. After each exit, once a read is answered in the run structure, call [`Rescuer::note`]. An instruction that fails may have
 //!    read a device before (CMPXCHG16B reads 16 bytes in two exits), which must not be read again.
 //! 4. At an exit for an internal error, [`EmulationFailure::of`] tells whether it is one that can be rescued. Call
@@ -16,18 +16,21 @@
 //!
 //! `examples/rescue.rs` of this crate does this in a few lines.
 //! # Invariants
-//! - Every rescue executes an instruction, or delivers an event, or fails: it never goes round in circles.
+//! - Every rescue executes an instruction, or raises an event, or fails, unless somebody calls for attention: it never goes round in
+//!   circles.
 //! - Nothing that the emulator knew of guest memory is believed at the next rescue: guest code has run since.
 //! - While the emulator holds state, KVM's is that before the instruction, and KVM_RUN is not called.
 //! # Life
 //! `idle` -[`rescue`](Rescuer::rescue)-> `first`: the instruction itself -> `ahead`: what follows it, as far as
 //! [running ahead](#running-ahead) goes -> `idle`. While a device owes an answer, it stands still in `first` or `ahead`.
 //! # Running ahead
-//! Where failures come thick, some instructions more are executed here before the state goes back. What only KVM can do (its
-//! registers, translations, interrupts, ports) ends that, and so does an integer store but to the stack.
+//! Where failures come thick, some instructions more are executed here before the state goes back; vector registers are
+//! fetched when one of them needs them. What only KVM can do (its registers, translations, interrupts, ports) ends that, and
+//! so does an integer store but to the stack.
 //! # Limits
 //! - Registers of interrupt controllers inside KVM are not there for a rescued instruction: they read as all ones.
-//! - Breakpoints in debug registers are not looked at for a rescued instruction, as they are not by KVM's own emulation.
+//! - Breakpoints in debug registers are not looked at for a rescued instruction, as data breakpoints are not by KVM's own
+//!   emulation. Software that runs on notices within eight rescues that the guest has set one.
 //! - A store by a rescued instruction to a page table that KVM shadows (no EPT, no NPT) is not noticed there.
 
 mod ahead;
@@ -39,14 +42,14 @@ mod vcpu;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use iced_x86::{Instruction, Mnemonic};
-use kvm_bindings::CpuId;
+use iced_x86::{Decoder, DecoderOptions, Instruction, Mnemonic};
+use kvm_bindings::KVM_MAX_CPUID_ENTRIES;
 use kvm_ioctls::{SyncReg, VcpuFd};
-use reprise_emulator::cpu::flags;
-use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters, CpuidTable};
+use reprise_emulator::cpu::{Activity, flags};
+use reprise_emulator::cpuid::CpuidTable;
 use reprise_emulator::event;
 use reprise_emulator::{
-    Answer as Reply, Cause, Cpu, Direction, Elsewhere, Emulator, Entry, Exit, Host, Model, Ram, Reply as Content,
+    Answer as Reply, Attention, Cause, Cpu, Direction, Emulator, Entry, Exit, Host, Model, Ram, Reply as Content,
     Request, Space,
 };
 
@@ -55,10 +58,15 @@ use self::figures::Figures;
 use self::needs::Parts;
 use self::transfer::Held;
 use super::cpu::Shape;
-use super::error::{KvmVcpuError, Named};
+use super::error::{KvmError, KvmVcpuError, Named};
 use super::failure::{EmulationFailure, Obtained};
 use super::{cpuid, msrs};
 use crate::{Answer, IoRequest, RequestId};
+
+/// The least bound with which software runs on.
+const WORTH: u32 = 4;
+/// So many times software runs on without a look for breakpoints, once there were none: that costs as much as half an exit.
+const UNWATCHED: u32 = 7;
 
 /// What became of a rescue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,11 +93,14 @@ pub struct Rescuer {
     adopted: bool,
     /// The device access that is under way.
     asked: Option<IoRequest>,
+    /// So many times software runs on before it looks for breakpoints again.
+    unwatched: u32,
     /// Instructions left to be executed behind the first, and which are KVM's then.
     left: u64,
-    elsewhere: Elsewhere,
     /// The first instruction is not done yet.
     first: bool,
+    /// Instructions executed before the first.
+    started: u64,
     /// Instructions executed when the first was done.
     begun: u64,
     ahead: Ahead,
@@ -121,16 +132,26 @@ struct Reads {
 }
 
 impl Rescuer {
-    /// For `vcpu`, whose guest-physical memory is `ram` and to which CPUID says what `cpuid` says. KVM_SET_CPUID2 must have
-    /// been called. One [`Ram`] is shared by the vCPUs of a machine.
-    pub fn new(vcpu: &mut VcpuFd, ram: &Arc<Ram>, cpuid: &CpuId) -> Self {
-        let entries: Vec<_> = cpuid.as_slice().iter().map(own_entry).collect();
+    /// For `vcpu`, whose guest-physical memory is `ram`. KVM_SET_CPUID2 must have been called. One [`Ram`] is shared by the
+    /// vCPUs of a machine.
+    ///
+    /// # Errors
+    /// [`KvmError::Call`] if KVM does not say what CPUID does.
+    pub fn new(vcpu: &mut VcpuFd, ram: &Arc<Ram>) -> Result<Self, KvmError> {
+        // Which may be more than it was given.
+        let cpuid = vcpu.get_cpuid2(KVM_MAX_CPUID_ENTRIES).of_vm("KVM_GET_CPUID2")?;
+        let entries: Vec<_> = cpuid.as_slice().iter().map(cpuid::from_kvm).collect();
         let shape = Shape {
             msrs: msrs::Known::probe(vcpu),
             layout: cpuid::layout(cpuid.as_slice()),
             has_xsave: cpuid::has_xsave(&entries),
         };
-        Self::of_model(vcpu, ram, Arc::new(CpuidTable::new(entries)), Arc::new(shape))
+        Ok(Self::of_model(
+            vcpu,
+            ram,
+            Arc::new(CpuidTable::new(entries)),
+            Arc::new(shape),
+        ))
     }
 
     /// For a vCPU that announces itself as `cpuid` says.
@@ -157,9 +178,10 @@ impl Rescuer {
             failure: None,
             adopted: false,
             asked: None,
+            unwatched: 0,
             left: 0,
-            elsewhere: needs::GENERAL,
             first: false,
+            started: 0,
             begun: 0,
             ahead: Ahead::default(),
             directly: false,
@@ -243,6 +265,12 @@ impl Rescuer {
         self.asked
     }
 
+    /// Gets a rescue out: a guest whose exception handlers fault again and again executes no instruction, and is left to KVM
+    /// when somebody calls here.
+    pub fn attention(&self) -> &Arc<Attention> {
+        self.emulator.attention()
+    }
+
     /// Figures: `rescues` in all, `rescue_state_transfers`, `rescue_run_ahead` (instructions executed behind rescued ones),
     /// `rescue_run_ahead_longest`, and `rescued_` with each mnemonic that there was.
     pub fn figures(&self) -> Vec<(&'static str, u64)> {
@@ -281,23 +309,27 @@ impl Rescuer {
         let mut parts = instruction.map_or(Parts::ALL, needs::needs);
         let exception = &came.events.exception;
         let debugging = (exception.injected | exception.pending) != 0 && exception.nr == event::DB;
-        if debugging || came.regs.rflags & flags::TF != 0 || bound > 1 {
+        // Running on over a few instructions is not worth it.
+        let runs_on = bound >= WORTH;
+        let looks = runs_on && self.unwatched == 0;
+        if debugging || came.regs.rflags & flags::TF != 0 || looks {
             parts = parts.with(Parts::DEBUG);
-        }
-        let vectors = Parts::VECTORS.with(Parts::EXTENDED);
-        self.elsewhere = needs::GENERAL;
-        if bound > 1 && parts.has(Parts::VECTORS) {
-            parts = parts.with(vectors);
-            self.elsewhere = needs::VECTORS;
         }
         self.figures.transfers += 1;
         if let Some(tsc) = self.held.load(vcpu, &self.shape, parts, &mut self.emulator)? {
             self.moment.0.store(tsc, Ordering::Relaxed);
         }
         let cpu = self.emulator.cpu();
-        let watched = cpu.dr7 & 0xff != 0 || cpu.flags.any(flags::TF);
-        self.left = if watched { 0 } else { u64::from(bound) - 1 };
+        let armed = cpu.dr7 & 0xff != 0;
+        if looks {
+            self.unwatched = if armed { 0 } else { UNWATCHED };
+        } else if runs_on {
+            self.unwatched -= 1;
+        }
+        let watched = armed || cpu.flags.any(flags::TF);
+        self.left = if watched || !runs_on { 0 } else { u64::from(bound) - 1 };
         self.first = true;
+        self.started = self.emulator.counters().instructions;
         self.emulator.leave(None);
         Ok(())
     }
@@ -310,6 +342,11 @@ impl Rescuer {
             entry = Entry::Resume;
             let exit = exit.map_err(|source| KvmVcpuError::Rescue {
                 rip: self.emulator.cpu().rip,
+                mode: self.emulator.cpu().view.mode,
+                bytes: self
+                    .failure
+                    .as_ref()
+                    .map_or(Vec::new(), |failure| failure.bytes.clone()),
                 source,
             })?;
             match exit {
@@ -329,19 +366,24 @@ impl Rescuer {
                         instructions = 0;
                     }
                 },
-                Exit::Shutdown => {
-                    self.finish(vcpu, false)?;
-                    if !self.adopted {
-                        Held::settle(vcpu)?;
-                    }
-                    return Ok(Rescued::Shutdown);
+                Exit::Shutdown => return self.shut_down(vcpu),
+                // The limit was reached with the triple fault.
+                Exit::Attention if self.emulator.cpu().activity == Activity::Shutdown => return self.shut_down(vcpu),
+                Exit::Elsewhere if self.fetch_more(vcpu)? => {
+                    instructions = self
+                        .left
+                        .saturating_sub(self.emulator.counters().instructions - self.begun);
                 }
                 Exit::Halt | Exit::Elsewhere => return self.finish(vcpu, false),
                 Exit::Attention => {
                     let done = self.emulator.counters().instructions;
                     if std::mem::take(&mut self.first) {
                         self.begun = done;
-                        self.emulator.leave(Some(self.elsewhere));
+                        self.emulator.leave(Some(needs::elsewhere(self.held.parts)));
+                    }
+                    // Somebody called. Nothing is in flight: either it has faulted, or it has not begun.
+                    if done == self.started {
+                        return self.finish(vcpu, false);
                     }
                     instructions = self.left.saturating_sub(done - self.begun);
                     if instructions == 0 {
@@ -352,6 +394,31 @@ impl Rescuer {
         }
     }
 
+    /// Gets what is needed to run on over the instruction under RIP, if that is all that is in the way.
+    fn fetch_more(&mut self, vcpu: &VcpuFd) -> Result<bool, KvmVcpuError> {
+        let Some(more) = self
+            .under_rip()
+            .and_then(|instruction| needs::wants(&instruction, self.held.parts))
+        else {
+            return Ok(false);
+        };
+        self.held.load_more(vcpu, &self.shape, more, &mut self.emulator)?;
+        self.emulator.leave(Some(needs::elsewhere(self.held.parts)));
+        Ok(true)
+    }
+
+    /// The instruction under RIP, if it lies in one page.
+    fn under_rip(&mut self) -> Option<Instruction> {
+        const PAGE: u64 = 0x1000;
+        let cpu = self.emulator.cpu();
+        let (bits, linear) = (cpu.view.code.bits(), cpu.linear_code(cpu.rip).ok()?);
+        let mut bytes = [0; 15];
+        let bytes = &mut bytes[..(PAGE - linear % PAGE).min(15) as usize];
+        self.emulator.aside().read_linear(linear, bytes).then_some(())?;
+        let instruction = Decoder::new(bits, bytes, DecoderOptions::AMD).decode();
+        (!instruction.is_invalid()).then_some(instruction)
+    }
+
     /// A read in a range where KVM has interrupt controllers of its own.
     fn is_kernels(&self, vcpu: &VcpuFd, request: &Request) -> bool {
         const PAGE: u64 = !0xfff;
@@ -359,6 +426,15 @@ impl Rescuer {
         let page = request.address & PAGE;
         let local = vcpu.sync_regs().sregs.apic_base & PAGE;
         request.direction == Direction::Read && (page == IO_APIC || page == local)
+    }
+
+    /// A triple fault: KVM has the registers then, and is not to run.
+    fn shut_down(&mut self, vcpu: &mut VcpuFd) -> Result<Rescued, KvmVcpuError> {
+        self.finish(vcpu, false)?;
+        if !self.adopted {
+            Held::settle(vcpu)?;
+        }
+        Ok(Rescued::Shutdown)
     }
 
     /// Gives KVM its state back; `ran_out` if software could have gone on.
@@ -405,18 +481,4 @@ fn platform(vcpu: &mut VcpuFd, request: &Request) -> Result<Content, KvmVcpuErro
         }
         _ => Content::Refused,
     })
-}
-
-fn own_entry(entry: &kvm_bindings::kvm_cpuid_entry2) -> CpuidEntry {
-    let indexed = entry.flags & kvm_bindings::KVM_CPUID_FLAG_SIGNIFCANT_INDEX != 0;
-    CpuidEntry {
-        leaf: entry.function,
-        subleaf: indexed.then_some(entry.index),
-        registers: CpuidRegisters {
-            eax: entry.eax,
-            ebx: entry.ebx,
-            ecx: entry.ecx,
-            edx: entry.edx,
-        },
-    }
 }

@@ -96,6 +96,15 @@ pub enum Exit {
     Other(u32),
 }
 
+/// What of the processor KVM_RUN leaves in the run structure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// General-purpose registers, RIP and RFLAGS. It costs next to nothing.
+    General,
+    /// Besides, system and segment registers, and events: some hundredths of what an exit costs.
+    All,
+}
+
 /// The owner's end of a vCPU's run structure.
 #[derive(Debug)]
 pub struct RunPage(Arc<Mapping>);
@@ -208,19 +217,22 @@ impl RunPage {
         }
     }
 
-    /// The general-purpose registers as KVM_RUN left them; KVM must have been asked to with
-    /// [`synchronise_registers`](Self::synchronise_registers).
+    /// The general-purpose registers as KVM_RUN left them; KVM must have been asked to with [`see`](Self::see).
     pub fn registers(&self) -> kvm_regs {
         // SAFETY: nobody writes to the structure now, and registers are numbers. The union's other field is padding.
         unsafe { (&raw const (*self.0.start.as_ptr()).s.regs.regs).read_volatile() }
     }
 
-    /// Has KVM_RUN leave general-purpose, system and segment registers and events in the run structure.
-    pub fn synchronise_registers(&mut self) {
+    /// Has KVM_RUN leave this in the run structure.
+    pub fn see(&mut self, what: Seen) {
+        let parts = match what {
+            Seen::General => KVM_SYNC_X86_REGS,
+            Seen::All => KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS,
+        };
         // SAFETY: nobody else writes to the structure now; the field is a number.
         unsafe {
             let valid = &raw mut (*self.0.start.as_ptr()).kvm_valid_regs;
-            valid.write_volatile(u64::from(KVM_SYNC_X86_REGS | KVM_SYNC_X86_SREGS | KVM_SYNC_X86_EVENTS));
+            valid.write_volatile(parts.into());
         }
     }
 
@@ -461,4 +473,83 @@ pub fn thread_id() -> i32 {
 pub fn signal_thread(id: i32) {
     // SAFETY: the signal has a handler that does nothing, see `install_kick_signal`.
     unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), id, kick_signal()) };
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// The calling thread is a user without privileges from now on, for the file system.
+    pub fn become_nobody() {
+        const NOBODY: libc::uid_t = 65534;
+        // SAFETY: it is a number; only this thread's rights change.
+        unsafe { libc::setfsuid(NOBODY) };
+    }
+
+    /// A run structure that no kernel writes to, saying that KVM_RUN came back for `reason`.
+    fn page(reason: u32) -> RunPage {
+        let length = 2 * size_of::<kvm_run>();
+        let (protection, kind) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing of ours.
+        let start = unsafe { libc::mmap(std::ptr::null_mut(), length, protection, kind, -1, 0) };
+        assert_ne!(start, libc::MAP_FAILED);
+        let start = NonNull::new(start.cast()).unwrap();
+        let mut page = RunPage(Arc::new(Mapping { start, length }));
+        page.store(offset_of!(kvm_run, exit_reason), 4, reason.into());
+        page
+    }
+
+    /// Numbers of 32 bits, and of 64 bits behind them, at the start of what belongs to the reason.
+    fn saying(reason: u32, words: &[u32], long: &[u64]) -> Exit {
+        let mut page = page(reason);
+        let start = offset_of!(kvm_run, __bindgen_anon_1);
+        for (place, word) in (start..).step_by(4).zip(words) {
+            page.store(place, 4, (*word).into());
+        }
+        for (place, word) in (start + 4 * words.len()..).step_by(8).zip(long) {
+            page.store(place, 8, *word);
+        }
+        page.exit()
+    }
+
+    #[test]
+    fn what_kvm_gives_up_for_is_told_apart() {
+        // KVM_INTERNAL_ERROR_DELIVERY_EV: what it says is copied, and no more than there is room for.
+        let delivery = saying(KVM_EXIT_INTERNAL_ERROR, &[3, 3], &[0x8000_0306, 49, 0x181]);
+        let internal = |suberror, length, data| Exit::Internal { suberror, length, data };
+        assert_eq!(delivery, internal(3, 3, [0x8000_0306, 49, 0x181, 0]));
+        let long = saying(KVM_EXIT_INTERNAL_ERROR, &[4, 16], &[1, 2, 3, 4, 5]);
+        assert_eq!(long, internal(4, 4, [1, 2, 3, 4]));
+        assert_eq!(saying(KVM_EXIT_INTERNAL_ERROR, &[2, 0], &[]), internal(2, 0, [0; 4]));
+        let entry = saying(KVM_EXIT_FAIL_ENTRY, &[], &[0x8000_0021]);
+        assert_eq!(entry, Exit::FailEntry { reason: 0x8000_0021 });
+        assert_eq!(saying(0x5a5, &[], &[]), Exit::Other(0x5a5));
+    }
+
+    #[test]
+    fn an_instruction_that_cannot_be_emulated_comes_with_its_bytes_if_kvm_tells_them() {
+        // Flags; the number of bytes, and the bytes.
+        let told = [1, 0x1111_1111_1111_110f, 0x2222_2222_2222_2222];
+        let Exit::Emulation { bytes, length } = saying(KVM_EXIT_INTERNAL_ERROR, &[1, 3], &told) else {
+            panic!("it is one")
+        };
+        assert_eq!((bytes[0], bytes[7], length), (0x11, 0x22, 15));
+        for (words, flags) in [([1, 0], 1), ([1, 6], 0)] {
+            let untold = saying(KVM_EXIT_INTERNAL_ERROR, &words, &[flags, told[1], told[2]]);
+            assert!(matches!(untold, Exit::Emulation { length: 0, .. }), "{untold:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_outside_of_the_run_structure_is_touched() {
+        let mut page = page(KVM_EXIT_INTR);
+        for offset in [2 * size_of::<kvm_run>() - 3, usize::MAX - 2] {
+            page.store(offset, 4, u64::MAX);
+            assert_eq!(page.load(offset, 4), 0);
+        }
+        assert_eq!(page.exit(), Exit::Interrupted);
+    }
 }

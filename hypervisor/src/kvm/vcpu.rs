@@ -16,7 +16,7 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use kvm_bindings::kvm_regs;
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, kvm_regs, kvm_sync_regs};
 use kvm_ioctls::VcpuFd;
 use reprise_emulator::Cpu;
 use reprise_emulator::cpu::msr::{MsrRead, MsrWrite};
@@ -29,7 +29,7 @@ use super::exchange::{Exchange, Senseless};
 use super::failure::{self, EmulationFailure, Obtained};
 use super::kick::KvmKick;
 use super::rescue::Rescuer;
-use super::sys::{Exit, RunPage};
+use super::sys::{Exit, RunPage, Seen};
 use super::vm::Machine;
 use super::{cpuid, msrs};
 use crate::soft::lapic::Lapic;
@@ -40,6 +40,8 @@ mod state;
 
 /// No instruction makes so many exits.
 const MOST_EXITS: u32 = 1024;
+/// After so many exits without a rescue, none is expected.
+const PLAIN_EXITS: u32 = 64;
 
 /// One vCPU on KVM.
 pub struct KvmVcpu {
@@ -49,13 +51,17 @@ pub struct KvmVcpu {
     pub(super) machine: Arc<Machine>,
     pub(super) cpuid: Arc<CpuidTable>,
     pub(super) shape: Arc<Shape>,
-    kick: Arc<KvmKick>,
+    pub(super) kick: Arc<KvmKick>,
     /// What KVM does not have of the processor; the rest of it says nothing.
     pub(super) beside: Box<Cpu>,
     /// The accesses of the last exit, while one is under way.
     exchange: Option<Exchange>,
     /// Stores of the last exit's instruction that KVM has told already, as it had to complete it to be looked at.
     ahead: RefCell<Option<VecDeque<IoRequest>>>,
+    /// What KVM_RUN leaves in the run structure: all of it where rescues are frequent.
+    seen: Seen,
+    /// Exits since the last rescue.
+    plain_exits: u32,
     /// Finishes instructions in software, once there was one.
     pub(super) rescuer: Option<Box<Rescuer>>,
     /// What is put into KVM when the vCPU runs first after it was restored.
@@ -105,10 +111,12 @@ impl KvmVcpu {
             call: "mmap of a vCPU",
             source,
         })?;
-        run.synchronise_registers();
+        run.see(Seen::General);
         let khz = fd.get_tsc_khz().of_vm("KVM_GET_TSC_KHZ")?;
         let model = cpuid::model(machine.supported.as_slice(), index, machine.vcpus, khz, machine.model);
         fd.set_cpuid2(&cpuid::to_kvm(&model)).of_vm("KVM_SET_CPUID2")?;
+        let has = fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).of_vm("KVM_GET_CPUID2")?;
+        let model = cpuid::announced(model, has.as_slice());
         machine.counters.count_at(khz);
         let msrs = machine.msrs.get_or_init(|| msrs::Known::probe(&fd)).clone();
         let shape = Arc::new(Shape {
@@ -120,6 +128,8 @@ impl KvmVcpu {
             index,
             khz,
             ahead: RefCell::new(None),
+            seen: Seen::General,
+            plain_exits: 0,
             rescuer: None,
             restored: None,
             kick: KvmKick::new(run.exit_flag()),
@@ -225,6 +235,7 @@ impl KvmVcpu {
             // What was obtained is the failure's, if it was for the same instruction.
             Exit::Emulation { bytes, length } => {
                 self.counters.emulation_failures += 1;
+                self.see_all()?;
                 let failure = self.failure(&bytes[..length]);
                 return self.rescue(failure);
             }
@@ -257,12 +268,16 @@ impl KvmVcpu {
             None => return Err(self.unexpected(exit).into()),
         };
         let request = *exchange.request();
-        let registers = self.run.registers();
-        // An instruction that has ended has moved RIP, or counted, or asks the same again.
-        let again = |own: &Obtained| (own.space, own.address) == (request.space, request.address);
-        if exchange.is_write() || registers != self.obtained_by || self.obtained.iter().any(again) {
+        if exchange.is_write() {
             self.obtained.clear();
-            self.obtained_by = registers;
+        } else {
+            let registers = self.run.registers();
+            // An instruction that has ended has moved RIP, or counted, or asks the same again.
+            let again = |own: &Obtained| (own.space, own.address) == (request.space, request.address);
+            if registers != self.obtained_by || self.obtained.iter().any(again) {
+                self.obtained.clear();
+                self.obtained_by = registers;
+            }
         }
         self.exchange = Some(exchange);
         self.counters.device_accesses += 1;
@@ -297,6 +312,20 @@ impl KvmVcpu {
         Ok(())
     }
 
+    /// Everything is in the run structure: what KVM_RUN has just left out of it, and what the next ones leave.
+    fn see_all(&mut self) -> Result<(), KvmVcpuError> {
+        self.plain_exits = 0;
+        if self.seen == Seen::General {
+            let system = self.fd.get_sregs().of_vcpu("KVM_GET_SREGS")?;
+            let events = self.fd.get_vcpu_events().of_vcpu("KVM_GET_VCPU_EVENTS")?;
+            let place = self.fd.sync_regs_mut();
+            (place.sregs, place.events) = (system, events);
+            self.seen = Seen::All;
+            self.run.see(self.seen);
+        }
+        Ok(())
+    }
+
     fn failure(&mut self, bytes: &[u8]) -> EmulationFailure {
         let came = self.fd.sync_regs();
         let mut obtained = std::mem::take(&mut self.obtained);
@@ -310,6 +339,11 @@ impl KvmVcpu {
     fn between_rescues(&mut self) {
         if let Some(rescuer) = &mut self.rescuer {
             rescuer.interrupted();
+        }
+        self.plain_exits = self.plain_exits.saturating_add(1);
+        if self.seen == Seen::All && self.plain_exits > PLAIN_EXITS {
+            self.seen = Seen::General;
+            self.run.see(self.seen);
         }
     }
 
@@ -393,12 +427,17 @@ impl KvmVcpu {
         match *exit {
             Exit::Internal { suberror, length, data } => KvmVcpuError::Internal {
                 rip,
-                mode: failure::mode(&self.fd.sync_regs()).0,
+                mode: failure::mode(&self.registers()).0,
                 bytes: self.code(),
                 suberror,
                 data: data[..length].to_vec(),
             },
-            Exit::FailEntry { reason } => KvmVcpuError::FailEntry { rip, reason },
+            Exit::FailEntry { reason } => KvmVcpuError::FailEntry {
+                rip,
+                mode: failure::mode(&self.registers()).0,
+                bytes: self.code(),
+                reason,
+            },
             Exit::Other(reason) => KvmVcpuError::UnknownExit { rip, reason },
             _ => KvmVcpuError::UnknownExit { rip, reason: 0 },
         }
@@ -406,9 +445,18 @@ impl KvmVcpu {
 }
 
 impl KvmVcpu {
+    /// Registers as KVM_RUN left them, system and segment registers among them as far as they can be had.
+    fn registers(&self) -> kvm_sync_regs {
+        let mut came = self.fd.sync_regs();
+        if let Ok(system) = self.fd.get_sregs() {
+            came.sregs = system;
+        }
+        came
+    }
+
     /// What is in memory under RIP, as far as that can be had.
     fn code(&self) -> Vec<u8> {
-        let came = self.fd.sync_regs();
+        let came = self.registers();
         let start = came.sregs.cs.base.wrapping_add(came.regs.rip);
         let byte = |linear| {
             let place = self.fd.translate_gva(linear).ok().filter(|place| place.valid != 0)?;

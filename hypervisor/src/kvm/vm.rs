@@ -1,14 +1,15 @@
 //! One virtual machine on KVM.
 
+use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use kvm_bindings::{
     CpuId, KVM_CAP_EXCEPTION_PAYLOAD, KVM_CAP_EXIT_ON_EMULATION_FAILURE, KVM_CAP_X86_USER_SPACE_MSR,
-    KVM_MAX_CPUID_ENTRIES, KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap, kvm_msi,
+    KVM_MSR_EXIT_REASON_UNKNOWN, kvm_enable_cap, kvm_msi,
 };
-use kvm_ioctls::{Cap, Kvm, VmFd};
+use kvm_ioctls::{Cap, VmFd};
 use reprise_emulator::ram::PAGE_SIZE;
 use reprise_emulator::{CpuidTable, Ram};
 use vmm_sys_util::eventfd::EventFd;
@@ -21,10 +22,10 @@ use super::lines::{LINES, Lines, Source};
 use super::pit::Timer;
 use super::signals::{self, KvmMessageEvent, Routes};
 use super::vcpu::KvmVcpu;
-use super::{chips, cpuid, msrs};
+use super::{KvmHypervisor, chips, cpuid, msrs};
 use crate::signals::{Doorbell, DoorbellAddress, MessageEvent};
 use crate::soft::pit::Pit;
-use crate::{CpuModel, HypervisorError, InterruptLine, Vcpu, Vm, VmSettings, VmState};
+use crate::{CpuModel, Hypervisor, HypervisorError, InterruptLine, Vcpu, Vm, VmSettings, VmState};
 
 /// Where KVM may put a page table and a task state segment of its own: four pages below the firmware's place, where
 /// there is no RAM.
@@ -78,11 +79,12 @@ pub struct KvmVm {
 }
 
 impl KvmVm {
-    /// A machine as `settings` say, with at most `max` vCPUs.
+    /// A machine as `settings` say.
     ///
     /// # Errors
     /// [`HypervisorError`] if there are too many or no vCPUs, or KVM refuses something.
-    pub fn new(kvm: &Kvm, max: u32, settings: VmSettings) -> Result<Self, HypervisorError> {
+    pub fn new(hypervisor: &KvmHypervisor, settings: VmSettings) -> Result<Self, HypervisorError> {
+        let max = hypervisor.max_vcpus();
         let VmSettings {
             vcpus,
             memory,
@@ -96,7 +98,7 @@ impl KvmVm {
             return Err(HypervisorError::VcpuCount { wanted: vcpus, max });
         }
         let ram = Arc::new(Ram::new(memory).map_err(|source| HypervisorError::Memory { source })?);
-        let machine = Machine::new(kvm, vcpus, model, ram)?;
+        let machine = Machine::new(hypervisor, vcpus, model, ram)?;
         // What is left of the model where KVM and the emulator are both asked.
         let announced = CpuidTable::new(cpuid::model(machine.supported.as_slice(), 0, vcpus, 1_000_000, model));
         model.check(|feature| announced.announces(feature))?;
@@ -108,11 +110,11 @@ impl KvmVm {
 }
 
 impl Machine {
-    fn new(kvm: &Kvm, vcpus: u32, model: CpuModel, ram: Arc<Ram>) -> Result<Self, KvmError> {
-        let fd = kvm.create_vm().map_err(|error| match error.errno() {
-            libc::EBUSY => KvmError::Busy,
-            _ => Err::<(), _>(error).of_vm("KVM_CREATE_VM").expect_err("it is an error"),
-        })?;
+    fn new(hypervisor: &KvmHypervisor, vcpus: u32, model: CpuModel, ram: Arc<Ram>) -> Result<Self, KvmError> {
+        let kvm = &hypervisor.kvm;
+        let fd = kvm
+            .create_vm()
+            .map_err(|error| KvmError::no_machine(io::Error::from_raw_os_error(error.errno())))?;
         let fd = Arc::new(fd);
         fd.set_identity_map_address(IDENTITY_MAP)
             .of_vm("KVM_SET_IDENTITY_MAP_ADDR")?;
@@ -150,9 +152,7 @@ impl Machine {
             dirty: Dirty::default(),
             vcpus,
             model,
-            supported: kvm
-                .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
-                .of_vm("KVM_GET_SUPPORTED_CPUID")?,
+            supported: hypervisor.offers()?,
             run_size: fd.run_size(),
             nowhere: (0..0x10_0000)
                 .rev()

@@ -5,6 +5,7 @@
 mod accesses;
 #[path = "../backends/mod.rs"]
 mod backends;
+mod failures;
 mod interrupts;
 mod kicks;
 mod registers;

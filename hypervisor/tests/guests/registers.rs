@@ -1,12 +1,13 @@
 //! The state of a processor: what is put in comes out, whatever holds it meanwhile.
 
+use iced_x86::code_asm::{dword_ptr, eax, ecx, esp};
 use reprise_emulator::Cpu;
 use reprise_emulator::cpu::fpu::F80;
 use reprise_emulator::cpu::{Activity, Attributes, Cr0, Cr4, Efer, Seg, Segment, Shadow, flags};
 use reprise_emulator::event::{self, Event, Source};
-use reprise_hypervisor::{Hypervisor, StateError, VcpuError};
+use reprise_hypervisor::{Access, Hypervisor, StateError, VcpuError, VmEntry};
 
-use crate::world::{Start, World, on_each};
+use crate::world::{CODE, HANDLER, Start, World, answer, io, on_each};
 
 /// A processor that has something to lose in every register.
 fn busy(world: &World, start: Start) -> Cpu {
@@ -218,5 +219,34 @@ fn a_state_that_no_processor_can_be_in_changes_nothing() {
             })
         ));
         same(&vcpu.cpu().unwrap(), &before);
+    });
+}
+
+#[test]
+fn registers_that_kvm_does_not_have_are_the_emulators() {
+    on_each(|hypervisor| {
+        let world = World::new(hypervisor, 1);
+        // HWCR is one that every processor of this make has, and some KVMs have not; the other one nobody has.
+        world.code(32, CODE, |a| {
+            for number in [0xc001_0015_u32, 0x1234_5678] {
+                a.mov(ecx, number)?;
+                a.rdmsr()?;
+                a.out(0x80, eax)?;
+                a.wrmsr()?;
+            }
+            a.hlt()
+        });
+        // General protection: the error code, then what the handler was called for.
+        world.gate(13, HANDLER);
+        world.code(32, HANDLER, |a| {
+            a.mov(eax, dword_ptr(esp + 4))?;
+            a.out(0x81, eax)
+        });
+        let mut vcpu = world.vcpu(0, Start::Flat);
+        let first = io(vcpu.run(VmEntry::Resume).unwrap());
+        assert_eq!(first.address, 0x80);
+        let fault = io(vcpu.run(answer(first.id, 0)).unwrap());
+        let rdmsr = CODE + 5 + 2 + 2 + 2 + 5;
+        assert_eq!((fault.address, fault.access), (0x81, Access::Write(rdmsr)));
     });
 }

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::config::{
     ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, FsConfig, LandlockConfig,
-    MemoryConfig, RngConfig, UserDeviceConfig, from_json, parse_size,
+    MemoryConfig, NetConfig, RateLimitGroupConfig, RngConfig, UserDeviceConfig, from_json, parse_size,
 };
 use crate::lifecycle::chain;
 
@@ -56,7 +56,73 @@ pub(super) fn delay(text: &str) -> Result<DelayConfig, String> {
 /// Reads `PATH` or `path=PATH,readonly=on,…` with the names of [`DiskConfig`].
 pub(super) fn disk(text: &str) -> Result<DiskConfig, String> {
     const WORDS: [&str; 6] = ["path", "id", "serial", "image_type", "vhost_socket", "rate_limit_group"];
-    read(members_with(text, "path", &[], &WORDS)?)
+    read(with_rate_limits(members_with(text, "path", &[], &WORDS)?)?)
+}
+
+/// Reads `TAP` or `tap=TAP,ip=ADDRESS,…` with the names of [`NetConfig`], `fd=N` or `fd=[N,M]` for queues that are open already,
+/// and rate limits as [`with_rate_limits`] has them. `tap=` is a tap that the host names.
+pub(super) fn net(text: &str) -> Result<NetConfig, String> {
+    const WORDS: [&str; 9] = [
+        "tap",
+        "ip",
+        "mask",
+        "mac",
+        "host_mac",
+        "id",
+        "vhost_socket",
+        "vhost_mode",
+        "fds",
+    ];
+    const ALIASES: [(&str, &str); 2] = [("fd", "fds"), ("socket", "vhost_socket")];
+    let mut object = with_rate_limits(members_with(text, "tap", &ALIASES, &WORDS)?)?;
+    if object.get("tap").is_some_and(|tap| tap == "") {
+        object.remove("tap");
+    }
+    if let Some(fds) = object.get("fds").and_then(Value::as_str) {
+        let list = fds
+            .strip_prefix('[')
+            .and_then(|list| list.strip_suffix(']'))
+            .unwrap_or(fds);
+        let numbers: Result<Vec<i32>, _> = list.split(',').map(str::parse).collect();
+        let numbers = numbers.map_err(|_| format!("fd is {fds:?}; expected a number, or several like [3,4]"))?;
+        object.insert("fds".to_owned(), Value::from(numbers));
+    }
+    read(object)
+}
+
+/// Reads `id=NAME,…` with rate limits as [`with_rate_limits`] has them.
+pub(super) fn rate_limit_group(text: &str) -> Result<RateLimitGroupConfig, String> {
+    let mut object = with_rate_limits(members_with(text, "id", &[], &["id"])?)?;
+    object.entry("rate_limiter_config").or_insert_with(|| Map::new().into());
+    read(object)
+}
+
+/// Gathers `bw_size`, `bw_one_time_burst`, `bw_refill_time` and the same with `ops_` as they stand in a `rate_limiter_config`.
+fn with_rate_limits(mut object: Map<String, Value>) -> Result<Map<String, Value>, String> {
+    let mut config = Map::new();
+    for (prefix, name) in [("bw", "bandwidth"), ("ops", "ops")] {
+        let mut bucket = Map::new();
+        for member in ["size", "one_time_burst", "refill_time"] {
+            if let Some(value) = object.remove(&format!("{prefix}_{member}")) {
+                bucket.insert(member.to_owned(), value);
+            }
+        }
+        if bucket.is_empty() {
+            continue;
+        }
+        for member in ["size", "refill_time"] {
+            if !bucket.contains_key(member) {
+                return Err(format!(
+                    "{prefix}_{member} is missing; a limit takes {prefix}_size and {prefix}_refill_time"
+                ));
+            }
+        }
+        config.insert(name.to_owned(), bucket.into());
+    }
+    if !config.is_empty() {
+        object.insert("rate_limiter_config".to_owned(), config.into());
+    }
+    Ok(object)
 }
 
 /// Reads `PATH` or `src=PATH`.
@@ -96,7 +162,7 @@ fn members_with(
     words: &[&str],
 ) -> Result<Map<String, Value>, String> {
     let mut object = Map::new();
-    for (i, part) in text.split(',').enumerate() {
+    for (i, part) in parts(text).into_iter().enumerate() {
         let (name, value) = match part.split_once('=') {
             Some(pair) => pair,
             None if i == 0 => (bare, part),
@@ -116,6 +182,20 @@ fn members_with(
         }
     }
     Ok(object)
+}
+
+/// The parts of `text` between commas that are not inside brackets.
+fn parts(text: &str) -> Vec<&str> {
+    let mut depth = 0_usize;
+    let is_end = |c: char| {
+        match c {
+            '[' => depth += 1,
+            ']' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        c == ',' && depth == 0
+    };
+    text.split(is_end).collect()
 }
 
 /// `on`, `off`, a size, or a word.
@@ -243,6 +323,68 @@ mod tests {
         for text in ["/a", "path=/a,access=x", "access=r", "path=/a,access=r,more=on"] {
             assert!(landlock_rule(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn network_cards_are_a_tap_or_the_names_of_the_config() {
+        for text in [
+            "tap0",
+            "tap=tap0",
+            "tap=tap0,num_queues=2,queue_size=256,offload_tso=on,iommu=off",
+        ] {
+            let net = net(text).unwrap();
+            assert_eq!((net.tap.as_deref(), net.num_queues), (Some("tap0"), 2), "{text}");
+            assert!(net.mac.is_some_and(|mac| mac.len() == 17), "one is made");
+        }
+        let full = net("tap=,ip=192.0.2.1,mask=255.255.255.0,mac=52:54:00:00:00:01,host_mac=52:54:00:00:00:02,mtu=1400,\
+                        num_queues=4,id=1G,offload_csum=off,bw_size=1M,bw_refill_time=100,ops_size=5,ops_one_time_burst=7,\
+                        ops_refill_time=10")
+        .unwrap();
+        assert_eq!((full.tap, full.id.as_deref(), full.mtu), (None, Some("1G"), Some(1400)));
+        assert_eq!(
+            (full.ip.as_deref(), full.mask.as_deref()),
+            (Some("192.0.2.1"), Some("255.255.255.0"))
+        );
+        assert_eq!(full.mac.as_deref(), Some("52:54:00:00:00:01"));
+        assert!(!full.offload_csum && full.offload_tso);
+        let limits = full.rate_limiter_config.unwrap();
+        let (bandwidth, ops) = (limits.bandwidth.unwrap(), limits.ops.unwrap());
+        assert_eq!(
+            (bandwidth.size, bandwidth.one_time_burst, bandwidth.refill_time),
+            (1 << 20, None, 100)
+        );
+        assert_eq!((ops.size, ops.one_time_burst, ops.refill_time), (5, Some(7), 10));
+        assert_eq!(net("fd=3").unwrap().fds, Some(vec![3]));
+        assert_eq!(net("fd=[3,4],num_queues=4").unwrap().fds, Some(vec![3, 4]));
+        for text in [
+            "t,colour=red",
+            "t,fd=x",
+            "fd=[3,4",
+            "fd=[]",
+            "t,bw_size=5",
+            "t,ops_refill_time=5",
+            "t,mtu=70000",
+            "a,b",
+        ] {
+            assert!(net(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn disks_are_limited_alone_or_in_groups() {
+        let limited = disk("/d,bw_size=1M,bw_refill_time=100").unwrap();
+        assert_eq!(limited.rate_limiter_config.unwrap().bandwidth.unwrap().size, 1 << 20);
+        assert_eq!(
+            disk("/d,rate_limit_group=g").unwrap().rate_limit_group.as_deref(),
+            Some("g")
+        );
+        let group = rate_limit_group("id=g,ops_size=100,ops_refill_time=1000").unwrap();
+        assert_eq!(
+            (group.id.as_str(), group.rate_limiter_config.ops.unwrap().size),
+            ("g", 100)
+        );
+        assert!(rate_limit_group("g").is_ok());
+        assert!(rate_limit_group("ops_size=1,ops_refill_time=1").is_err());
     }
 
     #[test]

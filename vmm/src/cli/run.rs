@@ -8,8 +8,8 @@ use clap::Args;
 use super::{Failure, Host, USAGE, options, serve, usage_of};
 use crate::api::{ApiServer, ApiSocket};
 use crate::config::{
-    ConsoleConfig, CpusConfig, DelayConfig, DiskConfig, FsConfig, LandlockConfig, MemoryConfig, PayloadConfig,
-    RngConfig, UserDeviceConfig, VmConfig,
+    ConsoleConfig, CpusConfig, DelayConfig, DiskConfig, FsConfig, LandlockConfig, MemoryConfig, NetConfig,
+    PayloadConfig, RateLimitGroupConfig, RngConfig, UserDeviceConfig, VmConfig,
 };
 use crate::lifecycle::{End, Restore, Vmm, VmmError, WhenGuestEnds};
 use crate::machine::MachineOptions;
@@ -41,6 +41,15 @@ pub(super) struct Run {
     /// sparse=off if need be. Repeat it for several.
     #[arg(long, value_name = "DISK", value_parser = options::disk, num_args = 1..)]
     disk: Vec<DiskConfig>,
+    /// A network card: TAP or tap=TAP, which is made if it is not there, with ip=ADDRESS, mask=MASK and host_mac=MAC for the
+    /// host's end, mac=MAC, mtu=N, num_queues=N, queue_size=N, id=NAME, offload_csum=off, offload_tso=off or offload_ufo=off if
+    /// need be; fd=N or fd=[N,M] is a tap that is open already. Repeat it for several.
+    #[arg(long, value_name = "NET", value_parser = options::net, num_args = 1..)]
+    net: Vec<NetConfig>,
+    /// A rate that several disks share by rate_limit_group=NAME: id=NAME with bw_size=BYTES and bw_refill_time=MILLISECONDS,
+    /// ops_size=N and ops_refill_time=MILLISECONDS, or both. A disk or network card takes the same for itself alone.
+    #[arg(long, value_name = "GROUP", value_parser = options::rate_limit_group, num_args = 1..)]
+    rate_limit_group: Vec<RateLimitGroupConfig>,
     /// The source of entropy: PATH or src=PATH [default: /dev/urandom].
     #[arg(long, value_name = "SRC", value_parser = options::rng)]
     rng: Option<RngConfig>,
@@ -56,7 +65,7 @@ pub(super) struct Run {
     #[arg(long, value_name = "WHERE", value_parser = options::serial)]
     serial: Option<ConsoleConfig>,
     /// Instead of booting, go on from the snapshot in this folder, which must stay as long as the machine.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initramfs", "cmdline", "cpus", "memory", "disk", "rng", "fs", "user_device", "inject_delay"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initramfs", "cmdline", "cpus", "memory", "disk", "net", "rate_limit_group", "rng", "fs", "user_device", "inject_delay"])]
     restore: Option<PathBuf>,
     /// Read all memory of the snapshot at once; the folder is not needed afterwards.
     #[arg(long, requires = "restore", conflicts_with = "kernel")]
@@ -149,6 +158,8 @@ impl Run {
                 initramfs: self.initramfs.clone(),
             },
             disks: self.disk.clone(),
+            net: self.net.clone(),
+            rate_limit_groups: self.rate_limit_group.clone(),
             rng: self.rng.clone().unwrap_or_default(),
             fs: self.fs.clone(),
             user_devices: self.user_device.clone(),

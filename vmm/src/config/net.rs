@@ -1,5 +1,6 @@
-//! Network interfaces. Not there yet: the type is, so that a request for one is refused by name.
+//! Network interfaces.
 
+use reprise_devices::virtio::MacAddress;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -9,7 +10,7 @@ use super::RateLimiterConfig;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
-    /// The host's tap interface.
+    /// The host's tap interface, which is made if it is not there. Without a name the host gives one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tap: Option<String>,
     /// The host's address on it.
@@ -18,13 +19,13 @@ pub struct NetConfig {
     /// The mask of that address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<String>,
-    /// The guest's hardware address.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// The guest's hardware address. Default: a random one, administered locally.
+    #[serde(default = "NetConfig::random_mac", skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
     /// The host's hardware address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_mac: Option<String>,
-    /// The largest frame payload, in bytes.
+    /// The largest frame payload, in bytes: the tap's, and what the guest is told.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u16>,
     /// Whether the device sits behind the virtual IOMMU.
@@ -53,7 +54,7 @@ pub struct NetConfig {
     /// The PCI segment.
     #[serde(default)]
     pub pci_segment: u16,
-    /// How fast it may be.
+    /// How fast it may be in each direction.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limiter_config: Option<RateLimiterConfig>,
     /// TCP segmentation by the device. Default: true.
@@ -68,9 +69,17 @@ pub struct NetConfig {
     #[serde(default = "super::yes")]
     #[schema(default = true)]
     pub offload_csum: bool,
+    /// The tap's queues, already open: file descriptors that this process has inherited, one for each queue pair.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fds: Option<Vec<i32>>,
 }
 
 impl NetConfig {
+    /// None only if the host has no randomness.
+    fn random_mac() -> Option<String> {
+        MacAddress::random().ok().map(|mac| mac.to_string())
+    }
+
     const fn default_num_queues() -> usize {
         2
     }

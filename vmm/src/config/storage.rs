@@ -92,7 +92,7 @@ pub struct QueueAffinity {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RateLimiterConfig {
-    /// Bytes.
+    /// Bytes moved between guest and device.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bandwidth: Option<TokenBucket>,
     /// Requests.
@@ -104,12 +104,12 @@ pub struct RateLimiterConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenBucket {
-    /// What it holds.
+    /// What it holds. 0: there is no limit.
     pub size: u64,
     /// What may be used at first beyond `size`, once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub one_time_burst: Option<u64>,
-    /// The time in which it fills, in milliseconds.
+    /// The time in which it fills, in milliseconds. 0: there is no limit.
     pub refill_time: u64,
 }
 

@@ -131,10 +131,6 @@ fn what_is_not_there_yet_is_refused_by_name() {
             r#""disks": [{"path": "/a", "vhost_socket": "/s"}]"#,
             "disks[0].vhost_socket",
         ),
-        (
-            r#""disks": [{"path": "/a", "rate_limiter_config": {"ops": {"size": 1, "refill_time": 1}}}]"#,
-            "disks[0].rate_limiter_config",
-        ),
         (r#""disks": [{"path": "/a", "pci_segment": 1}]"#, "disks[0].pci_segment"),
         (
             r#""disks": [{"path": "/a", "backing_files": true}]"#,
@@ -148,7 +144,10 @@ fn what_is_not_there_yet_is_refused_by_name() {
             r#""disks": [{"path": "/a", "queue_affinity": [{"queue_index": 0}]}]"#,
             "disks[0].queue_affinity",
         ),
-        (r#""net": [{"tap": "t"}, {}]"#, "net"),
+        (r#""net": [{"tap": "t"}, {"vhost_user": true}]"#, "net[1].vhost_user"),
+        (r#""net": [{"vhost_socket": "/s"}]"#, "net[0].vhost_socket"),
+        (r#""net": [{"iommu": true}]"#, "net[0].iommu"),
+        (r#""net": [{"ip": "fe80::1"}]"#, "net[0].ip"),
         (r#""rng": {"src": "/dev/random", "iommu": true}"#, "rng.iommu"),
         (r#""balloon": {"size": 0}"#, "balloon"),
         (
@@ -179,10 +178,6 @@ fn what_is_not_there_yet_is_refused_by_name() {
         (r#""tpm": {"socket": "s"}"#, "tpm"),
         (r#""landlock_enable": true"#, "landlock_enable"),
         (r#""landlock_rules": [{"path": "p", "access": "r"}]"#, "landlock_rules"),
-        (
-            r#""rate_limit_groups": [{"id": "g", "rate_limiter_config": {}}]"#,
-            "rate_limit_groups",
-        ),
         (r#""memory": {"size": 4096, "hugepages": true}"#, "memory.hugepages"),
         (r#""memory": {"size": 4096, "hotplug_size": 1}"#, "memory.hotplug_size"),
         (
@@ -225,6 +220,36 @@ fn a_value_that_makes_no_machine_is_refused_by_name() {
         (r#""cpus": {"boot_vcpus": 2, "max_vcpus": 1}"#, "cpus.max_vcpus"),
         (r#""memory": {"size": 0}"#, "memory.size"),
         (r#""memory": {"size": 4097}"#, "memory.size"),
+        (r#""net": [{}, {"num_queues": 3}]"#, "net[1].num_queues"),
+        (r#""net": [{"num_queues": 0}]"#, "net[0].num_queues"),
+        (r#""net": [{"queue_size": 100}]"#, "net[0].queue_size"),
+        (r#""net": [{"mac": "52:54:00:00:00"}]"#, "net[0].mac"),
+        (r#""net": [{"mac": "01:00:5e:00:00:01"}]"#, "net[0].mac"),
+        (r#""net": [{"host_mac": "me"}]"#, "net[0].host_mac"),
+        (r#""net": [{"ip": "192.0.2"}]"#, "net[0].ip"),
+        (r#""net": [{"ip": "192.0.2.1", "mask": "255.0.255.0"}]"#, "net[0].mask"),
+        (r#""net": [{"mask": "255.255.255.0"}]"#, "net[0].mask"),
+        (r#""net": [{"mtu": 67}]"#, "net[0].mtu"),
+        (r#""net": [{"fds": [3], "tap": "t"}]"#, "net[0].tap"),
+        (r#""net": [{"fds": [3, 4]}]"#, "net[0].num_queues"),
+        (r#""net": [{"fds": []}]"#, "net[0].num_queues"),
+        (
+            r#""rate_limit_groups": [{"id": "", "rate_limiter_config": {}}]"#,
+            "rate_limit_groups[0].id",
+        ),
+        (
+            r#""rate_limit_groups": [{"id": "g", "rate_limiter_config": {}}, {"id": "g", "rate_limiter_config": {}}]"#,
+            "rate_limit_groups[1].id",
+        ),
+        (
+            r#""disks": [{"path": "/a", "rate_limit_group": "g"}]"#,
+            "disks[0].rate_limit_group",
+        ),
+        (
+            r#""rate_limit_groups": [{"id": "g", "rate_limiter_config": {}}], "disks": [{"path": "/a", "rate_limit_group": "g",
+               "rate_limiter_config": {"ops": {"size": 1, "refill_time": 1}}}]"#,
+            "disks[0].rate_limit_group",
+        ),
         (r#""serial": {"mode": "File"}"#, "serial.file"),
         (r#""serial": {"mode": "Socket"}"#, "serial.socket"),
     ] {
@@ -295,6 +320,28 @@ fn devices_are_made_late_by_name() {
     }
     let off = config(r#""serial": {"mode": "Off"}, "delays": [{"device": "serial", "us": 1}]"#);
     assert!(off.is_err(), "there is no serial port then");
+}
+
+#[test]
+fn network_cards_and_limits_are_understood() {
+    let config = config(
+        r#""net": [{"tap": "t", "mac": "52:54:00:00:00:01", "ip": "192.0.2.1", "mask": "255.255.255.0", "mtu": 1500,
+                    "num_queues": 4, "rate_limiter_config": {"bandwidth": {"size": 1, "refill_time": 1}}},
+                   {"fds": [3, 4], "num_queues": 4}, {"mac": null}],
+           "rate_limit_groups": [{"id": "g", "rate_limiter_config": {"ops": {"size": 5, "refill_time": 10}}}],
+           "disks": [{"path": "/a", "rate_limit_group": "g", "rate_limiter_config": {"ops": {"size": 0, "refill_time": 0}}}]"#,
+    )
+    .unwrap();
+    assert_eq!(config.net[0].mac.as_deref(), Some("52:54:00:00:00:01"));
+    let made = config.net[1].mac.clone().unwrap();
+    assert_eq!(
+        made.len(),
+        17,
+        "an address is made when the configuration is read, and stays: {made}"
+    );
+    assert_eq!(config.net[2].mac, None);
+    let again = VmConfig::from_json(serde_json::to_string(&config).unwrap().as_bytes()).unwrap();
+    assert_eq!(again.net[1], config.net[1]);
 }
 
 #[test]

@@ -1,12 +1,15 @@
 //! Which configurations this version can meet.
 
 use std::fmt::Display;
+use std::net::{Ipv4Addr, Ipv6Addr};
 
+use reprise_devices::virtio::MacAddress;
 use reprise_devices::virtio::block::SERIAL_LENGTH;
+use reprise_devices::virtio::net::LEAST_MTU;
 
 use super::{
     ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, FsConfig, HotplugMethod,
-    MemoryConfig, PLATFORM, RateLimiterConfig, RngConfig, UserDeviceConfig, VmConfig,
+    MemoryConfig, NetConfig, PLATFORM, RateLimiterConfig, RngConfig, UserDeviceConfig, VmConfig,
 };
 
 /// PCI device numbers, without the host bridge's.
@@ -34,7 +37,9 @@ impl VmConfig {
         for (index, disk) in self.disks.iter().enumerate() {
             disk.validate(&format!("disks[{index}]"))?;
         }
-        absent("net", self.net.len())?;
+        for (index, net) in self.net.iter().enumerate() {
+            net.validate(&format!("net[{index}]"))?;
+        }
         self.rng.validate()?;
         self.validate_pci()?;
         absent("balloon", usize::from(self.balloon.is_some()))?;
@@ -57,7 +62,7 @@ impl VmConfig {
         absent("tpm", usize::from(self.tpm.is_some()))?;
         off("landlock_enable", self.landlock_enable)?;
         absent("landlock_rules", self.landlock_rules.len())?;
-        absent("rate_limit_groups", self.rate_limit_groups.len())?;
+        self.validate_rate_limit_groups()?;
         self.validate_delays()
     }
 
@@ -78,6 +83,33 @@ impl VmConfig {
         if names.len() > MAX_PCI_DEVICES {
             let expected = format!("at most {MAX_PCI_DEVICES} PCI devices in all, the source of entropy among them");
             return Err(value("disks", self.disks.len(), expected));
+        }
+        Ok(())
+    }
+
+    /// Groups have names of their own, and disks are in groups that there are.
+    fn validate_rate_limit_groups(&self) -> Result<(), ConfigError> {
+        let names: Vec<_> = self.rate_limit_groups.iter().map(|group| group.id.as_str()).collect();
+        for (index, name) in names.iter().enumerate() {
+            if name.is_empty() || names[..index].contains(name) {
+                let expected = "a name that no other group has";
+                return Err(value(
+                    &format!("rate_limit_groups[{index}].id"),
+                    format!("{name:?}"),
+                    expected,
+                ));
+            }
+        }
+        for (index, disk) in self.disks.iter().enumerate() {
+            if let Some(group) = &disk.rate_limit_group
+                && !names.contains(&group.as_str())
+            {
+                let expected = format!(
+                    "the id of an entry of rate_limit_groups, of which there are: {}",
+                    names.join(", ")
+                );
+                return Err(value(&format!("disks[{index}].rate_limit_group"), group, expected));
+            }
         }
         Ok(())
     }
@@ -167,12 +199,11 @@ impl DiskConfig {
         off(&field("direct"), self.direct)?;
         off(&field("iommu"), self.iommu)?;
         validate_queues(at, self.num_queues, self.queue_size)?;
-        if let Some(limit) = &self.rate_limiter_config
-            && *limit != RateLimiterConfig::default()
-        {
-            return Err(lacking(&field("rate_limiter_config"), "a limit", "none"));
+        let limited = self.rate_limiter_config.as_ref().is_some_and(RateLimiterConfig::limits);
+        if let Some(group) = self.rate_limit_group.as_ref().filter(|_| limited) {
+            let expected = "no group where there is a rate_limiter_config";
+            return Err(value(&field("rate_limit_group"), group, expected));
         }
-        absent(&field("rate_limit_group"), usize::from(self.rate_limit_group.is_some()))?;
         validate_place(at, self.pci_segment, self.id.as_deref())?;
         if let Some(serial) = &self.serial
             && serial.len() > SERIAL_LENGTH
@@ -229,6 +260,79 @@ impl FsConfig {
         }
         validate_queues(at, self.num_queues, self.queue_size)?;
         validate_place(at, self.pci_segment, self.id.as_deref())
+    }
+}
+
+impl NetConfig {
+    fn validate(&self, at: &str) -> Result<(), ConfigError> {
+        let field = |name: &str| format!("{at}.{name}");
+        off(&field("vhost_user"), self.vhost_user)?;
+        absent(&field("vhost_socket"), usize::from(self.vhost_socket.is_some()))?;
+        off(&field("iommu"), self.iommu)?;
+        validate_queues(at, self.num_queues, self.queue_size)?;
+        if !self.num_queues.is_multiple_of(2) {
+            let expected = "an even number: each pair has a queue in either direction";
+            return Err(value(&field("num_queues"), self.num_queues, expected));
+        }
+        validate_place(at, self.pci_segment, self.id.as_deref())?;
+        for (name, text) in [("mac", &self.mac), ("host_mac", &self.host_mac)] {
+            let Some(text) = text else { continue };
+            let sound = text.parse::<MacAddress>().is_ok_and(|mac| !mac.is_group());
+            if !sound {
+                let expected = "the address of one station, like 52:54:00:12:34:56";
+                return Err(value(&field(name), format!("{text:?}"), expected));
+            }
+        }
+        for (name, text) in [("ip", &self.ip), ("mask", &self.mask)] {
+            let Some(text) = text else { continue };
+            if text.parse::<Ipv6Addr>().is_ok() {
+                return Err(lacking(&field(name), text, "an IPv4 address"));
+            }
+            if text.parse::<Ipv4Addr>().is_err() {
+                return Err(value(
+                    &field(name),
+                    format!("{text:?}"),
+                    "an IPv4 address, like 192.0.2.1",
+                ));
+            }
+        }
+        if let Some(mask) = self.mask.as_deref().and_then(|mask| mask.parse::<Ipv4Addr>().ok()) {
+            if mask.to_bits().leading_ones() != mask.to_bits().count_ones() {
+                return Err(value(&field("mask"), mask, "ones and then zeros, like 255.255.255.0"));
+            }
+            if self.ip.is_none() {
+                return Err(value(&field("mask"), mask, "none where there is no ip"));
+            }
+        }
+        if let Some(mtu @ ..LEAST_MTU) = self.mtu {
+            return Err(value(&field("mtu"), mtu, format!("{LEAST_MTU} or more")));
+        }
+        let Some(fds) = &self.fds else { return Ok(()) };
+        let set_up = [
+            ("tap", self.tap.is_some()),
+            ("ip", self.ip.is_some()),
+            ("host_mac", self.host_mac.is_some()),
+        ];
+        if let Some((name, _)) = set_up.iter().find(|(_, set)| *set) {
+            let expected = "none where the tap is given as file descriptors";
+            return Err(value(&field(name), "given", expected));
+        }
+        if fds.len() * 2 != self.num_queues {
+            let expected = format!("twice the number of file descriptors, {}", fds.len() * 2);
+            return Err(value(&field("num_queues"), self.num_queues, expected));
+        }
+        Ok(())
+    }
+}
+
+impl RateLimiterConfig {
+    /// Whether it limits anything.
+    fn limits(&self) -> bool {
+        let buckets = [&self.bandwidth, &self.ops];
+        buckets
+            .into_iter()
+            .flatten()
+            .any(|bucket| bucket.size > 0 && bucket.refill_time > 0)
     }
 }
 

@@ -10,7 +10,7 @@ use reprise_devices::pci::{PciError, PciStateError};
 use reprise_devices::vfio_user::VfioUserError;
 use reprise_devices::vhost_user::VhostUserError;
 use reprise_devices::virtio::rng::RngError;
-use reprise_devices::virtio::{BlockError, ResizeError, VirtioError, VirtioStateError};
+use reprise_devices::virtio::{BlockError, ResizeError, TapError, VirtioError, VirtioStateError};
 use reprise_devices::{
     Acpi, AcpiState, Bus, BusError, Clock, DebugExit, Delay, Delays, DelaysState, Device, HostClock, HostClockState,
     I8042, I8042State, Interrupt, MachineEvents, MemorySize, NotDelayed, OutputState, PostCode, PostCodeState, Rtc,
@@ -26,6 +26,8 @@ use crate::console::Console;
 mod device;
 mod disk;
 mod fs;
+mod limits;
+mod net;
 mod pci;
 mod rng;
 mod user_device;
@@ -184,6 +186,22 @@ pub enum BoardError {
         /// Which, and why.
         #[from]
         source: BlockError,
+    },
+    /// A network card has no tap.
+    #[error("the network card {name} cannot be made")]
+    Net {
+        /// The device's name.
+        name: String,
+        /// Why.
+        source: TapError,
+    },
+    /// A network card's tap does not do as it is told.
+    #[error("the network card {name} cannot be made")]
+    NetHost {
+        /// The device's name.
+        name: String,
+        /// What the host says.
+        source: io::Error,
     },
     /// A section that the board has no device for.
     #[error("{name} cannot be made: `{section}` is not supported")]

@@ -112,8 +112,8 @@ pub(super) fn named(config: &VmConfig) -> Vec<Named> {
     }
     for (name, console) in [("serial", &config.serial), ("console", &config.console)] {
         let ConsoleConfig { file, socket, .. } = console;
-        add(format!("{name}.file"), file.clone().map(Into::into), Access::Make);
-        add(format!("{name}.socket"), socket.clone().map(Into::into), Access::Make);
+        add(format!("{name}.file"), file.clone(), Access::Make);
+        add(format!("{name}.socket"), socket.clone(), Access::Make);
     }
     named
 }

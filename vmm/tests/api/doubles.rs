@@ -245,7 +245,7 @@ impl Guest for Double {
 
     fn resize_device(&self, name: &str, bytes: u64) -> Result<(), GuestError> {
         self.note("resize-device");
-        if bytes % 512 != 0 {
+        if !bytes.is_multiple_of(512) {
             return Err(format!("{bytes} is no size for {name}").into());
         }
         Ok(())

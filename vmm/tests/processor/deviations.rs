@@ -23,12 +23,75 @@ const WRITES: &str =
 
 const RESERVED: &str = "SDM Vol. 3, Page-Fault Exception: with RSVD, P is set too; not by TCG";
 
+const NEW_TASK: &str = "SDM Vol. 3, Exception Conditions Checked During a Task Switch: the exception is the new task's; TCG: at the old one's EIP";
+
+const NO_SELECTOR: &str = "SDM Vol. 2, INT n and CALL: a stack pointer of the TSS that is not canonical is #SS(0); Bochs: with the old selector";
+
+const NULL_STACK: &str =
+    "SDM Vol. 2, IRET: a null SS at level 0 has RPL 0, and is for 64-bit code; Bochs and TCG take others";
+
+const NOT_ENABLED: &str = "SDM Vol. 3, Debug Status Register: a condition that is met need not be told where no breakpoint is enabled; Bochs and TCG do";
+
+const NO_VME: &str =
+    "SDM Vol. 3, Virtual-8086 Mode Extensions and Protected-Mode Virtual Interrupts; TCG has half of them";
+
+const INT1: &str = "SDM Vol. 2, INT n/INTO/INT3/INT1: F1 is a #DB; TCG: #UD, and limits are not checked";
+
+const CANONICAL: &str = "SDM Vol. 1, Canonical Addressing: #GP(0), #SS(0) on the stack, before the jump; TCG: #GP always, behind it, or not at all";
+
 /// Bochs's.
-pub const BOCHS: &[Deviation] = &[deviation(
-    "segments",
-    "IRET outwards, SS",
-    "SDM Vol. 2, IRET: an SS that is not present is #SS(selector); Bochs: #NP",
-)];
+pub const BOCHS: &[Deviation] = &[
+    deviation(
+        "segments",
+        "IRET outwards, SS",
+        "SDM Vol. 2, IRET: an SS that is not present is #SS(selector); Bochs: #NP",
+    ),
+    deviation(
+        "tasks",
+        "segments that a task cannot have: CS",
+        "SDM Vol. 3, Exception Conditions Checked During a Task Switch: the DPL of CS is looked at before SS; Bochs: SS first",
+    ),
+    deviation(
+        "tasks",
+        "task state on pages",
+        "which of several bytes that are not there is named is nobody's rule; Bochs: the last of the TSS",
+    ),
+    deviation(
+        "virtual86",
+        "IRETD that does not enter it",
+        "SDM Vol. 2, IRET: an EIP beyond the limit is #GP(0); Bochs cuts it off",
+    ),
+    deviation(
+        "virtual86",
+        "what there is not",
+        "SDM Vol. 2, BEXTR: no VEX prefix in virtual-8086 mode, so LES with a register: #UD; Bochs executes it",
+    ),
+    deviation("long", "interrupt stack table", NO_SELECTOR),
+    deviation("long", "gates that may not be used", NO_SELECTOR),
+    deviation("long", "call gates", NO_SELECTOR),
+    deviation("long", "IRETQ", NULL_STACK),
+    deviation(
+        "long",
+        "SYSCALL and SYSRET",
+        "APM Vol. 3, SYSCALL: there is one in compatibility mode, to CSTAR; Bochs's Intel has none",
+    ),
+    deviation(
+        "debug",
+        "registers",
+        "SDM Vol. 3, Debug Control Register: bits 15, 14 and 12 are reserved, and 11 is without RTM; Bochs keeps 11",
+    ),
+    deviation("debug", "breakpoints on instructions", NOT_ENABLED),
+    deviation(
+        "debug",
+        "breakpoints on data",
+        "SDM Vol. 3, Instruction-Breakpoint Exception Condition: between iterations RF is pushed as 1; Bochs: 0",
+    ),
+    deviation(
+        "debug",
+        "general detect",
+        "SDM Vol. 2, MOV to and from debug registers: at level 3 it is #GP(0), whatever GD says; Bochs: #DB",
+    ),
+];
 
 /// QEMU's. That TCG pushes no RF is taken care of elsewhere.
 pub const QEMU: &[Deviation] = &[
@@ -109,4 +172,118 @@ pub const QEMU: &[Deviation] = &[
     deviation("paging", "reserved bits of a 4 MiB page", RESERVED),
     deviation("paging", "reserved bits of three levels", RESERVED),
     deviation("paging", "no execution", RESERVED),
+    deviation(
+        "tasks",
+        "debug trap of a task",
+        "SDM Vol. 3, Task-Switch Exception Condition: the T bit is a #DB; TCG has none",
+    ),
+    deviation(
+        "tasks",
+        "local breakpoints do not survive a switch",
+        "SDM Vol. 3, Debug Control Register: LE is cleared too; not by TCG",
+    ),
+    deviation(
+        "tasks",
+        "tasks that cannot be switched to",
+        "SDM Vol. 2, CALL: a gate to a TSS in the LDT is #GP; TCG: #TS",
+    ),
+    deviation(
+        "tasks",
+        "interrupts whose task cannot be switched to",
+        "SDM Vol. 2, INT n: #GP, and with EXT in exceptions; TCG: #TS for the LDT, and no EXT",
+    ),
+    deviation(
+        "tasks",
+        "an old task that does not fit its segment",
+        "SDM Vol. 3, Task-State Segment: a limit that is too small is #TS; TCG checks none",
+    ),
+    deviation("tasks", "segments that a task cannot have: CS", NEW_TASK),
+    deviation("tasks", "segments that a task cannot have: SS", NEW_TASK),
+    deviation("tasks", "segments that a task cannot have: DS, GS", NEW_TASK),
+    deviation("tasks", "segments that a task cannot have: LDT", NEW_TASK),
+    deviation("tasks", "an instruction pointer beyond the limit", NEW_TASK),
+    deviation(
+        "tasks",
+        "task state on pages",
+        "which of several bytes that are not there is named is nobody's rule; TCG: the first of the TSS",
+    ),
+    deviation(
+        "virtual86",
+        "IRETD that does not enter it",
+        "SDM Vol. 2, IRET: VM is taken at level 0 alone, and an EIP beyond the limit is #GP(0); TCG does neither",
+    ),
+    deviation("virtual86", "segments", NO_LIMITS),
+    deviation("virtual86", "interrupts without the extensions", INT1),
+    deviation("virtual86", "extensions: the virtual interrupt flag", NO_VME),
+    deviation("virtual86", "extensions: redirected interrupts", NO_VME),
+    deviation("virtual86", "a waiting virtual interrupt at level 3", NO_VME),
+    deviation("virtual86", "a task in virtual-8086 mode", NO_VME),
+    deviation(
+        "long",
+        "interrupt stack table",
+        "SDM Vol. 3, Stack Switching in IA-32e Mode: SS is null where the level changes; TCG: on every interrupt stack",
+    ),
+    deviation(
+        "long",
+        "gates that may not be used",
+        "SDM Vol. 3, Error Code: bits 15:3 are the vector; TCG: twice that, and checks no target",
+    ),
+    deviation("long", "addresses that are not canonical", CANONICAL),
+    deviation("long", "IRETQ", NULL_STACK),
+    deviation(
+        "long",
+        "SYSCALL and SYSRET",
+        "APM Vol. 3, SYSCALL: R11 and the flags that remain are those of the caller; TCG loses some, and takes other bits back",
+    ),
+    deviation("long", "SWAPGS and the bases of FS and GS", CANONICAL),
+    deviation(
+        "long",
+        "call gates",
+        "SDM Vol. 3, Accessing a Code Segment Through a Call Gate: CS has the CPL as RPL, and the target is canonical; not in TCG",
+    ),
+    deviation(
+        "long",
+        "far transfers",
+        "SDM Vol. 3, 64-Bit Mode Code Segments: L and D together are #GP; TCG goes there",
+    ),
+    deviation(
+        "long",
+        "descriptors of 16 bytes",
+        "SDM Vol. 2, LLDT and LTR: what is null, not canonical, or has a type above is #GP; not in TCG",
+    ),
+    deviation(
+        "long",
+        "what there is not in 64-bit code",
+        "SDM Vol. 2, LOCK: #UD with MOV; TCG executes it",
+    ),
+    deviation("real", "real mode: exceptions", NO_LIMITS),
+    deviation("real", "unreal mode", NO_LIMITS),
+    deviation(
+        "debug",
+        "registers",
+        "SDM Vol. 3, Debug Registers: reserved bits keep their values; TCG stores them",
+    ),
+    deviation(
+        "debug",
+        "single steps and what holds them up",
+        "SDM Vol. 3, Masking Exceptions and Interrupts When Switching Stacks: STI holds up no single step; in TCG it does",
+    ),
+    deviation("debug", "INT1", INT1),
+    deviation("debug", "breakpoints on instructions", NOT_ENABLED),
+    deviation(
+        "debug",
+        "breakpoints on data",
+        "SDM Vol. 3, Debug Address Registers: low bits are masked by the length, and loads are no stores; not in TCG",
+    ),
+    deviation(
+        "debug",
+        "general detect",
+        "SDM Vol. 3, Debug Control Register: GD is a #DB; TCG has none",
+    ),
+    deviation("extended", "five levels", CANONICAL),
+    deviation(
+        "extended",
+        "protection keys: accesses",
+        "SDM Vol. 3, Page-Fault Exception: W/R is what the access was, and an exchange writes; TCG: it reads first",
+    ),
 ];

@@ -32,23 +32,22 @@ impl Image {
         let object = folder.path().join("object");
         let image = Self { folder };
         run(Command::new("cc")
-            .args(["-m32", "-c", "-x", "assembler", "-I"])
+            .args(["-m64", "-c", "-x", "assembler", "-I"])
             .arg(&sources)
             .arg("-o")
             .arg(&object)
             .arg(sources.join(format!("{name}.S"))));
+        // Code of all widths is in one object, which only 64-bit objects can hold; Multiboot wants a 32-bit one.
+        let linked = image.folder.path().join("linked");
         run(Command::new("ld")
-            .args([
-                "-m",
-                "elf_i386",
-                "-nostdlib",
-                "--no-warn-rwx-segments",
-                "-Ttext",
-                ADDRESS,
-            ])
+            .args(["-m", "elf_x86_64", "-nostdlib", "--no-warn-rwx-segments"])
+            .args(["-z", "max-page-size=4096", "-Ttext", ADDRESS])
             .arg("-o")
-            .arg(image.kernel())
+            .arg(&linked)
             .arg(&object));
+        for (format, to) in [("elf32-i386", image.kernel()), ("binary", image.flat())] {
+            run(Command::new("objcopy").args(["-O", format]).arg(&linked).arg(to));
+        }
         image
     }
 
@@ -62,15 +61,13 @@ impl Image {
             .args(["-m32", "-c", "-x", "assembler", "-o"])
             .arg(path("boot.o"))
             .arg(emulator.join("boot.S")));
-        for (object, address, binary) in [("boot.o", "0x7c00", "boot"), ("object", ADDRESS, "flat")] {
-            run(Command::new("ld")
-                .args(["-m", "elf_i386", "-nostdlib", "--oformat", "binary", "-Ttext", address])
-                .arg("-o")
-                .arg(path(binary))
-                .arg(path(object)));
-        }
+        run(Command::new("ld")
+            .args(["-m", "elf_i386", "-nostdlib", "--oformat", "binary", "-Ttext", "0x7c00"])
+            .arg("-o")
+            .arg(path("boot"))
+            .arg(path("boot.o")));
         let mut disk = std::fs::read(path("boot")).unwrap();
-        let image = std::fs::read(path("flat")).unwrap();
+        let image = std::fs::read(self.flat()).unwrap();
         let sectors = u32::try_from(image.len().div_ceil(SECTOR)).unwrap();
         disk[506..510].copy_from_slice(&sectors.to_le_bytes());
         disk.extend(image);
@@ -110,7 +107,14 @@ sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
             .output();
         match output {
             Ok(output) if output.status.code() != Some(127) => {
-                let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+                let mut printed = String::from_utf8_lossy(&output.stdout).into_owned();
+                // What its debugger has to say of a far jump to a task.
+                while let Some(start) = printed.find("bx_dbg_read_pmode_descriptor") {
+                    let end = printed[start..]
+                        .find('\n')
+                        .map_or(printed.len(), |line| start + line + 1);
+                    printed.replace_range(start..end, "");
+                }
                 let log = std::fs::read_to_string(path("log")).unwrap_or_default();
                 assert!(log.contains("Shutdown port"), "printed so far: {printed}");
                 Some(printed)
@@ -121,6 +125,11 @@ sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
                 None
             }
         }
+    }
+
+    /// The image as it lies in memory.
+    fn flat(&self) -> PathBuf {
+        self.folder.path().join("flat")
     }
 
     fn kernel(&self) -> PathBuf {

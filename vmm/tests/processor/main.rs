@@ -1,4 +1,4 @@
-//! What the processor does at privilege level 0 and between its modes: bootable images of our own, each run on Reprise
+//! What the processor does at privilege level 0 and between its modes: bootable images of our own, each run on Reprise,
 //! on QEMU's TCG and in Bochs.
 //!
 //! An image (`images/*.S`) is a list of scenes that print what they find: exceptions with error codes and pushed frames,
@@ -31,8 +31,12 @@ fn check_here(name: &str) -> (Image, Trace) {
 fn check(name: &str) {
     let (image, expected) = check_here(name);
     check_on_bochs(name, &image, &expected);
+    check_on_qemu(name, &image, &expected);
+}
+
+fn check_on_qemu(name: &str, image: &Image, expected: &Trace) {
     let Some(theirs) = image.run_on_qemu() else { return };
-    let apart = deviations(name, &expected, deviations::QEMU);
+    let apart = deviations(name, expected, deviations::QEMU);
     let theirs = Trace::of(&theirs);
     if let Some(difference) = expected.without_rf().difference(&theirs.without_rf(), &apart) {
         panic!("{name} on QEMU: {difference}");
@@ -78,6 +82,38 @@ fn gates_interrupts_stack_switches_and_returns() {
 #[test]
 fn paging_with_two_and_three_levels() {
     check("paging");
+}
+
+#[test]
+fn hardware_task_switches() {
+    check("tasks");
+}
+
+#[test]
+fn virtual_8086_mode_and_its_extensions() {
+    check("virtual86");
+}
+
+#[test]
+fn real_and_unreal_mode_and_protected_mode_of_16_bits() {
+    check("real");
+}
+
+#[test]
+fn long_mode_its_stacks_gates_and_system_calls() {
+    check("long");
+}
+
+#[test]
+fn breakpoints_single_steps_and_general_detect() {
+    check("debug");
+}
+
+/// Bochs's Ice Lake has no 57-bit addresses.
+#[test]
+fn five_levels_of_paging_and_protection_keys() {
+    let (image, expected) = check_here("extended");
+    check_on_qemu("extended", &image, &expected);
 }
 
 /// On QEMU this image ends in a triple fault: TCG turns paging on in real mode.

@@ -1,7 +1,8 @@
 //! What a driver has settled: offloads, queue pairs, filter and address.
 //!
 //! # Invariants
-//! - The link does what is settled here; both change under one lock.
+//! - Once a queue has begun, the link does what is settled here; both change under one lock.
+//! - No vCPU thread asks the link for anything: a reset is the driver's word only.
 
 use std::io;
 use std::sync::Mutex;
@@ -92,15 +93,13 @@ impl Mode {
         self.promiscuous.store(settled.filter.promiscuous, Ordering::Relaxed);
     }
 
-    pub(super) fn reset(&self, link: &dyn Link, most: u16) -> io::Result<()> {
-        let mut settled = lock(&self.settled);
-        *settled = Settled::new(self.own);
+    /// The driver has reset the card. The link follows when a queue begins: before, nothing is sent or received.
+    pub(super) fn reset(&self) {
+        *lock(&self.settled) = Settled::new(self.own);
         self.promiscuous.store(true, Ordering::Relaxed);
-        link.set_offloads(0)?;
-        if most > 1 { link.set_pairs(1) } else { Ok(()) }
     }
 
-    /// A queue begins, for a driver that has accepted `features`: the first has the link do what they say.
+    /// A queue begins, for a driver that has accepted `features`: the first has the link do what they say, on one pair.
     pub(super) fn begin(&self, features: u64, link: &dyn Link) {
         let mut settled = lock(&self.settled);
         if settled.accepted.is_some() {
@@ -108,8 +107,9 @@ impl Mode {
         }
         settled.accepted = Some(features);
         settled.offloads = features & GUEST_OFFLOADS;
-        if let Err(error) = link.set_offloads(tun_flags(settled.offloads)) {
-            tracing::warn!(%error, "a network card's link refuses offloads; the guest gets whole frames");
+        let offloads = link.set_offloads(tun_flags(settled.offloads));
+        if let Err(error) = offloads.and_then(|()| link.set_pairs(1)) {
+            tracing::warn!(%error, "the link of a network card refuses what its driver has accepted");
         }
     }
 
@@ -156,9 +156,7 @@ impl Mode {
         let refused =
             |error: io::Error| DeviceStateError::new(format!("its link refuses what its driver uses: {error}"));
         link.set_offloads(tun_flags(saved.offloads)).map_err(refused)?;
-        if most > 1 {
-            link.set_pairs(saved.pairs).map_err(refused)?;
-        }
+        link.set_pairs(saved.pairs).map_err(refused)?;
         self.promiscuous.store(saved.filter.promiscuous, Ordering::Relaxed);
         *settled = saved;
         Ok(())

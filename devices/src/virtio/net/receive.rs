@@ -28,6 +28,8 @@ pub(super) struct Receiver {
     /// A header and a frame, of which the beginning may be in guest memory instead.
     buffer: Box<[u8]>,
     waiting: Option<Waiting>,
+    /// That the link is gone was said.
+    is_gone: bool,
 }
 
 /// A frame in the buffer, for which there have not been enough chains.
@@ -74,6 +76,7 @@ impl Receiver {
             mergeable: false,
             buffer: vec![0; HEADER + FRAME].into(),
             waiting: None,
+            is_gone: false,
         }
     }
 
@@ -90,8 +93,9 @@ impl Receiver {
             Ok(length) => length,
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Found::Nothing),
             Err(error) => {
-                if counters.rx_drops.fetch_add(1, std::sync::atomic::Ordering::Relaxed) == 0 {
-                    tracing::warn!(%error, "a network card's link cannot be read");
+                // A tap that was deleted is asked again and again.
+                if !std::mem::replace(&mut self.is_gone, true) {
+                    tracing::warn!(%error, "the link of a network card cannot be read");
                 }
                 return Ok(Found::Nothing);
             }

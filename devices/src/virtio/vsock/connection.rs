@@ -289,12 +289,12 @@ impl Connection {
         if std::mem::take(&mut self.owed.response) {
             return Some((op::RESPONSE, 0, 0));
         }
-        if self.reads() {
-            if let Some(length) = self.read(buffer) {
-                self.sent += Wrapping(length as u32);
-                self.owed.credit_request = self.available() == 0;
-                return Some((op::RW, 0, length));
-            }
+        if self.reads()
+            && let Some(length) = self.read(buffer)
+        {
+            self.sent += Wrapping(length as u32);
+            self.owed.credit_request = self.available() == 0;
+            return Some((op::RW, 0, length));
         }
         if std::mem::take(&mut self.owed.shutdown) {
             return Some((op::SHUTDOWN, self.host_done, 0));

@@ -251,7 +251,7 @@ impl Hub {
                 guest,
             };
             // There are more ports than connections.
-            self.next_port = FIRST_PORT | self.next_port.wrapping_add(1) % FIRST_PORT;
+            self.next_port = FIRST_PORT | (self.next_port.wrapping_add(1) % FIRST_PORT);
             if !self.connections.contains_key(&ends) {
                 return Some(ends);
             }

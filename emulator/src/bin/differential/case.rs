@@ -103,19 +103,22 @@ impl Maker<'_> {
         } else {
             state.flags &= !TF;
         }
+        let operand = (0..instruction.op_count()).find_map(|i| address(&instruction, i, 0, &state, bits));
+        let mxcsr_mask = operand
+            .filter(|_| stores_mxcsr_mask(&instruction))
+            .map(|operand| operand.wrapping_add(MXCSR_MASK_OFFSET));
         let input = Input {
             state,
             code,
             length: length as u64,
-            patches: patches(dice, &instruction, taste, &places, &state),
+            patches: patches(dice, &instruction, taste, &places, mxcsr_mask, &state),
         };
         let is_single = steps && !(is_string && repeats) && !sees_tf(&instruction);
-        let operand = (0..instruction.op_count()).find_map(|i| address(&instruction, i, 0, &state, bits));
         Some(Case {
             input,
             bits,
             family: form.family,
-            mask: mask(&instruction, operand),
+            mask: mask(&instruction, mxcsr_mask),
             is_single,
         })
     }
@@ -348,12 +351,13 @@ fn selector(dice: &mut Dice) -> u16 {
     }
 }
 
-/// What memory operands contain.
+/// What memory operands contain. At `mxcsr_mask` MXCSR_MASK may be stored, and it must be seen whether it was.
 fn patches(
     dice: &mut Dice,
     instruction: &Instruction,
     taste: Taste,
     places: &Places,
+    mxcsr_mask: Option<u64>,
     state: &State,
 ) -> [Patch; PATCHES] {
     let none = Patch {
@@ -363,11 +367,8 @@ fn patches(
         bytes: [0; 72],
     };
     let mut patches = [none; PATCHES];
-    let saves = stores_mxcsr_mask(instruction);
-    // Where MXCSR_MASK goes if that is another page than the operand's first; it must be seen whether it was stored.
-    let mask = saves.then(|| places.at[0].wrapping_add(MXCSR_MASK_OFFSET));
     let operands = places.at[..places.count].iter().copied();
-    let all = operands.chain([state.gpr[4]]).chain(mask);
+    let all = operands.chain([state.gpr[4]]).chain(mxcsr_mask);
     for (patch, address) in patches.iter_mut().zip(all) {
         let Some(page) = WRITABLE
             .iter()
@@ -376,7 +377,7 @@ fn patches(
             continue;
         };
         let at = address % PAGE as u64;
-        let is_mask = mask == Some(address);
+        let is_mask = mxcsr_mask == Some(address);
         *patch = Patch {
             page: page as u8,
             length: (PAGE as u64 - at).min(if is_mask { 4 } else { 72 }) as u8,
@@ -412,9 +413,6 @@ fn contents(dice: &mut Dice, instruction: &Instruction, taste: Taste) -> [u8; 72
     use Mnemonic::*;
     match instruction.mnemonic() {
         Ldmxcsr | Vldmxcsr if dice.percent(80) => bytes[2..4].fill(0),
-        _ if stores_mxcsr_mask(instruction) => {
-            bytes[MXCSR_MASK_OFFSET as usize..][..4].fill(UNLIKE_MXCSR_MASK);
-        }
         Fbld => {
             for digits in &mut bytes[..9] {
                 *digits = (dice.below(10) << 4 | dice.below(10)) as u8;

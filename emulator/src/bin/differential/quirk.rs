@@ -62,8 +62,8 @@ pub fn stores_mxcsr_mask(instruction: &Instruction) -> bool {
     )
 }
 
-/// What is not compared after `instruction`, whose memory operand is at `address`.
-pub fn mask(instruction: &Instruction, address: Option<u64>) -> Mask {
+/// What is not compared after `instruction`, which may store MXCSR_MASK at `mxcsr_mask`.
+pub fn mask(instruction: &Instruction, mxcsr_mask: Option<u64>) -> Mask {
     use Mnemonic::*;
     let mnemonic = instruction.mnemonic();
     let saves = stores_mxcsr_mask(instruction);
@@ -83,7 +83,7 @@ pub fn mask(instruction: &Instruction, address: Option<u64>) -> Mask {
         registers_after_fault: matches!(mnemonic, Popa | Popad),
         x87_after_fault: mnemonic == Maskmovq,
         mxcsr_mask: if saves && has_misaligned_sse() {
-            address.map(|address| address.wrapping_add(MXCSR_MASK_OFFSET))
+            mxcsr_mask
         } else {
             None
         },

@@ -28,6 +28,11 @@ impl Parts {
         Self(self.0 | other.0)
     }
 
+    /// These without `other`.
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
     /// Whether all of `other` are among them.
     pub const fn has(self, other: Self) -> bool {
         self.0 & other.0 == other.0
@@ -156,11 +161,31 @@ fn uses_msrs(instruction: &Instruction) -> bool {
 }
 
 /// Software runs on over instructions that need no more than general-purpose registers.
-pub const GENERAL: Elsewhere = Elsewhere::new(1, |instruction| leaves(instruction, Parts::NONE));
+const GENERAL: Elsewhere = Elsewhere::new(1, |instruction| leaves(instruction, Parts::NONE));
 /// Software runs on over instructions that need vector registers, too.
-pub const VECTORS: Elsewhere = Elsewhere::new(2, |instruction| {
+const VECTORS: Elsewhere = Elsewhere::new(2, |instruction| leaves(instruction, Parts::VECTORS));
+/// Software runs on over instructions that need XCR0 besides.
+const EXTENDED: Elsewhere = Elsewhere::new(3, |instruction| {
     leaves(instruction, Parts::VECTORS.with(Parts::EXTENDED))
 });
+
+/// Which instructions are left to KVM when software runs on with the parts `loaded`.
+pub fn elsewhere(loaded: Parts) -> Elsewhere {
+    if loaded.has(Parts::VECTORS.with(Parts::EXTENDED)) {
+        EXTENDED
+    } else if loaded.has(Parts::VECTORS) {
+        VECTORS
+    } else {
+        GENERAL
+    }
+}
+
+/// What else must be loaded for software to run on over `instruction`; `None` if it is KVM's, whatever is loaded.
+pub fn wants(instruction: &Instruction, loaded: Parts) -> Option<Parts> {
+    let later = Parts::VECTORS.with(Parts::EXTENDED);
+    let more = needs(instruction).without(loaded);
+    (more != Parts::NONE && !leaves(instruction, loaded.with(later))).then_some(more)
+}
 
 /// Whether KVM is to execute `instruction` when software runs on with the parts `loaded`.
 ///
@@ -302,5 +327,24 @@ mod tests {
             leaves(&decoded(&[0x0f, 0x11, 0x03]), Parts::NONE),
             "its registers are not there"
         );
+    }
+
+    #[test]
+    fn what_is_not_loaded_yet_is_loaded_for_what_software_can_run_on_over() {
+        let both = Parts::VECTORS.with(Parts::EXTENDED);
+        let addition = decoded(&[0x66, 0x0f, 0xd4, 0x03]);
+        let wide = decoded(&[0xc5, 0xfe, 0x6f, 0x03]);
+        assert_eq!(wants(&addition, Parts::DEBUG), Some(Parts::VECTORS));
+        assert_eq!(
+            wants(&addition, Parts::VECTORS),
+            None,
+            "it is not for this that it is left"
+        );
+        assert_eq!(wants(&wide, Parts::NONE), Some(both));
+        assert_eq!(wants(&wide, Parts::VECTORS), Some(Parts::EXTENDED));
+        // rdtsc, xsetbv, out
+        for own in [&[0x0f, 0x31][..], &[0x0f, 0x01, 0xd1], &[0xe6, 0x80]] {
+            assert_eq!(wants(&decoded(own), Parts::NONE), None, "{own:x?}");
+        }
     }
 }

@@ -4,14 +4,14 @@
 //! KVM takes them in its next KVM_RUN. The other parts cost a call each, which on a software KVM is more than half of what an
 //! exit costs.
 
-use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_mp_state, kvm_sregs, kvm_vcpu_events};
+use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_mp_state, kvm_sregs, kvm_vcpu_events, kvm_xcrs};
 use kvm_ioctls::{SyncReg, VcpuFd};
 use reprise_emulator::cpu::{Activity, Fpu, Msrs};
 use reprise_emulator::{Cpu, Emulator};
 
 use super::super::cpu::Shape;
 use super::super::error::{KvmVcpuError, Named};
-use super::super::{events, msrs, registers, segments, sys, xsave};
+use super::super::{events, registers, segments, sys, xsave};
 use super::needs::Parts;
 
 /// IA32_TIME_STAMP_COUNTER.
@@ -57,14 +57,7 @@ impl Held {
         emulator: &mut Emulator,
     ) -> Result<Option<u64>, KvmVcpuError> {
         let came = vcpu.sync_regs();
-        let fpu = match parts.has(Parts::VECTORS) {
-            true => Some(xsave::read(&shape.layout, &vcpu.get_xsave().of_vcpu("KVM_GET_XSAVE")?)),
-            false => None,
-        };
-        let extended = match parts.has(Parts::EXTENDED) && shape.has_xsave {
-            true => Some(vcpu.get_xcrs().of_vcpu("KVM_GET_XCRS")?),
-            false => None,
-        };
+        let vectors = Vectors::get(vcpu, shape, parts)?;
         let debug = match parts.has(Parts::DEBUG) {
             true => Some(vcpu.get_debug_regs().of_vcpu("KVM_GET_DEBUGREGS")?),
             false => None,
@@ -72,8 +65,7 @@ impl Held {
         let mut specific = emulator.cpu().msr.clone();
         let mut tsc = None;
         if parts.has(Parts::MSRS) {
-            shape.msrs.read(vcpu, &mut specific)?;
-            tsc = msrs::get(vcpu, &[TSC])?.first().copied();
+            tsc = Some(shape.msrs.read_besides(vcpu, &mut specific, TSC)?);
         }
         emulator.change(|cpu| {
             registers::read_general(cpu, &came.regs);
@@ -84,12 +76,7 @@ impl Held {
                 // Breakpoints are KVM's business then, as those of instructions that it emulates are.
                 None => (cpu.dr6, cpu.dr7) = (DR6_RESET, DR7_RESET),
             }
-            if let Some(extended) = &extended {
-                registers::read_extended(cpu, extended);
-            }
-            if let Some(fpu) = fpu {
-                *cpu.fpu = fpu;
-            }
+            vectors.put(cpu);
             cpu.msr = specific;
             cpu.activity = Activity::Running;
             events::read(cpu, &came.events);
@@ -105,6 +92,30 @@ impl Held {
             (*self.msrs).clone_from(&cpu.msr);
         }
         Ok(tsc)
+    }
+
+    /// Gives the emulator, which holds the processor, vector registers or XCR0 too.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn load_more(
+        &mut self,
+        vcpu: &VcpuFd,
+        shape: &Shape,
+        parts: Parts,
+        emulator: &mut Emulator,
+    ) -> Result<(), KvmVcpuError> {
+        let vectors = Vectors::get(vcpu, shape, parts)?;
+        emulator.change(|cpu| vectors.put(cpu));
+        let cpu = emulator.cpu();
+        if parts.has(Parts::VECTORS) {
+            (*self.fpu).clone_from(&cpu.fpu);
+        }
+        if parts.has(Parts::EXTENDED) {
+            self.xcr0 = cpu.xcr0;
+        }
+        self.parts = self.parts.with(parts);
+        Ok(())
     }
 
     /// Gives KVM back what has changed. What came with the exit lies in the run structure then, for the next KVM_RUN.
@@ -181,6 +192,35 @@ impl Held {
             to.msr = from.msr.clone();
         }
         to.refresh();
+    }
+}
+
+/// Vector registers and XCR0, as far as they are asked for.
+struct Vectors {
+    fpu: Option<Fpu>,
+    extended: Option<kvm_xcrs>,
+}
+
+impl Vectors {
+    fn get(vcpu: &VcpuFd, shape: &Shape, parts: Parts) -> Result<Self, KvmVcpuError> {
+        let fpu = match parts.has(Parts::VECTORS) {
+            true => Some(xsave::read(&shape.layout, &vcpu.get_xsave().of_vcpu("KVM_GET_XSAVE")?)),
+            false => None,
+        };
+        let extended = match parts.has(Parts::EXTENDED) && shape.has_xsave {
+            true => Some(vcpu.get_xcrs().of_vcpu("KVM_GET_XCRS")?),
+            false => None,
+        };
+        Ok(Self { fpu, extended })
+    }
+
+    fn put(self, cpu: &mut Cpu) {
+        if let Some(extended) = &self.extended {
+            registers::read_extended(cpu, extended);
+        }
+        if let Some(fpu) = self.fpu {
+            *cpu.fpu = fpu;
+        }
     }
 }
 

@@ -20,6 +20,8 @@ impl Rescuer {
         self.emulator.restore(cpu, Some(in_flight))?;
         self.emulator.leave(None);
         (self.first, self.left, self.held.parts) = (true, 0, Parts::ALL);
+        // It may have been executed before it came here, with stores left.
+        self.started = u64::MAX;
         self.adopted = true;
         let asks = self.emulator.waiting_for();
         self.asked = asks.map(|request| IoRequest::of(&request, RequestId(request.id)));
@@ -65,8 +67,10 @@ impl KvmVcpu {
     /// The rescuer, made when it is first needed.
     fn rescuer(&mut self) -> &mut Rescuer {
         let (fd, machine, cpuid, shape) = (&mut self.fd, &self.machine, &self.cpuid, &self.shape);
+        let kick = &self.kick;
         self.rescuer.get_or_insert_with(|| {
             let rescuer = Rescuer::of_model(fd, &machine.ram, Arc::clone(cpuid), Arc::clone(shape));
+            kick.also(Arc::clone(rescuer.attention()));
             Box::new(rescuer)
         })
     }

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use kvm_bindings::KVM_VCPUEVENT_VALID_NMI_PENDING;
+use kvm_bindings::{KVM_MAX_CPUID_ENTRIES, KVM_VCPUEVENT_VALID_NMI_PENDING};
 use reprise_emulator::cpuid::CpuidTable;
 use reprise_emulator::{Answer, Cpu, Direction, Entry, Exit, InFlight, Reply, Request, Space};
 
@@ -133,7 +133,9 @@ impl KvmVcpu {
         if let Some(table) = other {
             let kvm = cpuid::to_kvm(table.entries());
             self.fd.set_cpuid2(&kvm).of_vcpu("KVM_SET_CPUID2")?;
-            self.cpuid = table;
+            let has = self.fd.get_cpuid2(KVM_MAX_CPUID_ENTRIES).of_vcpu("KVM_GET_CPUID2")?;
+            let announced = cpuid::announced(table.entries().to_vec(), has.as_slice());
+            self.cpuid = Arc::new(CpuidTable::new(announced));
             // It is for the other model.
             self.rescuer = None;
         }

@@ -8,7 +8,8 @@ use reprise_devices::virtio::{Dma, ResizeError, VirtioDevice, VirtioPci, VirtioS
 use reprise_hypervisor::Vm;
 use serde::{Deserialize, Serialize};
 
-use super::{BoardError, BoardStateError, disk, fs, rng, user_device};
+use super::limits::Groups;
+use super::{BoardError, BoardStateError, disk, fs, net, rng, user_device};
 use crate::config::DeviceSpec;
 
 /// What every PCI device is made with.
@@ -17,6 +18,8 @@ pub(super) struct Context {
     pub(super) vm: Arc<dyn Vm>,
     /// Its memory, as devices reach it.
     pub(super) dma: Dma,
+    /// What limits disks together.
+    pub(super) groups: Groups,
 }
 
 impl Context {
@@ -62,6 +65,7 @@ pub(super) fn make(name: &str, spec: &DeviceSpec, context: &Context) -> Result<M
     match spec {
         DeviceSpec::Disk(config) => disk::make(name, config, context),
         DeviceSpec::Rng(config) => rng::make(name, config, context),
+        DeviceSpec::Net(config) => net::make(name, config, context),
         DeviceSpec::Fs(config) => fs::make(name, config, context),
         DeviceSpec::User(config) => user_device::make(name, config, context),
         other => Err(BoardError::NotSupported {

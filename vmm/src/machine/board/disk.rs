@@ -32,5 +32,9 @@ pub(super) fn make(name: &str, config: &DiskConfig, context: &Context) -> Result
         raw: config.image_type.is_some(),
     };
     let path = config.path.as_deref().unwrap_or_else(|| "".as_ref());
-    context.virtio(name, Arc::new(Block::open(path, &options)?))
+    let mut disk = Block::open(path, &options)?;
+    if let Some(limiter) = context.groups.of(config) {
+        disk = disk.with_limiter(limiter);
+    }
+    context.virtio(name, Arc::new(disk))
 }

@@ -20,6 +20,7 @@ use reprise_hypervisor::{GuestMemory, Vm};
 use serde::{Deserialize, Serialize};
 
 use super::device::{self, Context, PciDevice, PciDeviceState};
+use super::limits::Groups;
 use super::{BoardError, BoardStateError};
 use crate::boot::layout;
 use crate::config::{DeviceSpec, VmConfig};
@@ -93,6 +94,7 @@ impl Pci {
             context: Context {
                 vm: Arc::clone(vm),
                 dma: Dma::new(memory.clone(), Arc::new(watcher)),
+                groups: Groups::new(&config.rate_limit_groups),
             },
             table,
         };
