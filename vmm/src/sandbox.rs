@@ -132,8 +132,7 @@ impl Sandbox {
     /// What the whole process is let to open for `config`, besides what it needs whatever it runs.
     #[must_use]
     pub fn rules_of(config: &VmConfig) -> Vec<LandlockConfig> {
-        let named = paths::named(config).into_iter().map(|named| named.rule());
-        named.chain(config.landlock_rules.iter().cloned()).collect()
+        paths::named(config).iter().map(paths::Named::rule).collect()
     }
 
     /// Whether the process, as it is confined, can open what `config` names.
