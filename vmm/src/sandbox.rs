@@ -143,7 +143,8 @@ impl Sandbox {
         let Some(rules) = IN_FORCE.get().and_then(|in_force| in_force.rules.as_ref()) else {
             return Ok(());
         };
-        match paths::named(config).into_iter().find(|named| !named.beneath(rules)) {
+        let beneath = |named: &paths::Named| paths::beneath(&named.path, rules);
+        match paths::named(config).into_iter().find(|named| !beneath(named)) {
             None => Ok(()),
             Some(named) => Err(refusal(&named.field, named.path.display(), rules)),
         }
