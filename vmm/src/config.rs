@@ -121,10 +121,10 @@ pub struct VmConfig {
     /// A TPM in another process; not there yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tpm: Option<TpmConfig>,
-    /// Whether the VMM is confined with Landlock; not there yet.
+    /// Whether the VMM is confined with Landlock by this configuration; refused, for it is confined when it starts or not at all.
     #[serde(default)]
     pub landlock_enable: bool,
-    /// What Landlock lets through; not there yet.
+    /// What Landlock lets through; refused too: `--landlock-rules` says it.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub landlock_rules: Vec<LandlockConfig>,
     /// Rate limits shared by several disks.

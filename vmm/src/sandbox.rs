@@ -132,8 +132,7 @@ impl Sandbox {
     /// What the whole process is let to open for `config`, besides what it needs whatever it runs.
     #[must_use]
     pub fn rules_of(config: &VmConfig) -> Vec<LandlockConfig> {
-        let named = paths::named(config).into_iter().map(|named| named.rule());
-        named.chain(config.landlock_rules.iter().cloned()).collect()
+        paths::named(config).iter().map(paths::Named::rule).collect()
     }
 
     /// Whether the process, as it is confined, can open what `config` names.
@@ -144,7 +143,8 @@ impl Sandbox {
         let Some(rules) = IN_FORCE.get().and_then(|in_force| in_force.rules.as_ref()) else {
             return Ok(());
         };
-        match paths::named(config).into_iter().find(|named| !named.beneath(rules)) {
+        let beneath = |named: &paths::Named| paths::beneath(&named.path, rules);
+        match paths::named(config).into_iter().find(|named| !beneath(named)) {
             None => Ok(()),
             Some(named) => Err(refusal(&named.field, named.path.display(), rules)),
         }

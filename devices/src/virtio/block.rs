@@ -10,13 +10,13 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::{FileExt, FileTypeExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use virtio_bindings::virtio_blk as bits;
 
 use super::chain::{Chain, ChainError};
-use super::device::{DeviceKind, Handled, QueueHandler, VirtioDevice};
+use super::device::{ConfigChange, DeviceKind, Handled, QueueHandler, ResizeError, VirtioDevice};
 use super::rate_limiter::{RateLimiter, limited};
 
 mod request;
@@ -137,6 +137,7 @@ pub struct Block {
     queues: u16,
     queue_size: u16,
     limiter: Option<Arc<RateLimiter>>,
+    change: OnceLock<ConfigChange>,
 }
 
 /// What the queues of a disk share.
@@ -145,7 +146,7 @@ struct Disk {
     file: File,
     path: PathBuf,
     /// In sectors.
-    capacity: u64,
+    capacity: AtomicU64,
     readonly: bool,
     sparse: bool,
     serial: [u8; SERIAL_LENGTH],
@@ -196,7 +197,7 @@ impl Block {
             disk: Arc::new(Disk {
                 file,
                 path: path.to_owned(),
-                capacity: size / SECTOR,
+                capacity: AtomicU64::new(size / SECTOR),
                 readonly,
                 sparse: options.sparse,
                 serial,
@@ -205,6 +206,7 @@ impl Block {
             queues: options.queues,
             queue_size: options.queue_size,
             limiter: None,
+            change: OnceLock::new(),
         })
     }
 
@@ -298,7 +300,7 @@ impl VirtioDevice for Block {
     fn config(&self) -> Vec<u8> {
         let mut config = vec![0; CONFIG_LENGTH];
         let mut put = |at: usize, bytes: &[u8]| config[at..at + bytes.len()].copy_from_slice(bytes);
-        put(0, &self.disk.capacity.to_le_bytes());
+        put(0, &self.disk.capacity.load(Ordering::SeqCst).to_le_bytes());
         // Header and status take a descriptor each.
         put(12, &u32::from(self.queue_size.saturating_sub(2).max(1)).to_le_bytes());
         put(20, &(SECTOR as u32).to_le_bytes());
@@ -311,6 +313,31 @@ impl VirtioDevice for Block {
         put(52, &MOST_SEGMENTS.to_le_bytes());
         put(56, &[u8::from(self.disk.sparse)]);
         config
+    }
+
+    fn connect(&self, change: ConfigChange) {
+        // There is one transport.
+        let _ = self.change.set(change);
+    }
+
+    /// The image grows. It does not shrink: what the guest has there would be lost.
+    fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
+        let disk = &self.disk;
+        let failed = |source| ResizeError::Io { bytes, source };
+        if disk.readonly || !disk.file.metadata().map_err(failed)?.is_file() {
+            return Err(ResizeError::Fixed);
+        }
+        let own = disk.capacity.load(Ordering::SeqCst) * SECTOR;
+        if bytes < own || !bytes.is_multiple_of(SECTOR) {
+            let expected = format!("a multiple of {SECTOR}, at least the {own} that it has");
+            return Err(ResizeError::Size { bytes, expected });
+        }
+        disk.file.set_len(bytes).map_err(failed)?;
+        disk.capacity.store(bytes / SECTOR, Ordering::SeqCst);
+        if let Some(change) = self.change.get() {
+            change.announce();
+        }
+        Ok(())
     }
 
     fn handler(&self, _index: u16) -> Box<dyn QueueHandler> {

@@ -7,9 +7,9 @@ use std::process::ExitCode;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
-use super::{Failure, client, print_json};
+use super::{Failure, client, options, print_json};
 use crate::api::ApiSocket;
-use crate::config::{RestoreConfig, VmSnapshotConfig};
+use crate::config::{DiskConfig, RestoreConfig, VmRemoveDevice, VmResize, VmResizeDisk, VmSnapshotConfig, parse_size};
 use crate::lifecycle::{VmInfo, VmState};
 
 /// Calls the REST API of a running `reprise`.
@@ -65,6 +65,31 @@ enum Call {
         #[arg(long)]
         resume: bool,
     },
+    /// Adds a disk, as `run --disk` says it.
+    AddDisk {
+        /// The disk: PATH or path=PATH,…
+        #[arg(value_parser = options::disk)]
+        disk: DiskConfig,
+    },
+    /// Removes a device: at once, or as soon as the guest lets go of it.
+    RemoveDevice {
+        /// Its name, as `info` has it.
+        id: String,
+    },
+    /// Makes a disk larger.
+    ResizeDisk {
+        /// Its name.
+        id: String,
+        /// Its capacity: bytes, or a number with K, M, G or T.
+        #[arg(value_parser = parse_size)]
+        size: u64,
+    },
+    /// Changes what the balloon takes from the guest.
+    Resize {
+        /// How much: bytes, or a number with K, M, G or T.
+        #[arg(long, value_parser = parse_size)]
+        balloon: u64,
+    },
     /// Ends the VMM.
     ShutdownVmm,
 }
@@ -86,6 +111,10 @@ impl Call {
             Self::PowerButton => ("PUT", "vm.power-button"),
             Self::Snapshot { .. } => ("PUT", "vm.snapshot"),
             Self::Restore { .. } => ("PUT", "vm.restore"),
+            Self::AddDisk { .. } => ("PUT", "vm.add-disk"),
+            Self::RemoveDevice { .. } => ("PUT", "vm.remove-device"),
+            Self::ResizeDisk { .. } => ("PUT", "vm.resize-disk"),
+            Self::Resize { .. } => ("PUT", "vm.resize"),
             Self::ShutdownVmm => ("PUT", "vmm.shutdown"),
         }
     }
@@ -101,6 +130,16 @@ impl Call {
                 prefault: *prefault,
                 resume: *resume,
                 ..RestoreConfig::default()
+            }),
+            Self::AddDisk { disk } => json(disk),
+            Self::RemoveDevice { id } => json(&VmRemoveDevice { id: id.clone() }),
+            Self::ResizeDisk { id, size } => json(&VmResizeDisk {
+                id: id.clone(),
+                desired_size: *size,
+            }),
+            Self::Resize { balloon } => json(&VmResize {
+                desired_balloon: Some(*balloon),
+                ..VmResize::default()
             }),
             _ => Ok(Vec::new()),
         }

@@ -458,3 +458,111 @@ fn disks_and_entropy_that_make_no_sense_are_refused_by_field() {
     assert_eq!(named.pci_device_names(), ["root", "disk1", "rng"]);
     assert!(config(&disks(30)).is_ok());
 }
+
+/// JSON of any shape, with names that configurations have among others.
+fn json() -> impl Strategy<Value = serde_json::Value> {
+    use serde_json::Value;
+    let names = prop::sample::select(vec![
+        "payload",
+        "kernel",
+        "disks",
+        "path",
+        "id",
+        "net",
+        "cpus",
+        "boot_vcpus",
+        "max_vcpus",
+        "memory",
+        "size",
+        "rng",
+        "src",
+        "vsock",
+        "cid",
+        "socket",
+        "user_devices",
+        "fs",
+        "tag",
+        "balloon",
+        "console",
+        "serial",
+        "mode",
+        "delays",
+        "device",
+        "us",
+        "num_queues",
+        "queue_size",
+        "rate_limiter_config",
+        "landlock_rules",
+        "access",
+        "colour",
+    ]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<u64>().prop_map(Value::from),
+        (0_u64..40).prop_map(Value::from),
+        any::<f64>().prop_map(Value::from),
+        "[a-z0-9./]{0,12}|Off|Null|Tty|File|rng|disk0|never|0..9|vcpu1".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(6, 96, 8, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+            prop::collection::btree_map(names.clone().prop_map(str::to_owned), inner, 0..8)
+                .prop_map(|members| Value::from(serde_json::Map::from_iter(members))),
+        ]
+    })
+}
+
+/// `into` with the members of `from` put at random places.
+fn graft(into: &mut serde_json::Value, from: &serde_json::Value, path: &[usize]) {
+    use serde_json::Value;
+    match (path, into) {
+        ([at, rest @ ..], Value::Object(object)) if !object.is_empty() => {
+            let at = at % object.len();
+            graft(object.values_mut().nth(at).unwrap(), from, rest);
+        }
+        ([at, rest @ ..], Value::Array(items)) if !items.is_empty() => {
+            let at = at % items.len();
+            graft(&mut items[at], from, rest);
+        }
+        (_, place) => *place = from.clone(),
+    }
+}
+
+proptest! {
+    #[test]
+    fn a_configuration_is_read_and_checked_or_refused_whatever_it_says(
+        grafts in prop::collection::vec((json(), prop::collection::vec(any::<usize>(), 0..4)), 0..4),
+    ) {
+        let mut value = serde_json::from_str(WHOLE).unwrap();
+        for (part, path) in &grafts {
+            graft(&mut value, part, path);
+        }
+        let text = value.to_string();
+        let Ok(mut config) = VmConfig::from_json(text.as_bytes()) else { return Ok(()) };
+        let valid = config.validate();
+        if let Err(error) = &valid {
+            prop_assert!(!told(error).is_empty());
+        }
+        // What was read is written as what reads the same, and named devices stay what they are.
+        let again = VmConfig::from_json(&serde_json::to_vec(&config).unwrap()).unwrap();
+        prop_assert_eq!(&again, &config);
+        let names = config.pci_device_names();
+        config.name_devices();
+        prop_assert_eq!(&config.pci_device_names(), &names);
+        if valid.is_ok() {
+            prop_assert!(config.validate().is_ok());
+            for name in names {
+                config.remove_device(&name);
+            }
+            prop_assert!(config.pci_device_names().len() <= 3, "only what every machine has is left");
+        }
+    }
+
+    #[test]
+    fn any_bytes_are_a_configuration_or_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        if let Err(error) = VmConfig::from_json(&bytes) {
+            prop_assert!(!told(&error).is_empty());
+        }
+    }
+}

@@ -11,28 +11,12 @@ use landlock::{
 };
 
 use super::Kind;
+use super::paths::{ALWAYS_READ, ALWAYS_WRITTEN};
 use crate::config::LandlockConfig;
 
 /// The newest that this program knows.
 const NEWEST: ABI = ABI::V5;
 
-/// What the process uses whatever it runs: to read, and to write too.
-const READ: [&str; 6] = [
-    "/proc",
-    "/sys/devices/system/cpu",
-    "/sys/fs/cgroup",
-    "/sys/class/net",
-    "/sys/devices/virtual/net",
-    "/dev/urandom",
-];
-const WRITE: [&str; 6] = [
-    "/dev/kvm",
-    "/dev/net/tun",
-    "/dev/null",
-    "/dev/tty",
-    "/dev/ptmx",
-    "/dev/pts",
-];
 /// Where a vCPU's thread reads how the host schedules it.
 const SCHEDULED: &str = "/proc/thread-self/schedstat";
 
@@ -75,7 +59,10 @@ pub enum LandlockError {
 pub(super) fn restrict(rules: &[LandlockConfig]) -> Result<(), LandlockError> {
     let everything = AccessFs::from_all(NEWEST);
     let mut set = Ruleset::default().handle_access(everything)?.create()?;
-    for (paths, access) in [(&READ, AccessFs::from_read(NEWEST)), (&WRITE, everything)] {
+    for (paths, access) in [
+        (&ALWAYS_READ, AccessFs::from_read(NEWEST)),
+        (&ALWAYS_WRITTEN, everything),
+    ] {
         // Not every host has all of them.
         for path in paths.iter().filter_map(|path| PathFd::new(path).ok()) {
             set = set.add_rule(PathBeneath::new(path, access))?;

@@ -4,6 +4,25 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{ConsoleConfig, LandlockConfig, VmConfig};
 
+/// What the process uses whatever it runs, to read.
+pub(super) const ALWAYS_READ: [&str; 6] = [
+    "/proc",
+    "/sys/devices/system/cpu",
+    "/sys/fs/cgroup",
+    "/sys/class/net",
+    "/sys/devices/virtual/net",
+    "/dev/urandom",
+];
+/// The same, to write too.
+pub(super) const ALWAYS_WRITTEN: [&str; 6] = [
+    "/dev/kvm",
+    "/dev/net/tun",
+    "/dev/null",
+    "/dev/tty",
+    "/dev/ptmx",
+    "/dev/pts",
+];
+
 /// A file or folder that is used.
 pub(super) struct Named {
     /// The field that names it.
@@ -34,14 +53,9 @@ impl Named {
             access: access.to_owned(),
         }
     }
-
-    /// Whether one of `rules` lets it through.
-    pub(super) fn beneath(&self, rules: &[LandlockConfig]) -> bool {
-        beneath(&self.path, rules)
-    }
 }
 
-/// Whether `path` lies beneath one of `rules`.
+/// Whether `path` lies beneath one of `rules`, or what is let through always.
 pub(super) fn beneath(path: &Path, rules: &[LandlockConfig]) -> bool {
     // What is not there yet lies where its folder does.
     let real = |path: &Path| {
@@ -52,9 +66,11 @@ pub(super) fn beneath(path: &Path, rules: &[LandlockConfig]) -> bool {
         // That it is not there is for somebody else to say.
         return true;
     };
+    let always = ALWAYS_READ.iter().chain(&ALWAYS_WRITTEN).map(Path::new);
+    let rules = rules.iter().map(|rule| &*rule.path);
     let mut places = rules
-        .iter()
-        .map(|rule| real(&rule.path).unwrap_or_else(|_| rule.path.clone()));
+        .chain(always)
+        .map(|place| real(place).unwrap_or_else(|_| place.to_owned()));
     places.any(|place| path.starts_with(place))
 }
 

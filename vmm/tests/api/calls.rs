@@ -72,7 +72,7 @@ fn counters_are_figures_by_device_and_name() {
 
 /// The calls of the family's API, with their methods.
 const GETS: [&str; 3] = ["vmm.ping", "vm.info", "vm.counters"];
-const PUTS: [&str; 11] = [
+const PUTS: [&str; 19] = [
     "vmm.shutdown",
     "vm.create",
     "vm.delete",
@@ -84,6 +84,14 @@ const PUTS: [&str; 11] = [
     "vm.power-button",
     "vm.snapshot",
     "vm.restore",
+    "vm.resize",
+    "vm.resize-disk",
+    "vm.remove-device",
+    "vm.add-disk",
+    "vm.add-net",
+    "vm.add-fs",
+    "vm.add-vsock",
+    "vm.add-user-device",
 ];
 const NOT_YET: [&str; 9] = [
     "vm.nmi",

@@ -163,7 +163,9 @@ impl Handler {
     /// The place in the image of `length` bytes from `sector` on.
     fn range(&self, sector: u64, length: u64) -> Result<u64, Refused> {
         let sectors = length / SECTOR;
-        let fits = sector.checked_add(sectors).is_some_and(|end| end <= self.disk.capacity);
+        let fits = sector
+            .checked_add(sectors)
+            .is_some_and(|end| end <= self.disk.capacity.load(Ordering::SeqCst));
         if !fits || !length.is_multiple_of(SECTOR) {
             return Err(INVALID);
         }

@@ -201,6 +201,32 @@ fn the_configuration_tells_the_disk() {
 }
 
 #[test]
+fn a_disk_grows_with_its_image_and_the_driver_is_told() {
+    let image = image(8);
+    let disk = Arc::new(Block::open(image.path(), &options()).unwrap());
+    let mut driver = Driver::new(Arc::clone(&disk) as Arc<dyn VirtioDevice>);
+    driver.run(VERSION_1 | FLUSH);
+    assert_eq!(request(&mut driver, 1, 8, &[7; 512], 0).0, 1, "beyond the end");
+    for bytes in [0, 7 * SECTOR, 8 * SECTOR + 1, u64::MAX] {
+        let refused = disk.resize(bytes);
+        assert!(matches!(refused, Err(ResizeError::Size { .. })), "{bytes}: {refused:?}");
+    }
+    disk.resize(16 * SECTOR).unwrap();
+    assert_eq!(driver.read(0x2000, 8), 16);
+    assert_eq!(driver.read(0x1000, 1) & 2, 2, "the configuration has changed");
+    assert_eq!(request(&mut driver, 1, 8, &[7; 512], 0).0, 0);
+    assert_eq!(image.as_file().metadata().unwrap().len(), 16 * SECTOR);
+    let readonly = BlockOptions {
+        readonly: true,
+        raw: true,
+        ..options()
+    };
+    drop((driver, disk));
+    let disk = Block::open(image.path(), &readonly).unwrap();
+    assert!(matches!(disk.resize(32 * SECTOR), Err(ResizeError::Fixed)));
+}
+
+#[test]
 fn a_request_without_header_or_status_is_malformed() {
     let image = image(8);
     let mut driver = driver(&image, &options());
