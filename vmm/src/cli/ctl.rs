@@ -68,8 +68,8 @@ enum Call {
     /// Adds a disk, as `run --disk` says it.
     AddDisk {
         /// The disk: PATH or path=PATH,…
-        #[arg(value_parser = options::disk)]
-        disk: DiskConfig,
+        #[arg(value_parser = |text: &str| options::disk(text).map(Box::new))]
+        disk: Box<DiskConfig>,
     },
     /// Removes a device: at once, or as soon as the guest lets go of it.
     RemoveDevice {
