@@ -52,7 +52,7 @@ pub const BOCHS: &[Deviation] = &[
         "SDM Vol. 3, Exception Conditions Checked During a Task Switch: the DPL of CS is looked at before SS; Bochs: SS first",
     ),
     deviation(
-        "tasks",
+        "tasks_on_pages",
         "task state on pages",
         "which of several bytes that are not there is named is nobody's rule; Bochs: the last of the TSS",
     ),
@@ -172,41 +172,7 @@ pub const QEMU: &[Deviation] = &[
     deviation("paging", "reserved bits of a 4 MiB page", RESERVED),
     deviation("paging", "reserved bits of three levels", RESERVED),
     deviation("paging", "no execution", RESERVED),
-    deviation(
-        "tasks",
-        "debug trap of a task",
-        "SDM Vol. 3, Task-Switch Exception Condition: the T bit is a #DB; TCG has none",
-    ),
-    deviation(
-        "tasks",
-        "local breakpoints do not survive a switch",
-        "SDM Vol. 3, Debug Control Register: LE is cleared too; not by TCG",
-    ),
-    deviation(
-        "tasks",
-        "tasks that cannot be switched to",
-        "SDM Vol. 2, CALL: a gate to a TSS in the LDT is #GP; TCG: #TS",
-    ),
-    deviation(
-        "tasks",
-        "interrupts whose task cannot be switched to",
-        "SDM Vol. 2, INT n: #GP, and with EXT in exceptions; TCG: #TS for the LDT, and no EXT",
-    ),
-    deviation(
-        "tasks",
-        "an old task that does not fit its segment",
-        "SDM Vol. 3, Task-State Segment: a limit that is too small is #TS; TCG checks none",
-    ),
-    deviation("tasks", "segments that a task cannot have: CS", NEW_TASK),
-    deviation("tasks", "segments that a task cannot have: SS", NEW_TASK),
-    deviation("tasks", "segments that a task cannot have: DS, GS", NEW_TASK),
-    deviation("tasks", "segments that a task cannot have: LDT", NEW_TASK),
-    deviation("tasks", "an instruction pointer beyond the limit", NEW_TASK),
-    deviation(
-        "tasks",
-        "task state on pages",
-        "which of several bytes that are not there is named is nobody's rule; TCG: the first of the TSS",
-    ),
+    deviation("tasks_on_pages", "an instruction pointer beyond the limit", NEW_TASK),
     deviation(
         "virtual86",
         "IRETD that does not enter it",

@@ -84,9 +84,16 @@ fn paging_with_two_and_three_levels() {
     check("paging");
 }
 
+/// QEMU hangs when it has come to the end of this image.
 #[test]
 fn hardware_task_switches() {
-    check("tasks");
+    let (image, expected) = check_here("tasks");
+    check_on_bochs("tasks", &image, &expected);
+}
+
+#[test]
+fn task_state_on_pages() {
+    check("tasks_on_pages");
 }
 
 #[test]

@@ -88,6 +88,7 @@ scenes:
     movl gdt + CODE32 + 4, %eax
     movl %eax, ldt_second + 12
 
+.ifndef ON_PAGES
     scene "JMP to a task"
     second_at 1f
     call reset_tasks
@@ -441,15 +442,7 @@ scenes:
     descriptor_at ODD, ldt_second, 15, 0x02, 0
     fails_there movl $ODD, tss_second + LDT
 
-    scene "an instruction pointer beyond the limit"
-    descriptor_at ODD, 0, 0xfff, 0x9b, 0x40
-    call make_second
-    movl $ODD, tss_second + CS
-    movl $0x1000, tss_second + EIP
-    call own_tasks
-    fails "lcall $SECOND, $0"
-    call own_handlers
-
+.else
     scene "task state on pages"
     mov $directory, %edi
     mov $0x87, %eax
@@ -502,28 +495,23 @@ scenes:
     mov %eax, %cr3
     fails "ljmp $SECOND, $0"
     call show_types
-    movl $trap_stack_top, 0xc01000 - 0x20 + ESP0
-    movl $0xc01005, table + 4
-    movl $0xc00005, table + 0
-    mov %cr3, %eax
-    mov %eax, %cr3
-    mov %cr0, %eax
-    or $0x10000, %eax
-    mov %eax, %cr0
     descriptor_at SECOND, tss_second, 0x67, 0x89, 0
-    second_at 2f
-    movl $directory, tss_second + CR3
-    descriptor_at FIRST, 0xc01000-0x20, 0x67, 0x89, 0
-    call reset_tasks
-    fails "lcall $SECOND, $0"
-    call show_types
-2:  descriptor_at FIRST, tss_main, 0x67, 0x89, 0
     call reset_tasks
     mov %cr0, %eax
-    and $~(CR0_PG | 0x10000), %eax
+    and $~CR0_PG, %eax
     mov %eax, %cr0
     xor %eax, %eax
     mov %eax, %cr4
+
+    scene "an instruction pointer beyond the limit"
+    descriptor_at ODD, 0, 0xfff, 0x9b, 0x40
+    call make_second
+    movl $ODD, tss_second + CS
+    movl $0x1000, tss_second + EIP
+    call own_tasks
+    fails "lcall $SECOND, $0"
+    call own_handlers
+.endif
     ret
 
 # In code that 16 bits of a task's instruction pointer reach: with base 0 they do not, so a segment of its own does.

@@ -184,7 +184,9 @@ pub fn limit(instruction: &Instruction, case: &mut Case) -> bool {
 pub fn flags(instruction: &Instruction) -> u32 {
     let name = name(instruction);
     if name.starts_with("Vfm") || name.starts_with("Vfnm") {
-        return DE | UE;
+        // With bit 3 of the immediate it is not to tell of precision, but Bochs's subtraction does.
+        let silent = if instruction.immediate8() & 8 != 0 { PE } else { 0 };
+        return DE | UE | silent;
     }
     if ["Vscalef", "Vrange", "Vreduce"]
         .iter()
