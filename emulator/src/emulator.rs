@@ -382,13 +382,18 @@ impl Emulator {
             return self.pass();
         }
         // RF is over with the instruction that it was for. A fault sets it again, and so does what repeats.
+        let resuming = self.cpu.flags.any(flags::RF);
         self.cpu.flags.assign(flags::RF, false);
+        let retired = self.counters.instructions;
         let shadow = self.cpu.shadow;
         let left = if shadow == Shadow::None && self.may_run_blocks() {
             self.run_blocks()
         } else {
             self.run_one()
         };
+        if resuming && self.counters.instructions == retired {
+            self.cpu.flags.assign(flags::RF, true);
+        }
         match left {
             Left::LookAround => {
                 self.end_shadow(shadow);

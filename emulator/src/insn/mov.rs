@@ -269,7 +269,8 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     extension::<M, Sign, u16, u16>(table, Movsx_r16_rm16);
     extension::<M, Sign, u32, u16>(table, Movsx_r32_rm16);
     extension::<M, Sign, u64, u16>(table, Movsx_r64_rm16);
-    extension::<M, Sign, u16, u16>(table, Movsxd_r16_rm16);
+    // The modelled processor reads 32 bits, of which it keeps 16.
+    extension::<M, Sign, u16, u32>(table, Movsxd_r16_rm16);
     extension::<M, Sign, u32, u32>(table, Movsxd_r32_rm32);
     extension::<M, Sign, u64, u32>(table, Movsxd_r64_rm32);
 

@@ -269,9 +269,12 @@ fn move_half<M: Access, const FROM: usize, const TO: usize>(cpu: &mut Cpu, _: &m
 pub(super) fn store_masked(cpu: &Cpu, m: &mut Careful, op: &Op<Careful>, bytes: &[u8], mask: &[u8]) -> Outcome {
     let offset = cpu.gpr.get(gpr::RDI);
     // All of it must be writable, whatever the mask: the modelled processor makes use of this freedom (APM Vol. 4, MASKMOVDQU).
-    let (all, length) = (offset & op.attr.address_mask(), bytes.len() as u64);
-    let whole = cpu.linear(Seg::from_number(op.seg()), all, length, Use::Write)?;
-    m.check_write(cpu, whole, length)?;
+    // It looks at one quadword after the other, and at their alignment.
+    for start in (0..bytes.len() as u64).step_by(8) {
+        let offset = (offset & op.attr.address_mask()).wrapping_add(start);
+        let at = cpu.linear(Seg::from_number(op.seg()), offset, 8, Use::Write)?;
+        m.check_write(cpu, at, 8)?;
+    }
     let selected = |i: usize| mask.get(i).is_some_and(|byte| byte & 0x80 != 0);
     let mut start = 0;
     while start < bytes.len() {

@@ -26,6 +26,17 @@ rows! { fxsave_goes_around_the_end_of_the_address_size in compatibility_mode(), 
     "both ends are there": ".byte 0x67, 0x0f, 0xae, 0x07", bx = 0xfff0 => ;
 }
 
+rows! { maskmovdqu_looks_at_one_quadword_after_the_other in compatibility_mode(), ".code32\n";
+    "the first is not there before the second is beyond the limit": "maskmovdqu xmm0, xmm1", edi = 0xffff_fff6
+        => fault = (14, Some(2));
+    "the first is beyond the limit": "maskmovdqu xmm0, xmm1", edi = 0xffff_fffa => fault = (13, Some(0));
+}
+
+rows! { movsxd;
+    "to 16 bits reads 32": ".byte 0x66, 0x63, 0x03", rbx = 0x7fff_ffff_fffe => fault = (13, Some(0));
+    "and keeps 16": ".byte 0x66, 0x63, 0x03", rax = 0, m = 0x1234_8765u32 => rax = 0x8765;
+}
+
 /// With `elements` of XMM1 selected.
 fn selecting(elements: u64) -> Cpu {
     let mut cpu = compatibility_mode();
