@@ -188,7 +188,7 @@ fn a_disk_goes_on_in_a_restored_machine() {
 }
 
 #[test]
-fn a_machine_whose_disk_or_entropy_cannot_be_opened_is_refused_by_file() {
+fn a_machine_whose_disk_tap_or_entropy_cannot_be_opened_is_refused_by_name() {
     let folder = tempfile::tempdir().unwrap();
     let good = world(folder.path());
     let refused = |config: &VmConfig| {
@@ -201,6 +201,10 @@ fn a_machine_whose_disk_or_entropy_cannot_be_opened_is_refused_by_file() {
     let mut config = good.clone();
     config.rng.src = "/nowhere/entropy".into();
     assert!(refused(&config).contains("/nowhere/entropy"));
+    let mut config = good.clone();
+    config.net = vec![crate::config::from_json(br#"{"tap": "lo"}"#).unwrap()];
+    // Whether it is the host that has no taps, the user who may not, or the interface that is none.
+    assert!(refused(&config).contains("the network card net0 cannot be made"));
     let mut config = good;
     config.disks.push(config.disks[0].clone());
     assert!(refused(&config).contains("locked"), "the same image twice");

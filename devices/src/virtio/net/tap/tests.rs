@@ -1,6 +1,9 @@
 use std::fs;
+use std::sync::Arc;
 
 use super::*;
+use crate::virtio::net::{Net, NetOptions};
+use crate::virtio::testing::{BUFFERS, Driver, VERSION_1, eventually};
 
 /// Taps need a host that makes them, and a user who may.
 fn may() -> bool {
@@ -149,4 +152,47 @@ fn descriptors_that_were_opened_before_are_a_tap_s_or_refused() {
     let mixed = copies(&tap).into_iter().chain(copies(&other)).collect();
     let error = Tap::from_queues(mixed).unwrap_err();
     assert!(matches!(error, TapError::Unfit { index: 2, .. }), "{error}");
+}
+
+#[test]
+fn the_host_answers_a_guest_through_a_tap() {
+    if !may() {
+        return;
+    }
+    let options = TapOptions {
+        ip: Some(Ipv4Addr::new(198, 18, 88, 1)),
+        mask: Some(Ipv4Addr::new(255, 255, 255, 252)),
+        ..named("reprise-arp", 1)
+    };
+    let (own, tap) = ([2, 0, 0, 0, 0, 9], Tap::open(&options).unwrap());
+    let net = Net::new(Arc::new(tap), NetOptions::new(MacAddress::new(own))).unwrap();
+    let mut driver = Driver::new(Arc::new(net));
+    // Mergeable buffers, checksums and segments from the host.
+    driver.run(VERSION_1 | 1 << 15 | 1 << 1 | 1 << 7);
+    // RFC 826: who has 198.18.88.1? Tell 198.18.88.2.
+    let mut question = vec![0; 12];
+    question.extend([0xff; 6]);
+    question.extend(own);
+    question.extend([0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 1]);
+    question.extend(own);
+    question.extend([198, 18, 88, 2, 0, 0, 0, 0, 0, 0, 198, 18, 88, 1]);
+    driver.put(BUFFERS, &question);
+    driver.request(1, &[(BUFFERS, question.len() as u32, false)]);
+    assert_eq!((driver.counter("tx_frames"), driver.counter("tx_drops")), (1, 0));
+    let mut seen = 0;
+    driver.offer(0, &[(BUFFERS + 0x1000, 2000, true)]);
+    driver.notify(0);
+    eventually("an answer", || {
+        if driver.used(0) == seen {
+            return false;
+        }
+        seen += 1;
+        // The host may have something to say of its own before.
+        let frame = driver.get(BUFFERS + 0x1000, 12 + 42);
+        driver.offer(0, &[(BUFFERS + 0x1000, 2000, true)]);
+        driver.notify(0);
+        frame[12..18] == own
+            && frame[24..34] == [0x08, 0x06, 0, 1, 8, 0, 6, 4, 0, 2]
+            && frame[40..44] == [198, 18, 88, 1]
+    });
 }
