@@ -9,15 +9,13 @@ mod process;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
+use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 
 use crate::code;
 use crate::world::{World, eventually};
 use process::Process;
-
-const SIGSTOP: i32 = 19;
-const SIGCONT: i32 = 18;
 
 fn start() -> (TempDir, Process) {
     let folder = tempfile::tempdir().unwrap();
@@ -46,7 +44,7 @@ fn rule_22_a_process_that_is_stopped_holds_the_vcpu_that_asks_and_nobody_else() 
     let world = boot(&process, &guest::watched(), 2);
     let mut console = world.console();
     console.expect("R");
-    process.signal(SIGSTOP);
+    process.signal(Signal::STOP);
     // Not one more answer: the vCPU waits, and goes on waiting.
     eventually("the vCPU waits", || {
         let reads = world.counter("user0", "reads");
@@ -66,13 +64,13 @@ fn rule_22_a_process_that_is_stopped_holds_the_vcpu_that_asks_and_nobody_else() 
     console.write("d");
     console.expect("d");
     let reads = world.counter("user0", "reads");
-    process.signal(SIGCONT);
+    process.signal(Signal::CONT);
     eventually("it is answered", || world.counter("user0", "reads") > reads);
     assert_eq!(world.counter("user0", "lost"), 0);
     // Stopped again, it is no obstacle for who deletes the machine.
-    process.signal(SIGSTOP);
+    process.signal(Signal::STOP);
     world.put("vm.delete");
-    process.signal(SIGCONT);
+    process.signal(Signal::CONT);
 }
 
 #[test]
@@ -81,7 +79,7 @@ fn rule_22_a_process_that_is_killed_reads_as_ones_is_an_event_and_comes_back() {
     let world = boot(&process, &guest::watched(), 2);
     let mut console = world.console();
     console.expect("R");
-    process.signal(SIGSTOP);
+    process.signal(Signal::STOP);
     process.kill();
     console.expect("o");
     world.wait_event("device gone", 1);

@@ -3,6 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::world::eventually;
 
 /// In the environment of a process that is to serve.
@@ -44,10 +46,8 @@ impl Process {
         }
     }
 
-    pub fn signal(&self, signal: i32) {
-        let process = rustix::process::Pid::from_child(&self.child);
-        let signal = rustix::process::Signal::from_named_raw(signal).unwrap();
-        rustix::process::kill_process(process, signal).unwrap();
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).unwrap();
     }
 
     /// Kills it as it stands, and waits for its end.
