@@ -220,11 +220,17 @@ impl DiskConfig {
             return Err(value(&field("serial"), serial, expected));
         }
         absent(&field("queue_affinity"), self.queue_affinity.len())?;
-        off(&field("backing_files"), self.backing_files)?;
+        let is = |format: &str| {
+            self.image_type
+                .as_deref()
+                .is_some_and(|name| name.eq_ignore_ascii_case(format))
+        };
+        if self.backing_files && !is("qcow2") {
+            return Err(value(&field("backing_files"), "true", "false, for image_type is not Qcow2"));
+        }
         match self.image_type.as_deref() {
-            None => Ok(()),
-            Some(name) if name.eq_ignore_ascii_case("raw") => Ok(()),
-            Some(name) => Err(lacking(&field("image_type"), name, "Raw")),
+            Some(name) if !is("raw") && !is("qcow2") => Err(lacking(&field("image_type"), name, "Raw or Qcow2")),
+            _ => Ok(()),
         }
     }
 }
