@@ -35,7 +35,7 @@ pub mod transport;
 pub mod vsock;
 
 pub use balloon::{Balloon, BalloonOptions, GiveBack};
-pub use block::{Block, BlockError, BlockOptions};
+pub use block::{Block, BlockError, BlockOptions, ImageFormat};
 pub use chain::{Chain, ChainError};
 pub use console::{Console, ConsoleSize};
 pub use device::{

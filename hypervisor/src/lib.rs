@@ -36,6 +36,7 @@
 //! - [`vm`], [`vcpu`]: what a backend is; [`exit`]: what crosses the boundary; [`signals`]: interrupts and doorbells as events;
 //!   [`error`]: what can go wrong; [`model`]: which processor a guest sees.
 //! - [`state`]: what a snapshot holds of a machine and its vCPUs.
+//! - [`reclaim`]: memory that goes back to the host.
 //! - [`soft`]: the backend whose CPU is software; [`kvm`]: that which runs on the host's KVM; [`auto`]: which of them.
 #![deny(unsafe_code)]
 
@@ -45,6 +46,7 @@ pub mod error;
 pub mod exit;
 pub mod kvm;
 pub mod model;
+pub mod reclaim;
 pub mod signals;
 pub mod soft;
 pub mod state;
@@ -58,6 +60,7 @@ pub use error::{HypervisorError, StateError, VcpuError};
 pub use exit::{Access, Answer, IoRequest, RequestId, Space, VmEntry, VmExit};
 pub use kvm::KvmHypervisor;
 pub use model::CpuModel;
+pub use reclaim::Reclaim;
 pub use signals::{Doorbell, DoorbellAddress, Message, MessageEvent};
 pub use soft::{PacedSoft, SoftHypervisor};
 pub use state::{VcpuState, VmState};

@@ -70,7 +70,7 @@ pub struct VmConfig {
     /// The source of entropy behind virtio-rng.
     #[serde(default)]
     pub rng: RngConfig,
-    /// The balloon; not there yet.
+    /// The balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonConfig>,
     /// virtio-fs shares.
@@ -82,7 +82,7 @@ pub struct VmConfig {
     /// The 16550 serial port at 0x3F8. Default: `Null`, the guest sees a port and its output is dropped.
     #[serde(default = "ConsoleConfig::null")]
     pub serial: ConsoleConfig,
-    /// The virtio console; not there yet. Default: `Off`.
+    /// The virtio console, the guest's `hvc0`. Default: `Off`.
     #[serde(default)]
     pub console: ConsoleConfig,
     /// The firmware's debug port. Default: `Off`.
@@ -97,7 +97,7 @@ pub struct VmConfig {
     /// vDPA devices; not there yet.
     #[serde(default, deserialize_with = "null_is_empty")]
     pub vdpa: Vec<VdpaConfig>,
-    /// virtio-vsock; not there yet.
+    /// virtio-vsock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vsock: Option<VsockConfig>,
     /// NUMA nodes; not there yet.

@@ -1,4 +1,4 @@
-//! The host's end of the serial port: a terminal, a file, a socket, a pseudo-terminal, nothing.
+//! The host's end of the guest's consoles, the serial port and virtio's: a terminal, a file, a socket, a pseudo-terminal, nothing.
 //!
 //! # Invariants
 //! - A console that goes away, refuses, or is never read does not stop the guest: output that nobody takes is lost in the
@@ -25,10 +25,11 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use reprise_devices::{Output, Serial};
+use reprise_devices::Output;
 
 use crate::config::{ConsoleConfig, ConsoleMode};
 use input::Input;
+pub use port::Keyboard;
 use port::Port;
 
 pub use terminal::restore as restore_terminal;
@@ -75,7 +76,16 @@ pub enum ConsoleError {
     },
 }
 
-/// The host's end of a serial port.
+/// The host's ends of a machine's consoles. Whoever holds them keeps them open when the machine is gone.
+#[derive(Debug, Clone, Default)]
+pub struct Consoles {
+    /// The serial port's.
+    pub serial: Option<Arc<Console>>,
+    /// The virtio console's.
+    pub virtio: Option<Arc<Console>>,
+}
+
+/// The host's end of a serial port or virtio console.
 #[derive(Debug)]
 pub struct Console {
     // In the order in which they go: what the guest printed last still needs the sink and who reads it.
@@ -212,15 +222,16 @@ impl Console {
         self.path.as_deref()
     }
 
-    /// Where the serial port prints.
+    /// Where the guest's device prints.
     #[must_use]
     pub fn output(&self) -> &Arc<Output> {
         &self.output
     }
 
-    /// Feeds `serial` from now on, and calls `on_leave` when a person at a terminal types Ctrl-A x.
-    pub fn attach(&self, serial: &Arc<Serial>, on_leave: impl Fn() + Send + Sync + 'static) {
-        self.port.attach(serial, Arc::new(on_leave));
+    /// Feeds `keyboard` from now on, and calls `on_leave` when a person at a terminal types Ctrl-A x.
+    pub fn attach<K: Keyboard + 'static>(&self, keyboard: &Arc<K>, on_leave: impl Fn() + Send + Sync + 'static) {
+        let keyboard: Arc<dyn port::Keyboard> = Arc::clone(keyboard) as _;
+        self.port.attach(&keyboard, Arc::new(on_leave));
     }
 
     /// Feeds nobody; input is kept for whoever is attached next.

@@ -43,6 +43,7 @@ pub mod console;
 pub mod events;
 pub mod inherited;
 pub mod lifecycle;
+mod listen;
 pub mod machine;
 pub mod sandbox;
 pub mod snapshot;

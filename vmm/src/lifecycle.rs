@@ -514,7 +514,7 @@ impl Inner {
 
     fn restart(&self, control: &mut Control) -> Result<(), VmmError> {
         self.events.emit("vm", "rebooting", &[]);
-        let _console = control.machine.as_ref().and_then(|machine| machine.console());
+        let _consoles = control.machine.as_ref().map(|machine| machine.consoles());
         self.stop(control);
         self.start(control)?;
         self.events.emit("vm", "rebooted", &[]);

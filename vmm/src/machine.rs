@@ -31,7 +31,7 @@ use reprise_hypervisor::{GuestMemory, Hypervisor, HypervisorError, Kick, Vcpu, V
 use crate::acpi::{self, AcpiError, Description};
 use crate::boot::{self, BootError, Payload};
 use crate::config::{ConsoleMode, DeviceSpec, VmConfig};
-use crate::console::{Console, ConsoleError};
+use crate::console::{Console, ConsoleError, Consoles};
 use crate::events::Events;
 use crate::sandbox;
 use crate::snapshot::SnapshotError;
@@ -57,6 +57,8 @@ pub struct MachineOptions {
     pub debug_exit: bool,
     /// Where the serial port leads, instead of what the configuration says. It may be another machine's before and after.
     pub console: Option<Arc<Console>>,
+    /// The same for the virtio console, if the configuration has one.
+    pub virtio_console: Option<Arc<Console>>,
     /// Where it is told what befalls the machine besides its end.
     pub events: Events,
 }
@@ -91,11 +93,16 @@ pub enum MachineError {
         #[from]
         source: MemoryError,
     },
-    /// The console cannot be opened.
+    /// The serial port's console cannot be opened.
     #[error("the serial port cannot be connected")]
     Console {
         /// Why.
-        #[from]
+        source: ConsoleError,
+    },
+    /// The virtio console's cannot.
+    #[error("the virtio console cannot be connected")]
+    VirtioConsole {
+        /// Why.
         source: ConsoleError,
     },
     /// The kernel cannot be loaded.
@@ -207,7 +214,7 @@ pub struct Machine {
     vm: Arc<dyn Vm>,
     memory: GuestMemory,
     board: Arc<Board>,
-    console: Option<Arc<Console>>,
+    consoles: Consoles,
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
 }
@@ -262,13 +269,32 @@ impl Machine {
         let vcpus = config.cpus.boot_vcpus;
         check_vcpus(vcpus, hypervisor)?;
         // Late, so that no terminal is made raw for a machine that cannot be built.
-        let console = match options.console {
-            Some(console) => Some(console),
-            None => match &begin {
-                Begin::Boot(_) => Console::open(&config.serial)?,
-                Begin::Restore(_) => Console::open_again(&config.serial)?,
-            },
+        let open = |given: Option<Arc<Console>>, config| match (given, &begin) {
+            (Some(console), _) => Ok(Some(console)),
+            (None, Begin::Boot(_)) => Console::open(config),
+            (None, Begin::Restore(_)) => Console::open_again(config),
         };
+        let consoles = Consoles {
+            serial: open(options.console, &config.serial).map_err(|source| MachineError::Console { source })?,
+            virtio: open(
+                options
+                    .virtio_console
+                    .filter(|_| config.console.mode != ConsoleMode::Off),
+                &config.console,
+            )
+            .map_err(|source| MachineError::VirtioConsole { source })?,
+        };
+        for (device, console, mode) in [
+            ("serial", &consoles.serial, config.serial.mode),
+            ("console", &consoles.virtio, config.console.mode),
+        ] {
+            // Nobody could know otherwise.
+            if let (ConsoleMode::Pty, Some(path)) = (mode, console.as_ref().and_then(|console| console.path())) {
+                let path = path.display().to_string();
+                tracing::info!(device, path, "a pseudo-terminal is at the other end");
+                options.events.emit(device, "pty", &[("path", &path)]);
+            }
+        }
         let vm = hypervisor.create_vm(VmSettings {
             vcpus,
             memory: memory.clone(),
@@ -279,7 +305,8 @@ impl Machine {
         let parts = Parts {
             config,
             memory: &memory,
-            console: console.as_deref(),
+            console: consoles.serial.as_deref(),
+            virtio_console: consoles.virtio.as_ref(),
             debug_exit: options.debug_exit,
             events: Arc::new({
                 let shared = Arc::clone(&shared);
@@ -306,7 +333,7 @@ impl Machine {
             vm,
             memory,
             board,
-            console,
+            consoles,
             shared,
             threads: Vec::new(),
         };
@@ -317,13 +344,19 @@ impl Machine {
                 .threads
                 .push(thread.map_err(|source| MachineError::Thread { vcpu: index, source })?);
         }
-        if let (Some(console), Some(serial)) = (&machine.console, &machine.board.serial) {
+        let on_leave = || {
             let shared = Arc::downgrade(&machine.shared);
-            console.attach(serial, move || {
+            move || {
                 if let Some(shared) = shared.upgrade() {
                     shared.end(MachineEnd::ConsoleLeft);
                 }
-            });
+            }
+        };
+        if let (Some(console), Some(serial)) = (&machine.consoles.serial, &machine.board.serial) {
+            console.attach(serial, on_leave());
+        }
+        if let (Some(console), Some(device)) = (&machine.consoles.virtio, machine.board.virtio_console()) {
+            console.attach(device, on_leave());
         }
         Ok(machine)
     }
@@ -425,10 +458,10 @@ impl Machine {
         all
     }
 
-    /// The host's end of the serial port, if there is one. Whoever holds it keeps it open when the machine is gone.
+    /// The host's ends of the consoles.
     #[must_use]
-    pub fn console(&self) -> Option<Arc<Console>> {
-        self.console.clone()
+    pub fn consoles(&self) -> Consoles {
+        self.consoles.clone()
     }
 
     /// Ends every thread, and gives memory and devices back. Output that the console has not taken yet is waited for, but
@@ -468,7 +501,7 @@ impl Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if let Some(console) = &self.console {
+        for console in [&self.consoles.serial, &self.consoles.virtio].into_iter().flatten() {
             console.detach();
         }
         self.shared.stop();

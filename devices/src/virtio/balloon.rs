@@ -8,7 +8,7 @@
 //!   to both.
 //!
 //! # Life
-//! [`resize`](Balloon::resize) changes the target (num_pages) and tells the driver, which inflates or deflates and says by
+//! [`resize`](VirtioDevice::resize) changes the target (num_pages) and tells the driver, which inflates or deflates and says by
 //! `actual` how far it has got.
 
 use std::io;
@@ -18,7 +18,7 @@ use std::sync::{Arc, Mutex};
 use serde::{Deserialize, Serialize};
 
 use super::chain::{Chain, ChainError};
-use super::device::{ConfigChange, DeviceKind, DeviceStateError, Handled, QueueHandler, VirtioDevice};
+use super::device::{ConfigChange, DeviceKind, DeviceStateError, Handled, QueueHandler, ResizeError, VirtioDevice};
 use crate::sync::lock;
 
 /// Bytes of a page of the balloon, whatever the guest's are.
@@ -110,17 +110,6 @@ impl Balloon {
         }
     }
 
-    /// The guest shall give up `size` bytes from now on, in whole pages. When it has done so, if it ever does, is seen by
-    /// [`actual`](Self::actual).
-    pub fn resize(&self, size: u64) {
-        let before = self.shared.target.swap(pages(size), Ordering::SeqCst);
-        if before != pages(size)
-            && let Some(change) = &*lock(&self.shared.change)
-        {
-            change.announce();
-        }
-    }
-
     /// What the guest shall give up, in bytes.
     #[must_use]
     pub fn target(&self) -> u64 {
@@ -181,6 +170,18 @@ impl VirtioDevice for Balloon {
 
     fn connect(&self, change: ConfigChange) {
         *lock(&self.shared.change) = Some(change);
+    }
+
+    /// The guest shall give up `bytes` from now on, in whole pages. When it has done so, if it ever does, is seen by
+    /// [`actual`](Self::actual).
+    fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
+        let before = self.shared.target.swap(pages(bytes), Ordering::SeqCst);
+        if before != pages(bytes)
+            && let Some(change) = &*lock(&self.shared.change)
+        {
+            change.announce();
+        }
+        Ok(())
     }
 
     fn reset(&self) {

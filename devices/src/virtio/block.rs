@@ -19,8 +19,10 @@ use super::chain::{Chain, ChainError};
 use super::device::{ConfigChange, DeviceKind, Handled, QueueHandler, ResizeError, VirtioDevice};
 use super::rate_limiter::{RateLimiter, limited};
 
+mod qcow2;
 mod request;
 
+use qcow2::Qcow2;
 use request::Handler;
 
 /// Bytes of a sector, in which everything is counted.
@@ -41,6 +43,15 @@ const MOST_ZEROED: u32 = 1 << 16;
 /// The size in which the host stores files, 4096 bytes, is this power of two of sectors.
 const PHYSICAL_BLOCK_EXP: u8 = 3;
 
+/// How an image holds a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageFormat {
+    /// Byte by byte.
+    Raw,
+    /// QEMU's format.
+    Qcow2,
+}
+
 /// A disk besides its image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BlockOptions {
@@ -54,8 +65,11 @@ pub struct BlockOptions {
     pub serial: String,
     /// Whether blocks that the guest discards are given back to the host.
     pub sparse: bool,
-    /// Whether the image is raw whatever it begins with.
-    pub raw: bool,
+    /// The image's format. Where nobody says it, it is raw, but then it must not begin like one of another format: a guest could
+    /// write such a beginning, and have files of the host opened.
+    pub format: Option<ImageFormat>,
+    /// Whether the image may refer to other files.
+    pub backing_files: bool,
 }
 
 impl Default for BlockOptions {
@@ -66,7 +80,8 @@ impl Default for BlockOptions {
             queue_size: 128,
             serial: String::new(),
             sparse: true,
-            raw: false,
+            format: None,
+            backing_files: false,
         }
     }
 }
@@ -122,6 +137,40 @@ pub enum BlockError {
         /// What it is.
         format: &'static str,
     },
+    /// It is not what it is said to be, or not all of it.
+    #[error("the disk image {} is no sound qcow2 image", path.display())]
+    Damaged {
+        /// The image.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// It refers to a file that it may not.
+    #[error("the disk image {} refers to {}; expected one without backing files, unless they are allowed", path.display(), to.display())]
+    Refers {
+        /// The image.
+        path: PathBuf,
+        /// To which.
+        to: PathBuf,
+    },
+    /// It refers to a file that is not to be had.
+    #[error("the disk image {} refers to {}, which cannot be opened", path.display(), backing.display())]
+    Backing {
+        /// The image.
+        path: PathBuf,
+        /// To which.
+        backing: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Its backing files never end.
+    #[error("the backing files of the disk image {} lead back to {}, or are too many", path.display(), to.display())]
+    Loop {
+        /// The image.
+        path: PathBuf,
+        /// To which.
+        to: PathBuf,
+    },
     /// The serial number is too long.
     #[error("the serial number {serial:?} has {} bytes; expected at most 20", serial.len())]
     Serial {
@@ -143,7 +192,7 @@ pub struct Block {
 /// What the queues of a disk share.
 #[derive(Debug)]
 struct Disk {
-    file: File,
+    image: Image,
     path: PathBuf,
     /// In sectors.
     capacity: AtomicU64,
@@ -151,6 +200,13 @@ struct Disk {
     sparse: bool,
     serial: [u8; SERIAL_LENGTH],
     counters: Counters,
+}
+
+/// Where the sectors are.
+#[derive(Debug)]
+enum Image {
+    Raw(File),
+    Qcow2(Qcow2),
 }
 
 #[derive(Debug, Default)]
@@ -164,7 +220,7 @@ struct Counters {
 }
 
 impl Block {
-    /// A disk of the raw image at `path`.
+    /// A disk of the image at `path`.
     ///
     /// # Errors
     /// [`BlockError`] naming the image and what is wrong with it.
@@ -185,7 +241,7 @@ impl Block {
         })?;
         let size = measure(path, &mut file)?;
         lock_image(path, &file, readonly)?;
-        if !options.raw
+        if options.format.is_none()
             && let Some(format) = other_format(&file)
         {
             return Err(BlockError::Format {
@@ -193,9 +249,23 @@ impl Block {
                 format,
             });
         }
+        let (image, size) = match options.format {
+            None | Some(ImageFormat::Raw) => (Image::Raw(file), size),
+            Some(ImageFormat::Qcow2) => {
+                let image = Qcow2::open(path, file, readonly, options.backing_files)?;
+                let size = image.size();
+                (Image::Qcow2(image), size)
+            }
+        };
+        if size == 0 || !size.is_multiple_of(SECTOR) {
+            return Err(BlockError::Size {
+                path: path.to_owned(),
+                size,
+            });
+        }
         Ok(Self {
             disk: Arc::new(Disk {
-                file,
+                image,
                 path: path.to_owned(),
                 capacity: AtomicU64::new(size / SECTOR),
                 readonly,
@@ -218,7 +288,7 @@ impl Block {
     }
 }
 
-/// The size of the image in bytes, of which a disk can be made.
+/// The size of the image in bytes.
 fn measure(path: &Path, file: &mut File) -> Result<u64, BlockError> {
     let failed = |source| BlockError::Io {
         path: path.to_owned(),
@@ -229,14 +299,7 @@ fn measure(path: &Path, file: &mut File) -> Result<u64, BlockError> {
         return Err(BlockError::NoFile { path: path.to_owned() });
     }
     // A block device's metadata does not have it.
-    let size = file.seek(SeekFrom::End(0)).map_err(failed)?;
-    if size == 0 || !size.is_multiple_of(SECTOR) {
-        return Err(BlockError::Size {
-            path: path.to_owned(),
-            size,
-        });
-    }
-    Ok(size)
+    file.seek(SeekFrom::End(0)).map_err(failed)
 }
 
 fn lock_image(path: &Path, file: &File, readonly: bool) -> Result<(), BlockError> {
@@ -324,7 +387,10 @@ impl VirtioDevice for Block {
     fn resize(&self, bytes: u64) -> Result<(), ResizeError> {
         let disk = &self.disk;
         let failed = |source| ResizeError::Io { bytes, source };
-        if disk.readonly || !disk.file.metadata().map_err(failed)?.is_file() {
+        let Image::Raw(file) = &disk.image else {
+            return Err(ResizeError::Fixed);
+        };
+        if disk.readonly || !file.metadata().map_err(failed)?.is_file() {
             return Err(ResizeError::Fixed);
         }
         let own = disk.capacity.load(Ordering::SeqCst) * SECTOR;
@@ -332,12 +398,22 @@ impl VirtioDevice for Block {
             let expected = format!("a multiple of {SECTOR}, at least the {own} that it has");
             return Err(ResizeError::Size { bytes, expected });
         }
-        disk.file.set_len(bytes).map_err(failed)?;
+        file.set_len(bytes).map_err(failed)?;
         disk.capacity.store(bytes / SECTOR, Ordering::SeqCst);
         if let Some(change) = self.change.get() {
             change.announce();
         }
         Ok(())
+    }
+
+    fn save(&self) -> Vec<u8> {
+        // What it remembers is in the image: all of it, for whoever copies that now.
+        if !self.disk.readonly
+            && let Err(error) = self.disk.sync()
+        {
+            tracing::warn!(disk = %self.disk.path.display(), %error, "a disk image cannot be brought to stable storage");
+        }
+        Vec::new()
     }
 
     fn handler(&self, _index: u16) -> Box<dyn QueueHandler> {
@@ -355,6 +431,15 @@ impl VirtioDevice for Block {
             ("flushes", load(&counters.flushes)),
             ("errors", load(&counters.errors)),
         ]
+    }
+}
+
+impl Disk {
+    fn sync(&self) -> io::Result<()> {
+        match &self.image {
+            Image::Raw(file) => file.sync_data(),
+            Image::Qcow2(image) => image.sync(),
+        }
     }
 }
 

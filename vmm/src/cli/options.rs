@@ -5,8 +5,9 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::config::{
-    ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, FsConfig, LandlockConfig,
-    MemoryConfig, NetConfig, RateLimitGroupConfig, RngConfig, UserDeviceConfig, from_json, parse_size,
+    BalloonConfig, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, FsConfig,
+    LandlockConfig, MemoryConfig, NetConfig, RateLimitGroupConfig, RngConfig, UserDeviceConfig, VsockConfig, from_json,
+    parse_size,
 };
 use crate::lifecycle::chain;
 
@@ -36,15 +37,16 @@ fn number(object: &Map<String, Value>, name: &str, expected: &str) -> Result<(),
     }
 }
 
-/// Reads `tty`, `null`, `off`, `file=PATH` or `socket=PATH`.
-pub(super) fn serial(text: &str) -> Result<ConsoleConfig, String> {
+/// Reads `tty`, `pty`, `null`, `off`, `file=PATH` or `socket=PATH`.
+pub(super) fn console(text: &str) -> Result<ConsoleConfig, String> {
     match text.split_once('=') {
         Some(("file", path)) if !path.is_empty() => Ok(ConsoleConfig::file(path)),
         Some(("socket", path)) if !path.is_empty() => Ok(ConsoleConfig::socket(path)),
         None if text == "tty" => Ok(ConsoleConfig::tty()),
+        None if text == "pty" => Ok(ConsoleConfig::of(ConsoleMode::Pty)),
         None if text == "null" => Ok(ConsoleConfig::null()),
         None if text == "off" => Ok(ConsoleConfig::of(ConsoleMode::Off)),
-        _ => Err("expected tty, null, off, file=PATH or socket=PATH".to_owned()),
+        _ => Err("expected tty, pty, null, off, file=PATH or socket=PATH".to_owned()),
     }
 }
 
@@ -147,6 +149,20 @@ pub(super) fn landlock_rule(text: &str) -> Result<LandlockConfig, String> {
         "r" | "w" | "rw" => Ok(rule),
         other => Err(format!("access is {other:?}; expected r, w or rw")),
     }
+}
+
+/// Reads `cid=N,socket=PATH,…` with the names of [`VsockConfig`].
+pub(super) fn vsock(text: &str) -> Result<VsockConfig, String> {
+    let object = members_with(text, "cid", &[], &["socket", "id"])?;
+    number(&object, "cid", "a number, like 3")?;
+    read(object)
+}
+
+/// Reads `SIZE` or `size=SIZE,deflate_on_oom=on,…` with the names of [`BalloonConfig`].
+pub(super) fn balloon(text: &str) -> Result<BalloonConfig, String> {
+    let object = members(text, "size", &[])?;
+    number(&object, "size", "bytes, or a number with K, M, G or T, like 512M")?;
+    read(object)
 }
 
 /// The members of `text`; a first part without `=` is the member `bare`.
@@ -417,6 +433,33 @@ mod tests {
     }
 
     #[test]
+    fn a_vsock_has_an_address_and_a_socket() {
+        let own = vsock("cid=3,socket=/tmp/v=1").unwrap();
+        assert_eq!((own.cid, own.socket.as_str()), (3, "/tmp/v=1"));
+        assert_eq!(vsock("7,socket=1G,id=on").unwrap().id.as_deref(), Some("on"));
+        for text in [
+            "",
+            "cid=3",
+            "socket=/s",
+            "cid=three,socket=/s",
+            "cid=3,socket=/s,port=1",
+            "cid=-3,socket=/s",
+        ] {
+            assert!(vsock(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_balloon_is_a_size_or_the_names_of_the_config() {
+        assert_eq!(balloon("256M").unwrap().size, 256 << 20);
+        let own = balloon("size=0,deflate_on_oom=on,free_page_reporting=on").unwrap();
+        assert!(own.size == 0 && own.deflate_on_oom && own.free_page_reporting);
+        for text in ["", "much", "size=1M,size=2M", "deflate_on_oom=on", "size=1M,colour=red"] {
+            assert!(balloon(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn errors_name_the_option() {
         assert_eq!(
             memory("size=512MB").unwrap_err(),
@@ -430,12 +473,13 @@ mod tests {
     }
 
     #[test]
-    fn serial_is_a_word_or_a_path() {
-        assert_eq!(serial("tty").unwrap(), ConsoleConfig::tty());
-        assert_eq!(serial("file=/f=1").unwrap(), ConsoleConfig::file("/f=1"));
-        assert_eq!(serial("socket=/s").unwrap(), ConsoleConfig::socket("/s"));
-        for text in ["", "Tty", "file", "file=", "socket=", "pty", "tty=1"] {
-            assert!(serial(text).is_err(), "{text}");
+    fn consoles_are_a_word_or_a_path() {
+        assert_eq!(console("tty").unwrap(), ConsoleConfig::tty());
+        assert_eq!(console("pty").unwrap().mode, ConsoleMode::Pty);
+        assert_eq!(console("file=/f=1").unwrap(), ConsoleConfig::file("/f=1"));
+        assert_eq!(console("socket=/s").unwrap(), ConsoleConfig::socket("/s"));
+        for text in ["", "Tty", "file", "file=", "socket=", "pty=", "tty=1"] {
+            assert!(console(text).is_err(), "{text}");
         }
     }
 }

@@ -8,8 +8,8 @@ use clap::Args;
 use super::{Failure, Host, USAGE, options, serve, usage_of};
 use crate::api::{ApiServer, ApiSocket};
 use crate::config::{
-    ConsoleConfig, CpusConfig, DelayConfig, DiskConfig, FsConfig, LandlockConfig, MemoryConfig, NetConfig,
-    PayloadConfig, RateLimitGroupConfig, RngConfig, UserDeviceConfig, VmConfig,
+    BalloonConfig, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, FsConfig, LandlockConfig,
+    MemoryConfig, NetConfig, PayloadConfig, RateLimitGroupConfig, RngConfig, UserDeviceConfig, VmConfig, VsockConfig,
 };
 use crate::lifecycle::{End, Restore, Vmm, VmmError, WhenGuestEnds};
 use crate::machine::MachineOptions;
@@ -60,12 +60,21 @@ pub(super) struct Run {
     /// it for several.
     #[arg(long, value_name = "SOCKET", value_parser = options::user_device, num_args = 1..)]
     user_device: Vec<UserDeviceConfig>,
-    /// The serial port: tty, null, off, file=PATH or socket=PATH [default: tty, or what the snapshot says]. Ctrl-A x ends a
-    /// tty's machine.
-    #[arg(long, value_name = "WHERE", value_parser = options::serial)]
+    /// The serial port: tty, pty, null, off, file=PATH or socket=PATH [default: tty unless that is the console's, or what the
+    /// snapshot says]. Ctrl-A x ends a tty's machine.
+    #[arg(long, value_name = "WHERE", value_parser = options::console)]
     serial: Option<ConsoleConfig>,
+    /// The virtio console, hvc0, in the same words [default: off].
+    #[arg(long, value_name = "WHERE", value_parser = options::console)]
+    console: Option<ConsoleConfig>,
+    /// Sockets between guest and host: cid=N,socket=PATH.
+    #[arg(long, value_name = "VSOCK", value_parser = options::vsock)]
+    vsock: Option<VsockConfig>,
+    /// A balloon: SIZE or size=SIZE, with deflate_on_oom=on or free_page_reporting=on if need be.
+    #[arg(long, value_name = "BALLOON", value_parser = options::balloon)]
+    balloon: Option<BalloonConfig>,
     /// Instead of booting, go on from the snapshot in this folder, which must stay as long as the machine.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initramfs", "cmdline", "cpus", "memory", "disk", "net", "rate_limit_group", "rng", "fs", "user_device", "inject_delay"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["kernel", "initramfs", "cmdline", "cpus", "memory", "disk", "net", "rate_limit_group", "rng", "fs", "user_device", "console", "vsock", "balloon", "inject_delay"])]
     restore: Option<PathBuf>,
     /// Read all memory of the snapshot at once; the folder is not needed afterwards.
     #[arg(long, requires = "restore", conflicts_with = "kernel")]
@@ -163,7 +172,13 @@ impl Run {
             rng: self.rng.clone().unwrap_or_default(),
             fs: self.fs.clone(),
             user_devices: self.user_device.clone(),
-            serial: self.serial.clone().unwrap_or_else(ConsoleConfig::tty),
+            serial: self.serial.clone().unwrap_or_else(|| match &self.console {
+                Some(console) if console.mode == ConsoleMode::Tty => ConsoleConfig::null(),
+                _ => ConsoleConfig::tty(),
+            }),
+            console: self.console.clone().unwrap_or_default(),
+            vsock: self.vsock.clone(),
+            balloon: self.balloon.clone(),
             delays: self.inject_delay.clone(),
             ..VmConfig::default()
         }

@@ -11,7 +11,7 @@ pub enum ConsoleMode {
     /// No device at all.
     #[default]
     Off,
-    /// A new pseudo-terminal; not there yet.
+    /// A new pseudo-terminal, whose path an event tells.
     Pty,
     /// The standard input and output of the VMM.
     Tty,

@@ -1,4 +1,4 @@
-//! Smaller devices. Of these only the source of entropy is there yet.
+//! Smaller devices: the source of entropy, the balloon, vsock; and those that are not there yet.
 
 use std::path::PathBuf;
 
@@ -29,7 +29,7 @@ impl Default for RngConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BalloonConfig {
-    /// What the guest gives up, in bytes.
+    /// What the guest gives up, in bytes: a multiple of 4096, and less than its memory.
     pub size: u64,
     /// Whether the guest may take it back when it runs out of memory.
     #[serde(default)]
@@ -109,7 +109,7 @@ pub struct VsockConfig {
     /// The guest's address, 3 or more.
     #[schema(minimum = 3)]
     pub cid: u64,
-    /// The host's socket.
+    /// The host's socket: its clients write `CONNECT port`, and the guest's calls to port N lead to `<socket>_N`.
     pub socket: String,
     /// Whether the device sits behind the virtual IOMMU.
     #[serde(default)]

@@ -181,7 +181,7 @@ impl VmConfig {
         specs.extend(self.net.iter().cloned().map(DeviceSpec::Net));
         specs.extend(self.balloon.iter().cloned().map(DeviceSpec::Balloon));
         specs.extend(self.fs.iter().cloned().map(DeviceSpec::Fs));
-        if !matches!(self.console.mode, ConsoleMode::Off | ConsoleMode::Null) {
+        if self.console.mode != ConsoleMode::Off {
             specs.push(DeviceSpec::Console(self.console.clone()));
         }
         specs.extend(self.vsock.iter().cloned().map(DeviceSpec::Vsock));

@@ -62,7 +62,7 @@ pub struct DiskConfig {
     #[serde(default = "super::yes")]
     #[schema(default = true)]
     pub sparse: bool,
-    /// The image's format. Only `Raw` is there yet; where absent, an image that begins like one of another format is refused.
+    /// The image's format, `Raw` or `Qcow2`; where absent, `Raw`, but an image that begins like one of another format is refused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image_type: Option<String>,
 }

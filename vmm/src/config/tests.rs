@@ -149,18 +149,16 @@ fn what_is_not_there_yet_is_refused_by_name() {
         (r#""net": [{"iommu": true}]"#, "net[0].iommu"),
         (r#""net": [{"ip": "fe80::1"}]"#, "net[0].ip"),
         (r#""rng": {"src": "/dev/random", "iommu": true}"#, "rng.iommu"),
-        (r#""balloon": {"size": 0}"#, "balloon"),
         (
             r#""fs": [{"tag": "t", "socket": "s", "pci_segment": 1}]"#,
             "fs[0].pci_segment",
         ),
         (r#""pmem": [{"file": "f"}]"#, "pmem"),
-        (r#""console": {"mode": "Tty"}"#, "console.mode"),
+        (r#""console": {"mode": "Null", "iommu": true}"#, "console.iommu"),
         (
             r#""debug_console": {"mode": "File", "file": "f"}"#,
             "debug_console.mode",
         ),
-        (r#""serial": {"mode": "Pty"}"#, "serial.mode"),
         (r#""serial": {"mode": "Tty", "iommu": true}"#, "serial.iommu"),
         (r#""devices": [{"path": "p"}]"#, "devices"),
         (
@@ -168,7 +166,11 @@ fn what_is_not_there_yet_is_refused_by_name() {
             "user_devices[1].pci_segment",
         ),
         (r#""vdpa": [{"path": "p"}]"#, "vdpa"),
-        (r#""vsock": {"cid": 3, "socket": "s"}"#, "vsock"),
+        (r#""vsock": {"cid": 3, "socket": "s", "iommu": true}"#, "vsock.iommu"),
+        (
+            r#""vsock": {"cid": 3, "socket": "s", "pci_segment": 1}"#,
+            "vsock.pci_segment",
+        ),
         (r#""numa": [{"guest_numa_id": 0}]"#, "numa"),
         (r#""iommu": true"#, "iommu"),
         (r#""watchdog": true"#, "watchdog"),
@@ -252,6 +254,18 @@ fn a_value_that_makes_no_machine_is_refused_by_name() {
         ),
         (r#""serial": {"mode": "File"}"#, "serial.file"),
         (r#""serial": {"mode": "Socket"}"#, "serial.socket"),
+        (r#""console": {"mode": "File"}"#, "console.file"),
+        (r#""console": {"mode": "Socket"}"#, "console.socket"),
+        (
+            r#""serial": {"mode": "Tty"}, "console": {"mode": "Tty"}"#,
+            "console.mode",
+        ),
+        (r#""vsock": {"cid": 2, "socket": "s"}"#, "vsock.cid"),
+        (r#""vsock": {"cid": 4294967295, "socket": "s"}"#, "vsock.cid"),
+        (r#""vsock": {"cid": 3, "socket": ""}"#, "vsock.socket"),
+        (r#""vsock": {"cid": 3, "socket": "s", "id": ""}"#, "vsock.id"),
+        (r#""balloon": {"size": 536870912}"#, "balloon.size"),
+        (r#""balloon": {"size": 4097}"#, "balloon.size"),
     ] {
         let error = config(extra).unwrap_err();
         assert!(

@@ -9,7 +9,7 @@ use reprise_devices::virtio::net::LEAST_MTU;
 
 use super::{
     ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, FsConfig, HotplugMethod,
-    MemoryConfig, NetConfig, PLATFORM, RateLimiterConfig, RngConfig, UserDeviceConfig, VmConfig,
+    MemoryConfig, NetConfig, PLATFORM, RateLimiterConfig, RngConfig, UserDeviceConfig, VmConfig, VsockConfig,
 };
 
 /// PCI device numbers, without the host bridge's.
@@ -31,7 +31,7 @@ impl VmConfig {
         self.validate_payload()?;
         self.cpus.validate()?;
         self.memory.validate()?;
-        validate_serial(&self.serial)?;
+        validate_console("serial", &self.serial)?;
         self.validate_other_consoles()?;
 
         for (index, disk) in self.disks.iter().enumerate() {
@@ -42,7 +42,7 @@ impl VmConfig {
         }
         self.rng.validate()?;
         self.validate_pci()?;
-        absent("balloon", usize::from(self.balloon.is_some()))?;
+        self.validate_balloon()?;
         for (index, fs) in self.fs.iter().enumerate() {
             fs.validate(&format!("fs[{index}]"))?;
         }
@@ -52,7 +52,9 @@ impl VmConfig {
             device.validate(&format!("user_devices[{index}]"))?;
         }
         absent("vdpa", self.vdpa.len())?;
-        absent("vsock", usize::from(self.vsock.is_some()))?;
+        if let Some(vsock) = &self.vsock {
+            vsock.validate()?;
+        }
         absent("numa", self.numa.len())?;
         off("iommu", self.iommu)?;
         off("watchdog", self.watchdog)?;
@@ -152,17 +154,29 @@ impl VmConfig {
     }
 
     fn validate_other_consoles(&self) -> Result<(), ConfigError> {
-        if !matches!(self.console.mode, ConsoleMode::Off | ConsoleMode::Null) {
-            let asked = format!("a virtio console of mode {:?}", self.console.mode);
-            return Err(lacking("console.mode", asked, "Off; the guest's console is `serial`"));
+        validate_console("console", &self.console)?;
+        if self.console.mode == ConsoleMode::Tty && self.serial.mode == ConsoleMode::Tty {
+            return Err(value(
+                "console.mode",
+                "Tty",
+                "another mode than serial.mode, for there is one terminal",
+            ));
         }
-        off("console.iommu", self.console.iommu)?;
         if !matches!(self.debug_console.mode, ConsoleMode::Off | ConsoleMode::Null) {
             return Err(lacking(
                 "debug_console.mode",
                 format!("mode {:?}", self.debug_console.mode),
                 "Off",
             ));
+        }
+        Ok(())
+    }
+
+    fn validate_balloon(&self) -> Result<(), ConfigError> {
+        let Some(balloon) = &self.balloon else { return Ok(()) };
+        if !balloon.size.is_multiple_of(PAGE) || balloon.size >= self.memory.size {
+            let expected = "bytes, a multiple of 4096 below memory.size";
+            return Err(value("balloon.size", balloon.size, expected));
         }
         Ok(())
     }
@@ -212,11 +226,21 @@ impl DiskConfig {
             return Err(value(&field("serial"), serial, expected));
         }
         absent(&field("queue_affinity"), self.queue_affinity.len())?;
-        off(&field("backing_files"), self.backing_files)?;
+        let is = |format: &str| {
+            self.image_type
+                .as_deref()
+                .is_some_and(|name| name.eq_ignore_ascii_case(format))
+        };
+        if self.backing_files && !is("qcow2") {
+            return Err(value(
+                &field("backing_files"),
+                "true",
+                "false, for image_type is not Qcow2",
+            ));
+        }
         match self.image_type.as_deref() {
-            None => Ok(()),
-            Some(name) if name.eq_ignore_ascii_case("raw") => Ok(()),
-            Some(name) => Err(lacking(&field("image_type"), name, "Raw")),
+            Some(name) if !is("raw") && !is("qcow2") => Err(lacking(&field("image_type"), name, "Raw or Qcow2")),
+            _ => Ok(()),
         }
     }
 }
@@ -336,6 +360,20 @@ impl FsConfig {
     }
 }
 
+impl VsockConfig {
+    fn validate(&self) -> Result<(), ConfigError> {
+        // 0 to 2 are the hypervisor's, the local and the host's, and 2^32 - 1 is nobody's (vsock(7)).
+        if !(3..u64::from(u32::MAX)).contains(&self.cid) {
+            return Err(value("vsock.cid", self.cid, "3 to 4294967294"));
+        }
+        if self.socket.is_empty() {
+            return Err(value("vsock.socket", "empty", "the path of a UNIX socket"));
+        }
+        off("vsock.iommu", self.iommu)?;
+        validate_place("vsock", self.pci_segment, self.id.as_deref())
+    }
+}
+
 impl RngConfig {
     fn validate(&self) -> Result<(), ConfigError> {
         off("rng.iommu", self.iommu)?;
@@ -434,19 +472,19 @@ impl MemoryConfig {
     }
 }
 
-fn validate_serial(serial: &ConsoleConfig) -> Result<(), ConfigError> {
-    off("serial.iommu", serial.iommu)?;
-    match serial.mode {
-        ConsoleMode::Pty => Err(lacking("serial.mode", "Pty", "Off, Null, Tty, File or Socket")),
-        ConsoleMode::File if serial.file.is_none() => Err(value(
-            "serial.file",
+fn validate_console(at: &str, console: &ConsoleConfig) -> Result<(), ConfigError> {
+    let field = |name: &str| format!("{at}.{name}");
+    off(&field("iommu"), console.iommu)?;
+    match console.mode {
+        ConsoleMode::File if console.file.is_none() => Err(value(
+            &field("file"),
             "missing",
-            "the path of the file, for serial.mode is File",
+            format!("the path of the file, for {at}.mode is File"),
         )),
-        ConsoleMode::Socket if serial.socket.is_none() => Err(value(
-            "serial.socket",
+        ConsoleMode::Socket if console.socket.is_none() => Err(value(
+            &field("socket"),
             "missing",
-            "the path of the socket, for serial.mode is Socket",
+            format!("the path of the socket, for {at}.mode is Socket"),
         )),
         _ => Ok(()),
     }

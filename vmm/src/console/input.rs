@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use reprise_devices::virtio::ConsoleSize;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::{Errno, read, write};
 
@@ -70,18 +71,32 @@ impl Drop for Input {
 impl Feed {
     /// Waits until `source` has something.
     pub fn wait(&self, source: BorrowedFd<'_>) -> Ready {
+        match self.wait_for(&[source]) {
+            Some(_) => Ready::Readable,
+            None => Ready::Stop,
+        }
+    }
+
+    /// Waits until one of `sources` has something, and says which: the first of several. `None` if the console goes away.
+    pub fn wait_for(&self, sources: &[BorrowedFd<'_>]) -> Option<usize> {
         loop {
-            let mut fds = [
-                PollFd::new(&self.stop, PollFlags::IN),
-                PollFd::new(&source, PollFlags::IN),
-            ];
+            let mut fds = vec![PollFd::new(&self.stop, PollFlags::IN)];
+            fds.extend(sources.iter().map(|source| PollFd::new(source, PollFlags::IN)));
             match poll(&mut fds, None) {
-                Ok(_) if !fds[0].revents().is_empty() => return Ready::Stop,
-                Ok(_) if !fds[1].revents().is_empty() => return Ready::Readable,
-                Ok(_) | Err(Errno::INTR) => (),
-                Err(_) => return Ready::Stop,
+                Ok(_) => {
+                    if let Some(first) = fds.iter().position(|fd| !fd.revents().is_empty()) {
+                        return first.checked_sub(1);
+                    }
+                }
+                Err(Errno::INTR) => (),
+                Err(_) => return None,
             }
         }
+    }
+
+    /// The terminal has this size now.
+    pub fn resize(&self, size: ConsoleSize) {
+        self.port.resize(size);
     }
 
     /// Whether the console goes away.

@@ -1,7 +1,7 @@
-//! Input on its way to the serial port.
+//! Input on its way to the guest: to the serial port or the virtio console.
 //!
 //! # Purpose
-//! The port's receiver holds few bytes and a guest may not read them for long. What it has no room for waits here, and is
+//! Their receivers hold few bytes and a guest may not read them for long. What it has no room for waits here, and is
 //! handed over by whoever comes by: the thread that reads input, or the vCPU that has just made room.
 
 use std::collections::VecDeque;
@@ -10,11 +10,49 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use reprise_devices::Serial;
+use reprise_devices::virtio::{self, ConsoleSize};
 
 /// Bytes that wait at most.
 const CAPACITY: usize = 64 << 10;
 
-/// The way from a console's input to the serial port of the machine that is attached to it.
+/// A device of a guest that takes what is typed. Nothing here blocks.
+pub trait Keyboard: Send + Sync {
+    /// Takes as many bytes as there is room for, from the front, and says how many.
+    fn enqueue(&self, bytes: &[u8]) -> usize;
+    /// Has `notify` called when there is room after something was refused.
+    fn on_room(&self, notify: Box<dyn Fn() + Send + Sync>);
+    /// The terminal has this size now.
+    fn resize(&self, size: ConsoleSize);
+}
+
+impl Keyboard for Serial {
+    fn enqueue(&self, bytes: &[u8]) -> usize {
+        self.enqueue(bytes)
+    }
+
+    fn on_room(&self, notify: Box<dyn Fn() + Send + Sync>) {
+        self.on_room(notify);
+    }
+
+    /// A serial line has none.
+    fn resize(&self, _size: ConsoleSize) {}
+}
+
+impl Keyboard for virtio::Console {
+    fn enqueue(&self, bytes: &[u8]) -> usize {
+        self.enqueue(bytes)
+    }
+
+    fn on_room(&self, notify: Box<dyn Fn() + Send + Sync>) {
+        self.on_room(notify);
+    }
+
+    fn resize(&self, size: ConsoleSize) {
+        self.resize(size);
+    }
+}
+
+/// The way from a console's input to the device of the machine that is attached to it.
 pub struct Port {
     state: Mutex<State>,
     room: Condvar,
@@ -23,7 +61,8 @@ pub struct Port {
 #[derive(Default)]
 struct State {
     pending: VecDeque<u8>,
-    serial: Option<Arc<Serial>>,
+    keyboard: Option<Arc<dyn Keyboard>>,
+    size: Option<ConsoleSize>,
     on_leave: Option<Arc<dyn Fn() + Send + Sync>>,
 }
 
@@ -35,24 +74,28 @@ impl Port {
         })
     }
 
-    pub fn attach(self: &Arc<Self>, serial: &Arc<Serial>, on_leave: Arc<dyn Fn() + Send + Sync>) {
+    pub fn attach(self: &Arc<Self>, keyboard: &Arc<dyn Keyboard>, on_leave: Arc<dyn Fn() + Send + Sync>) {
         let mut state = self.lock();
-        state.serial = Some(Arc::clone(serial));
+        state.keyboard = Some(Arc::clone(keyboard));
         state.on_leave = Some(on_leave);
+        let size = state.size;
         drop(state);
-        // Weak, for the serial port is held here in turn.
+        if let Some(size) = size {
+            keyboard.resize(size);
+        }
+        // Weak, for the device is held here in turn.
         let port: Weak<Self> = Arc::downgrade(self);
-        serial.on_room(move || {
+        keyboard.on_room(Box::new(move || {
             if let Some(port) = port.upgrade() {
                 port.pump();
             }
-        });
+        }));
         self.pump();
     }
 
     pub fn detach(&self) {
         let mut state = self.lock();
-        let gone = (state.serial.take(), state.on_leave.take());
+        let gone = (state.keyboard.take(), state.on_leave.take());
         drop(state);
         drop(gone);
     }
@@ -73,6 +116,17 @@ impl Port {
         drop(self.room.wait_timeout_while(self.lock(), timeout, full));
     }
 
+    /// The terminal has this size now.
+    pub fn resize(&self, size: ConsoleSize) {
+        let mut state = self.lock();
+        state.size = Some(size);
+        let keyboard = state.keyboard.clone();
+        drop(state);
+        if let Some(keyboard) = keyboard {
+            keyboard.resize(size);
+        }
+    }
+
     /// A person wants to leave.
     pub fn leave(&self) {
         let on_leave = self.lock().on_leave.clone();
@@ -84,10 +138,12 @@ impl Port {
     /// Hands over what the receiver has room for. Never blocks: it also runs on vCPU threads.
     fn pump(&self) {
         let mut state = self.lock();
-        let Some(serial) = state.serial.clone() else { return };
+        let Some(keyboard) = state.keyboard.clone() else {
+            return;
+        };
         while !state.pending.is_empty() {
             let (front, _) = state.pending.as_slices();
-            let taken = serial.enqueue(front);
+            let taken = keyboard.enqueue(front);
             if taken == 0 {
                 break;
             }
@@ -108,7 +164,7 @@ impl fmt::Debug for Port {
         let state = self.lock();
         f.debug_struct("Port")
             .field("pending", &state.pending.len())
-            .field("attached", &state.serial.is_some())
+            .field("attached", &state.keyboard.is_some())
             .finish()
     }
 }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::ConsoleError;
 use super::input::{self, Feed, Input, Ready};
 use super::port::Port;
+use crate::listen::{ListenError, listen};
 
 /// Bytes kept for the next client. Less than a socket holds, so that giving them does not wait for the client to read.
 const KEPT: usize = 64 << 10;
@@ -32,25 +33,13 @@ struct Shared {
 impl Listener {
     /// Listens at `path`. A socket that nobody listens on any more is replaced.
     pub fn bind(path: &Path) -> Result<Self, ConsoleError> {
-        let failed = |source| ConsoleError::Socket {
-            path: path.to_owned(),
-            source,
-        };
-        let socket = match UnixListener::bind(path) {
-            Err(error) if error.kind() == ErrorKind::AddrInUse => {
-                match UnixStream::connect(path) {
-                    Err(error) if error.kind() == ErrorKind::ConnectionRefused => (),
-                    Err(error) if error.raw_os_error() == Some(rustix::io::Errno::PROTOTYPE.raw_os_error()) => {
-                        return Err(ConsoleError::SocketInUse { path: path.to_owned() });
-                    }
-                    Err(error) => return Err(failed(error)),
-                    Ok(_) => return Err(ConsoleError::SocketInUse { path: path.to_owned() }),
-                }
-                remove_socket(path).map_err(failed)?;
-                UnixListener::bind(path).map_err(failed)?
-            }
-            bound => bound.map_err(failed)?,
-        };
+        let socket = listen(path).map_err(|error| match error {
+            ListenError::InUse => ConsoleError::SocketInUse { path: path.to_owned() },
+            ListenError::System(source) => ConsoleError::Socket {
+                path: path.to_owned(),
+                source,
+            },
+        })?;
         Ok(Self {
             path: path.to_owned(),
             socket,
@@ -82,16 +71,6 @@ impl Listener {
             // Also frees a writer that waits for it to read.
             let _ = client.shutdown(Shutdown::Both);
         }
-    }
-}
-
-/// Removes a socket; anything else at that path is somebody's file.
-fn remove_socket(path: &Path) -> io::Result<()> {
-    use std::os::unix::fs::FileTypeExt;
-    if std::fs::symlink_metadata(path)?.file_type().is_socket() {
-        std::fs::remove_file(path)
-    } else {
-        Err(ErrorKind::AlreadyExists.into())
     }
 }
 

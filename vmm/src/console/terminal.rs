@@ -1,12 +1,17 @@
 //! Standard input and output, and the terminal they may be.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, Once, PoisonError};
 
+use reprise_devices::virtio::ConsoleSize;
 use rustix::stdio::{stdin, stdout};
-use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcsetattr};
+use rustix::termios::{OptionalActions, Termios, isatty, tcgetattr, tcgetwinsize, tcsetattr};
+use signal_hook::SigId;
+use signal_hook::consts::SIGWINCH;
 
-use super::input::{self, Feed, Input, Ready};
+use super::input::{self, Feed, Input};
 use super::port::Port;
 
 /// Ctrl-A.
@@ -34,9 +39,10 @@ pub fn input(port: &Arc<Port>) -> io::Result<Input> {
         return Input::spawn(port, |feed| input::copy(stdin(), feed));
     }
     let raw = Raw::set()?;
+    let resized = Resized::watch()?;
     Input::spawn(port, move |feed| {
-        type_into(feed);
-        drop(raw);
+        type_into(feed, &resized);
+        drop((raw, resized));
     })
 }
 
@@ -83,11 +89,52 @@ impl Drop for Raw {
     }
 }
 
-fn type_into(feed: &Feed) {
+/// Tells when the terminal's size changes, until it is dropped.
+struct Resized {
+    signals: UnixStream,
+    id: SigId,
+}
+
+impl Resized {
+    fn watch() -> io::Result<Self> {
+        let (signals, handler) = UnixStream::pair()?;
+        signals.set_nonblocking(true)?;
+        let id = signal_hook::low_level::pipe::register(SIGWINCH, handler)?;
+        Ok(Self { signals, id })
+    }
+
+    fn take(&self) {
+        while matches!((&self.signals).read(&mut [0; 64]), Ok(1..)) {}
+    }
+}
+
+impl Drop for Resized {
+    fn drop(&mut self) {
+        signal_hook::low_level::unregister(self.id);
+    }
+}
+
+/// Says how large the terminal is; one that does not tell has no size.
+fn tell_size(feed: &Feed) {
+    if let Ok(size) = tcgetwinsize(stdin()) {
+        feed.resize(ConsoleSize {
+            columns: size.ws_col,
+            rows: size.ws_row,
+        });
+    }
+}
+
+fn type_into(feed: &Feed, resized: &Resized) {
     let mut keys = Keys::default();
     let mut buffer = [0; 1024];
     let mut typed = Vec::new();
-    while feed.wait(stdin()) == Ready::Readable {
+    tell_size(feed);
+    while let Some(source) = feed.wait_for(&[resized.signals.as_fd(), stdin()]) {
+        if source == 0 {
+            resized.take();
+            tell_size(feed);
+            continue;
+        }
         let Some(bytes) = input::read_some(stdin(), &mut buffer) else {
             return;
         };

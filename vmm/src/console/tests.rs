@@ -3,7 +3,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-use reprise_devices::{Bus, NoInterrupt, Response, Space};
+use reprise_devices::{Bus, NoInterrupt, Response, Serial, Space};
 use rustix::termios::{LocalModes, tcgetattr};
 
 use super::*;

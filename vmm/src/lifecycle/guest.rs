@@ -9,7 +9,7 @@ use reprise_hypervisor::{Hypervisor, HypervisorKind};
 
 use super::VmCounters;
 use crate::config::{ConsoleConfig, DeviceSpec, VmConfig};
-use crate::console::Console;
+use crate::console::{Console, Consoles};
 use crate::machine::{Machine, MachineEnd, MachineError, MachineOptions, OnEject};
 use crate::snapshot::{Prefault, Snapshot, SnapshotError};
 
@@ -91,22 +91,25 @@ pub trait Guest: Send {
     fn power_button(&self);
     /// Figures by device and name.
     fn counters(&self) -> VmCounters;
-    /// The host's end of its serial port. Whoever holds it while the machine is built anew keeps it open, and whoever is
-    /// connected to it connected.
-    fn console(&self) -> Option<Arc<Console>> {
-        None
+    /// The host's ends of its consoles. Whoever holds them while the machine is built anew keeps them open, and whoever is
+    /// connected to them connected.
+    fn consoles(&self) -> Consoles {
+        Consoles::default()
     }
     /// Ends every thread of the machine and gives its memory back.
     fn stop(self: Box<Self>);
 }
+
+/// A console that may be opened still, and what it was opened from.
+type Kept = (ConsoleConfig, Weak<Console>);
 
 /// Machines on a hypervisor.
 pub struct HypervisorGuests {
     hypervisor: Arc<dyn Hypervisor>,
     options: MachineOptions,
     why: String,
-    /// The last machine's console and what it was opened from: the next machine's too, if somebody kept it open.
-    last: Mutex<Option<(ConsoleConfig, Weak<Console>)>>,
+    /// The last machine's consoles, the serial port's and virtio's: the next machine's too, if somebody kept them open.
+    last: Mutex<(Option<Kept>, Option<Kept>)>,
 }
 
 impl HypervisorGuests {
@@ -116,7 +119,7 @@ impl HypervisorGuests {
             hypervisor,
             options,
             why: "as asked for".to_owned(),
-            last: Mutex::new(None),
+            last: Mutex::default(),
         }
     }
 
@@ -128,20 +131,30 @@ impl HypervisorGuests {
 }
 
 impl HypervisorGuests {
-    /// Builds a machine with the console of the last one, if somebody kept that open and it is of the same configuration.
+    /// Builds a machine with the consoles of the last one, if somebody kept them open and they are of the same configuration.
     fn with_console(
         &self,
         config: &VmConfig,
         build: impl FnOnce(MachineOptions) -> Result<Machine, MachineError>,
     ) -> Result<Box<dyn Guest>, GuestError> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let kept = last.take().filter(|(serial, _)| *serial == config.serial);
+        let kept = std::mem::take(&mut *last);
+        let again = |kept: Option<Kept>, config: &ConsoleConfig| {
+            let (of, console) = kept?;
+            console.upgrade().filter(|_| of == *config)
+        };
         let mut options = self.options.clone();
-        options.console = options.console.or_else(|| kept?.1.upgrade());
+        options.console = options.console.or_else(|| again(kept.0, &config.serial));
+        options.virtio_console = options.virtio_console.or_else(|| again(kept.1, &config.console));
         let machine = build(options)?;
-        *last = machine
-            .console()
-            .map(|console| (config.serial.clone(), Arc::downgrade(&console)));
+        let keep = |console: Option<Arc<Console>>, config: &ConsoleConfig| {
+            console.map(|console| (config.clone(), Arc::downgrade(&console)))
+        };
+        let consoles = machine.consoles();
+        *last = (
+            keep(consoles.serial, &config.serial),
+            keep(consoles.virtio, &config.console),
+        );
         Ok(Box::new(machine))
     }
 }
@@ -227,8 +240,8 @@ impl Guest for Machine {
         VmCounters(Self::counters(self))
     }
 
-    fn console(&self) -> Option<Arc<Console>> {
-        Self::console(self)
+    fn consoles(&self) -> Consoles {
+        Self::consoles(self)
     }
 
     fn stop(self: Box<Self>) {

@@ -10,7 +10,7 @@ use reprise_devices::pci::{PciError, PciStateError};
 use reprise_devices::vfio_user::VfioUserError;
 use reprise_devices::vhost_user::VhostUserError;
 use reprise_devices::virtio::rng::RngError;
-use reprise_devices::virtio::{BlockError, ResizeError, TapError, VirtioError, VirtioStateError};
+use reprise_devices::virtio::{self, BlockError, ResizeError, TapError, VirtioError, VirtioStateError};
 use reprise_devices::{
     Acpi, AcpiState, Bus, BusError, Clock, DebugExit, Delay, Delays, DelaysState, Device, HostClock, HostClockState,
     I8042, I8042State, Interrupt, MachineEvents, MemorySize, NotDelayed, OutputState, PostCode, PostCodeState, Rtc,
@@ -23,6 +23,8 @@ use crate::boot::layout;
 use crate::config::{DelayConfig, DeviceSpec, VmConfig};
 use crate::console::Console;
 
+mod balloon;
+mod console;
 mod device;
 mod disk;
 mod fs;
@@ -31,9 +33,11 @@ mod net;
 mod pci;
 mod rng;
 mod user_device;
+mod vsock;
 
 use pci::Pci;
 pub use pci::{OnEject, PciDevicesState};
+pub use vsock::VsockError;
 
 /// How long a console may take for what was printed before a snapshot.
 const CONSOLE_PATIENCE: Duration = Duration::from_millis(100);
@@ -135,6 +139,8 @@ pub struct Parts<'a> {
     pub memory: &'a GuestMemory,
     /// Where the serial port leads, if there is one.
     pub console: Option<&'a Console>,
+    /// Where the virtio console leads, if there is one.
+    pub virtio_console: Option<&'a Arc<Console>>,
     /// Whether there is a debug-exit port.
     pub debug_exit: bool,
     /// Who resets and powers off.
@@ -243,6 +249,19 @@ pub enum BoardError {
         /// Why.
         source: ResizeError,
     },
+    /// The host has no descriptors for a console.
+    #[error("virtio-console cannot be made")]
+    Console {
+        /// What it says.
+        source: io::Error,
+    },
+    /// The host's side of vsock is not to be had.
+    #[error("virtio-vsock cannot be made")]
+    Vsock {
+        /// Why.
+        #[from]
+        source: VsockError,
+    },
     /// There is no entropy.
     #[error("virtio-rng cannot be made")]
     Rng {
@@ -291,7 +310,7 @@ impl Board {
                 Some(serial)
             }
         };
-        let pci = Pci::new(&bus, vm, &acpi, parts.config, parts.memory)?;
+        let pci = Pci::new(&bus, vm, &acpi, parts.config, parts.memory, parts.virtio_console)?;
         let delays = delay(&bus, &pci, &parts.config.delays)?;
         Ok(Self {
             bus,
@@ -359,6 +378,11 @@ impl Board {
     /// The PCI devices' numbers by name.
     pub fn device_numbers(&self) -> BTreeMap<String, u8> {
         self.pci.root.numbers()
+    }
+
+    /// The virtio console, if there is one.
+    pub fn virtio_console(&self) -> Option<&Arc<virtio::Console>> {
+        self.pci.console()
     }
 
     /// The names of all devices, on the bus now or not, in order.

@@ -126,16 +126,16 @@ fn a_new_size_is_a_changed_configuration_and_the_driver_says_how_far_it_is() {
     let world = World::new();
     let driver = &world.driver;
     assert_eq!(driver.read(0x2000, 8), 8);
-    world.balloon.resize(0x6000);
+    world.balloon.resize(0x6000).unwrap();
     assert_eq!((driver.read(0x2000, 4), driver.inbox.take().len()), (6, 1));
-    world.balloon.resize(0x6fff);
+    world.balloon.resize(0x6fff).unwrap();
     assert_eq!(driver.inbox.take().len(), 0, "no whole page more");
     driver.write(0x2004, 4, 5);
     assert_eq!((driver.read(0x2004, 4), world.balloon.actual()), (5, 0x5000));
     driver.write(0x2005, 1, 1);
     driver.write(0x2000, 4, 99);
     assert_eq!(driver.read(0x2000, 8), 0x105_0000_0006, "num_pages is the device's");
-    world.balloon.resize(u64::MAX);
+    world.balloon.resize(u64::MAX).unwrap();
     assert_eq!(driver.read(0x2000, 4), 0xffff_ffff);
     driver.negotiate(VERSION_1);
     assert_eq!(world.balloon.actual(), 0, "a reset deflates it");
@@ -144,7 +144,7 @@ fn a_new_size_is_a_changed_configuration_and_the_driver_says_how_far_it_is() {
 #[test]
 fn target_and_size_go_with_the_machine() {
     let old = World::new();
-    old.balloon.resize(0x5000);
+    old.balloon.resize(0x5000).unwrap();
     old.driver.write(0x2004, 4, 3);
     assert!(old.driver.device.set_paused(true, Duration::from_secs(60)));
     let state = crate::testing::through_json(&old.driver.device.state().unwrap());

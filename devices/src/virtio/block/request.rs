@@ -1,5 +1,6 @@
 //! One request of a disk: its header, what is done, and the status at its end.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -10,7 +11,7 @@ use rustix::fs::{FallocateFlags, fallocate};
 use rustix::io::Errno;
 use virtio_bindings::virtio_blk as bits;
 
-use super::{BUFFER, Disk, MOST_DISCARDED, MOST_SEGMENTS, MOST_ZEROED, SECTOR};
+use super::{BUFFER, Disk, Image, MOST_DISCARDED, MOST_SEGMENTS, MOST_ZEROED, SECTOR};
 use crate::sys::Gather;
 use crate::virtio::chain::{Chain, ChainError};
 
@@ -128,7 +129,7 @@ impl Handler {
             }
             bits::VIRTIO_BLK_T_FLUSH => {
                 count(&counters.flushes, 1);
-                self.disk.file.sync_data()?;
+                self.disk.sync()?;
                 Ok(0)
             }
             bits::VIRTIO_BLK_T_GET_ID => {
@@ -178,31 +179,45 @@ impl Handler {
     }
 
     fn settle(&self) -> io::Result<()> {
-        if self.flushes {
-            Ok(())
-        } else {
-            self.disk.file.sync_data()
-        }
+        if self.flushes { Ok(()) } else { self.disk.sync() }
     }
 
     fn read(&self, chain: &Chain<'_>, start: u64, length: u64) -> Result<(), Refused> {
         // A chain has less than 4 GiB.
         let length = usize::try_from(length).unwrap_or(usize::MAX);
+        let file = match &self.disk.image {
+            Image::Raw(file) => file,
+            Image::Qcow2(image) => {
+                return in_parts(length as u64, |part, at| {
+                    image.read(part, start + at)?;
+                    Ok(chain.write(at, part)?)
+                });
+            }
+        };
         let (mut scatter, _) = chain.scatter(0, length, usize::MAX)?;
-        let read = scatter.read_exact_at(self.disk.file.as_fd(), start);
+        let read = scatter.read_exact_at(file.as_fd(), start);
         // Also what was read before it failed.
         chain.filled(0, length);
         Ok(read?)
     }
 
     fn write(&self, chain: &Chain<'_>, start: u64, length: u64) -> Result<(), Refused> {
+        let file = match &self.disk.image {
+            Image::Raw(file) => file,
+            Image::Qcow2(image) => {
+                return in_parts(length, |part, at| {
+                    chain.read(HEADER as u64 + at, part)?;
+                    Ok(image.write(part, start + at)?)
+                });
+            }
+        };
         let mut gather = Gather::default();
         chain.gather(
             &mut gather,
             HEADER as u64,
             usize::try_from(length).unwrap_or(usize::MAX),
         )?;
-        Ok(gather.write_all_at(self.disk.file.as_fd(), start)?)
+        Ok(gather.write_all_at(file.as_fd(), start)?)
     }
 
     /// Lets `each` work on the segments of a discard or write-zeroes request: place and length in bytes, and flags. All are
@@ -242,39 +257,58 @@ impl Handler {
 
     /// Gives a part of the image back to the host; false if the host cannot take it. It then reads as zeros.
     fn punch(&self, start: u64, length: u64) -> Result<bool, Refused> {
-        self.allocate(FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, start, length)
+        let file = match &self.disk.image {
+            Image::Raw(file) => file,
+            Image::Qcow2(image) => return Ok(image.zero(start, length, true).map(|()| true)?),
+        };
+        allocate(
+            file,
+            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
+            start,
+            length,
+        )
     }
 
     fn zero(&self, start: u64, length: u64, unmap: bool) -> Result<(), Refused> {
         if unmap && self.disk.sparse && self.punch(start, length)? {
             return Ok(());
         }
-        if self.allocate(FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE, start, length)? {
+        let file = match &self.disk.image {
+            Image::Raw(file) => file,
+            Image::Qcow2(image) => return Ok(image.zero(start, length, false)?),
+        };
+        if allocate(
+            file,
+            FallocateFlags::ZERO_RANGE | FallocateFlags::KEEP_SIZE,
+            start,
+            length,
+        )? {
             return Ok(());
         }
-        self.write_zeros(start, length)
+        // What a host that cannot forget has to do.
+        in_parts(length, |zeros, at| Ok(file.write_all_at(zeros, start + at)?))
     }
+}
 
-    /// What a host that cannot forget has to do.
-    fn write_zeros(&self, start: u64, length: u64) -> Result<(), Refused> {
-        let zeros = vec![0; usize::try_from(length).unwrap_or(BUFFER).min(BUFFER)];
-        let mut at = 0;
-        while at < length {
-            let part = zeros.len().min(usize::try_from(length - at).unwrap_or(BUFFER));
-            self.disk.file.write_all_at(&zeros[..part], start + at)?;
-            at += part as u64;
-        }
-        Ok(())
+/// False if the host does not know how.
+fn allocate(file: &File, how: FallocateFlags, start: u64, length: u64) -> Result<bool, Refused> {
+    match fallocate(file, how, start, length) {
+        Ok(()) => Ok(true),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => Ok(false),
+        Err(error) => Err(Refused::Host(error.into())),
     }
+}
 
-    /// False if the host does not know how.
-    fn allocate(&self, how: FallocateFlags, start: u64, length: u64) -> Result<bool, Refused> {
-        match fallocate(&self.disk.file, how, start, length) {
-            Ok(()) => Ok(true),
-            Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::NODEV) => Ok(false),
-            Err(error) => Err(Refused::Host(error.into())),
-        }
+/// Lets `each` work on a buffer of zeros for one part of `length` bytes after the other, with the part's place.
+fn in_parts(length: u64, mut each: impl FnMut(&mut [u8], u64) -> Result<(), Refused>) -> Result<(), Refused> {
+    let mut buffer = vec![0; usize::try_from(length).unwrap_or(BUFFER).min(BUFFER)];
+    let mut at = 0;
+    while at < length {
+        let part = buffer.len().min(usize::try_from(length - at).unwrap_or(BUFFER));
+        each(&mut buffer[..part], at)?;
+        at += part as u64;
     }
+    Ok(())
 }
 
 fn count(counter: &AtomicU64, by: u64) {

@@ -27,13 +27,17 @@ fn options() -> BlockOptions {
 }
 
 fn driver(image: &NamedTempFile, options: &BlockOptions) -> Driver {
-    let mut driver = Driver::new(Arc::new(Block::open(image.path(), options).unwrap()));
+    driver_of(Block::open(image.path(), options).unwrap())
+}
+
+pub(super) fn driver_of(block: Block) -> Driver {
+    let mut driver = Driver::new(Arc::new(block));
     driver.run(VERSION_1 | FLUSH);
     driver
 }
 
 /// A request with `out` behind its header and room for `room` bytes: its status, and the length used.
-fn request(driver: &mut Driver, kind: u32, sector: u64, out: &[u8], room: u32) -> (u8, u32) {
+pub(super) fn request(driver: &mut Driver, kind: u32, sector: u64, out: &[u8], room: u32) -> (u8, u32) {
     driver.put(
         BUFFERS,
         &[&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes(), out].concat(),
@@ -48,7 +52,7 @@ fn request(driver: &mut Driver, kind: u32, sector: u64, out: &[u8], room: u32) -
     (driver.get(STATUS, 1)[0], used)
 }
 
-fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
+pub(super) fn range(sector: u64, sectors: u32, flags: u32) -> Vec<u8> {
     [&sector.to_le_bytes()[..], &sectors.to_le_bytes(), &flags.to_le_bytes()].concat()
 }
 
@@ -218,7 +222,7 @@ fn a_disk_grows_with_its_image_and_the_driver_is_told() {
     assert_eq!(image.as_file().metadata().unwrap().len(), 16 * SECTOR);
     let readonly = BlockOptions {
         readonly: true,
-        raw: true,
+        format: Some(ImageFormat::Raw),
         ..options()
     };
     drop((driver, disk));
@@ -280,7 +284,10 @@ fn an_image_that_makes_no_disk_is_named() {
     header[..4].copy_from_slice(b"QFI\xfb");
     let qcow2 = file("qcow2", &header);
     assert!(error(&qcow2).contains("is a qcow2 image; expected a raw one"));
-    let raw = BlockOptions { raw: true, ..options() };
+    let raw = BlockOptions {
+        format: Some(ImageFormat::Raw),
+        ..options()
+    };
     assert!(Block::open(&qcow2, &raw).is_ok(), "if it is said to be raw, it is");
     let serial = BlockOptions {
         serial: "x".repeat(21),

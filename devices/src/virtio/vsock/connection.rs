@@ -189,8 +189,8 @@ impl Connection {
             self.owed.reset = true;
         }
         self.flush();
-        if gone && self.host_done & shutdown::SEND != 0 {
-            self.host_ends(shutdown::BOTH);
+        if self.host_done & shutdown::SEND != 0 {
+            self.host_ends(self.ended());
         }
     }
 
@@ -233,6 +233,16 @@ impl Connection {
         if let Some(stream) = &self.stream {
             // It may be closed already.
             let _ = stream.shutdown(how);
+        }
+    }
+
+    /// What a host whose words have ended does no more. A socket also counts as hung up when each side has ended its half, and
+    /// then there is no more to say.
+    fn ended(&self) -> u32 {
+        if self.hung_up && self.guest_done & shutdown::SEND == 0 {
+            shutdown::BOTH
+        } else {
+            shutdown::SEND
         }
     }
 
@@ -315,8 +325,7 @@ impl Connection {
         loop {
             match stream.read(&mut buffer[..most]) {
                 Ok(0) => {
-                    let flags = if self.hung_up { shutdown::BOTH } else { shutdown::SEND };
-                    self.host_ends(flags);
+                    self.host_ends(self.ended());
                     return None;
                 }
                 Ok(length) => return Some(length),

@@ -1,25 +1,32 @@
 //! What a PCI device is to the board, and how each section of the configuration becomes one.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use reprise_devices::pci::{Function, Message, Messages};
-use reprise_devices::virtio::{Dma, ResizeError, VirtioDevice, VirtioPci, VirtioState};
-use reprise_hypervisor::Vm;
+use reprise_devices::virtio::{self, Dma, ResizeError, VirtioDevice, VirtioPci, VirtioState};
+use reprise_hypervisor::{GuestMemory, Vm};
 use serde::{Deserialize, Serialize};
 
 use super::limits::Groups;
-use super::{BoardError, BoardStateError, disk, fs, net, rng, user_device};
+use super::{BoardError, BoardStateError, balloon, console, disk, fs, net, rng, user_device, vsock};
 use crate::config::DeviceSpec;
+use crate::console::Console;
 
 /// What every PCI device is made with.
 pub(super) struct Context {
     /// The machine.
     pub(super) vm: Arc<dyn Vm>,
-    /// Its memory, as devices reach it.
+    /// Its memory.
+    pub(super) memory: GuestMemory,
+    /// The same, as devices reach it.
     pub(super) dma: Dma,
     /// What limits disks together.
     pub(super) groups: Groups,
+    /// Where the virtio console leads, if there is one.
+    pub(super) console: Option<Arc<Console>>,
+    /// The virtio console, once it is made.
+    pub(super) virtio_console: OnceLock<Arc<virtio::Console>>,
 }
 
 impl Context {
@@ -68,10 +75,9 @@ pub(super) fn make(name: &str, spec: &DeviceSpec, context: &Context) -> Result<M
         DeviceSpec::Net(config) => net::make(name, config, context),
         DeviceSpec::Fs(config) => fs::make(name, config, context),
         DeviceSpec::User(config) => user_device::make(name, config, context),
-        other => Err(BoardError::NotSupported {
-            name: name.to_owned(),
-            section: other.section(),
-        }),
+        DeviceSpec::Console(_) => console::make(name, context),
+        DeviceSpec::Vsock(config) => vsock::make(name, config, context),
+        DeviceSpec::Balloon(config) => balloon::make(name, config, context),
     }
 }
 

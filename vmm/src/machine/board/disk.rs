@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use reprise_devices::vhost_user::VhostUser;
-use reprise_devices::virtio::{Block, BlockOptions};
+use reprise_devices::virtio::{Block, BlockOptions, ImageFormat};
 
 use super::BoardError;
 use super::device::{Context, Made};
@@ -29,7 +29,14 @@ pub(super) fn make(name: &str, config: &DiskConfig, context: &Context) -> Result
         queue_size: config.queue_size,
         serial: config.serial.clone().unwrap_or_default(),
         sparse: config.sparse,
-        raw: config.image_type.is_some(),
+        format: config.image_type.as_deref().map(|name| {
+            if name.eq_ignore_ascii_case("qcow2") {
+                ImageFormat::Qcow2
+            } else {
+                ImageFormat::Raw
+            }
+        }),
+        backing_files: config.backing_files,
     };
     let path = config.path.as_deref().unwrap_or_else(|| "".as_ref());
     let mut disk = Block::open(path, &options)?;

@@ -10,11 +10,11 @@
 //! -[`attach`](Pci::attach)-> there -[`ask_for`](Pci::ask_for)-> asked for -(the guest ejects it)-> ejected -> gone.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use reprise_devices::pci::{Hotplug, HotplugState, Layout, PciRoot, PciState};
-use reprise_devices::virtio::{Dma, ResizeError};
+use reprise_devices::virtio::{self, Dma, ResizeError};
 use reprise_devices::{Acpi, Bus};
 use reprise_hypervisor::{GuestMemory, Vm};
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,7 @@ use super::limits::Groups;
 use super::{BoardError, BoardStateError};
 use crate::boot::layout;
 use crate::config::{DeviceSpec, VmConfig};
+use crate::console::Console;
 
 /// How long a device may take for the requests that it is serving when the machine is paused.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -61,13 +62,14 @@ pub struct PciDevicesState {
 }
 
 impl Pci {
-    /// The devices of `config` on `bus`, for a guest with `memory`.
+    /// The devices of `config` on `bus`, for a guest with `memory` whose virtio console, if it has one, leads to `console`.
     pub(super) fn new(
         bus: &Arc<Bus>,
         vm: &Arc<dyn Vm>,
         acpi: &Arc<Acpi>,
         config: &VmConfig,
         memory: &GuestMemory,
+        console: Option<&Arc<Console>>,
     ) -> Result<Self, BoardError> {
         let root = PciRoot::attach(
             bus,
@@ -93,8 +95,11 @@ impl Pci {
             hotplug,
             context: Context {
                 vm: Arc::clone(vm),
+                memory: memory.clone(),
                 dma: Dma::new(memory.clone(), Arc::new(watcher)),
                 groups: Groups::new(&config.rate_limit_groups),
+                console: console.cloned(),
+                virtio_console: OnceLock::new(),
             },
             table,
         };
@@ -171,6 +176,11 @@ impl Pci {
                 tracing::warn!(device = name, "a device is still busy with a request");
             }
         }
+    }
+
+    /// The virtio console, if there is one.
+    pub(super) fn console(&self) -> Option<&Arc<virtio::Console>> {
+        self.context.virtio_console.get()
     }
 
     #[cfg(test)]

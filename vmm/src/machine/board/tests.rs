@@ -116,6 +116,7 @@ fn build(console: Option<&Arc<Console>>, delays: &[DelayConfig]) -> (Arc<dyn Vm>
         config: &config,
         memory: &memory,
         console: console.map(|console| &**console),
+        virtio_console: None,
         debug_exit: true,
         events: Arc::new(move |event: MachineEvent| tell.send(event).unwrap_or_default()),
     };
