@@ -226,7 +226,11 @@ impl DiskConfig {
                 .is_some_and(|name| name.eq_ignore_ascii_case(format))
         };
         if self.backing_files && !is("qcow2") {
-            return Err(value(&field("backing_files"), "true", "false, for image_type is not Qcow2"));
+            return Err(lacking(
+                &field("backing_files"),
+                "true",
+                "false, unless image_type is Qcow2",
+            ));
         }
         match self.image_type.as_deref() {
             Some(name) if !is("raw") && !is("qcow2") => Err(lacking(&field("image_type"), name, "Raw or Qcow2")),
