@@ -230,7 +230,7 @@ impl Console {
 
     /// Feeds `keyboard` from now on, and calls `on_leave` when a person at a terminal types Ctrl-A x.
     pub fn attach<K: Keyboard + 'static>(&self, keyboard: &Arc<K>, on_leave: impl Fn() + Send + Sync + 'static) {
-        let keyboard: Arc<dyn port::Keyboard> = Arc::clone(keyboard) as _;
+        let keyboard: Arc<dyn Keyboard> = Arc::clone(keyboard) as _;
         self.port.attach(&keyboard, Arc::new(on_leave));
     }
 

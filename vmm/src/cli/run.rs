@@ -37,8 +37,8 @@ pub(super) struct Run {
     /// The memory: 512M or size=512M.
     #[arg(long, value_name = "SIZE", value_parser = options::memory, default_value = "512M")]
     memory: MemoryConfig,
-    /// A disk, its image raw: PATH or path=PATH, with readonly=on, num_queues=N, queue_size=N, serial=TEXT, id=NAME or
-    /// sparse=off if need be. Repeat it for several.
+    /// A disk: PATH or path=PATH, with readonly=on, num_queues=N, queue_size=N, serial=TEXT, id=NAME, sparse=off,
+    /// image_type=qcow2 or backing_files=on if need be. Repeat it for several.
     #[arg(long, value_name = "DISK", value_parser = options::disk, num_args = 1..)]
     disk: Vec<DiskConfig>,
     /// A network card: TAP or tap=TAP, which is made if it is not there, with ip=ADDRESS, mask=MASK and host_mac=MAC for the

@@ -137,7 +137,7 @@ fn what_is_not_there_yet_is_refused_by_name() {
             "disks[0].backing_files",
         ),
         (
-            r#""disks": [{"path": "/a", "image_type": "Qcow2"}]"#,
+            r#""disks": [{"path": "/a", "image_type": "Vhdx"}]"#,
             "disks[0].image_type",
         ),
         (
