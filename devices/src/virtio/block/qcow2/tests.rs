@@ -194,7 +194,8 @@ fn a_backing_file_that_is_missing_or_leads_back_is_named() {
     );
     world.qemu_img("create -q -f qcow2 -u -b two -F qcow2 one 4M");
     world.qemu_img("create -q -f qcow2 -u -b one -F qcow2 two 4M");
-    world.qemu_img("create -q -f qcow2 -u -b self -F qcow2 self 4M");
+    world.qemu_img("create -q -f qcow2 -u -b two -F qcow2 self 4M");
+    world.qemu_img("rebase -u -f qcow2 -b self -F qcow2 self");
     for name in ["one", "self"] {
         let turns = error(&world.path(name), &with_backing());
         assert!(matches!(turns, BlockError::Loop { .. }), "{turns:?}");
