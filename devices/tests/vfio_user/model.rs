@@ -91,7 +91,8 @@ fn honest(command: u16, body: &[u8]) -> Vec<u8> {
                 0x48 => 0xc00,
                 _ => 0_u32,
             };
-            [body, &config.to_le_bytes()].concat()
+            let data = u64::from(config).to_le_bytes();
+            [body, &data[..(word(12) as usize).min(8)]].concat()
         }
         9 => [body, &vec![0x5a; (word(12) as usize).min(8)]].concat(),
         _ => Vec::new(),
@@ -140,8 +141,8 @@ fn serve(mut stream: UnixStream, bytes: &[u8], honest_first: usize) -> io::Resul
                 }
                 stream.write_all(&message(id, if write { 12 } else { 11 }, 0, &body))?;
             }
-            // The reply in two parts, or with an error, or too long, or none.
-            8 => {
+            // The reply in two parts, if one is wanted, or with an error, or too long, or none.
+            8 if word(8) & 0x10 == 0 => {
                 let at = usize::from(bytes.next()) % reply.len();
                 stream.write_all(&reply[..at])?;
                 thread::yield_now();

@@ -14,7 +14,7 @@ use crate::config::{
 use crate::lifecycle::{End, Restore, Vmm, VmmError, WhenGuestEnds};
 use crate::machine::MachineOptions;
 use crate::sandbox::Sandbox;
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, SnapshotError};
 
 /// The kernel's command line unless another is given: its console is the serial port.
 const CMDLINE: &str = "console=ttyS0";
@@ -102,7 +102,8 @@ impl Run {
             None => Sandbox::rules_of(&self.config()),
             Some(folder) => {
                 let read = LandlockConfig::new(folder, "r");
-                let mut named = Sandbox::rules_of(Snapshot::open(folder)?.config());
+                let refused = |source: SnapshotError| VmmError::Restore { source: source.into() };
+                let mut named = Sandbox::rules_of(Snapshot::open(folder).map_err(refused)?.config());
                 named.push(read);
                 named
             }

@@ -13,6 +13,10 @@ const ICR: i32 = 0xfee0_0300_u32 as i32;
 const SVR: i32 = 0xfee0_00f0_u32 as i32;
 const IDT: i32 = 0x30_0000;
 const IDTR: i32 = 0x30_1000;
+const GDT: i32 = 0x30_2000;
+const GDTR: i32 = 0x30_1010;
+/// A flat code segment.
+const CODE_SELECTOR: i32 = 8;
 /// Where the device is to greet.
 const GREETING: i32 = 0x31_0000;
 const VECTOR: i32 = 0x41;
@@ -57,7 +61,7 @@ fn find(a: &mut CodeAssembler) -> Result<(), IcedError> {
 /// Prints what the device's registers say, then its greeting when it interrupts.
 pub fn greeted() -> Vec<u8> {
     assemble(|a| {
-        let [mut wait, mut handler, mut again, mut halt] = [(); 4].map(|()| a.create_label());
+        let [mut wait, mut install, mut again, mut halt] = [(); 4].map(|()| a.create_label());
         find(a)?;
         a.mov(ebx, dword_ptr(edi))?;
         a.mov(dx, COM1)?;
@@ -78,13 +82,30 @@ pub fn greeted() -> Vec<u8> {
         a.mov(al, 0xff)?;
         a.out(0x21, al)?;
         a.out(0xa1, al)?;
-        a.lea(eax, ptr(handler))?;
+        // Pushes where the handler is, which follows.
+        a.call(install)?;
+        a.mov(esi, GREETING)?;
+        a.mov(ecx, 26)?;
+        a.mov(dx, COM1)?;
+        a.set_label(&mut again)?;
+        a.outsb()?;
+        a.loop_(again)?;
+        print(a, ".")?;
+        a.set_label(&mut halt)?;
+        a.hlt()?;
+        a.jmp(halt)?;
+        a.set_label(&mut install)?;
+        a.pop(eax)?;
+        a.mov(dword_ptr(GDT + CODE_SELECTOR), 0xffff)?;
+        a.mov(dword_ptr(GDT + CODE_SELECTOR + 4), 0x00cf_9b00)?;
+        a.mov(word_ptr(GDTR), CODE_SELECTOR + 7)?;
+        a.mov(dword_ptr(GDTR + 2), GDT)?;
+        a.lgdt(ptr(GDTR))?;
         a.mov(ecx, IDT + 8 * VECTOR)?;
         a.mov(word_ptr(ecx), ax)?;
         a.shr(eax, 16)?;
         a.mov(word_ptr(ecx + 6), ax)?;
-        a.mov(ax, cs)?;
-        a.mov(word_ptr(ecx + 2), ax)?;
+        a.mov(word_ptr(ecx + 2), CODE_SELECTOR)?;
         a.mov(word_ptr(ecx + 4), 0x8e00)?;
         a.mov(word_ptr(IDTR), 0x7ff)?;
         a.mov(dword_ptr(IDTR + 2), IDT)?;
@@ -96,19 +117,7 @@ pub fn greeted() -> Vec<u8> {
         a.sti()?;
         a.set_label(&mut wait)?;
         a.hlt()?;
-        a.jmp(wait)?;
-
-        a.set_label(&mut handler)?;
-        a.mov(esi, GREETING)?;
-        a.mov(ecx, 26)?;
-        a.mov(dx, COM1)?;
-        a.set_label(&mut again)?;
-        a.outsb()?;
-        a.loop_(again)?;
-        print(a, ".")?;
-        a.set_label(&mut halt)?;
-        a.hlt()?;
-        a.jmp(halt)
+        a.jmp(wait)
     })
 }
 
