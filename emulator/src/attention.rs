@@ -1,6 +1,6 @@
 //! How other threads get a running CPU's attention.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Signals to one CPU, which it looks at between blocks of instructions.
 #[derive(Debug, Default)]
@@ -8,6 +8,8 @@ pub struct Attention {
     signals: AtomicU32,
     /// What the CPU may be using at the moment: [`RUNNING`], [`TRANSLATED`].
     uses: AtomicU32,
+    /// The CPU has translated code, and wants to know when code is overwritten.
+    translating: AtomicBool,
 }
 
 /// The CPU is executing, and may hold translations that let it write without asking.
@@ -21,6 +23,8 @@ const OWNER: u32 = 1;
 const DROP_WRITES: u32 = 2;
 /// All translations are to be dropped, since page tables have changed.
 const FLUSH: u32 = 4;
+/// Code was overwritten that may have been translated.
+const STALE: u32 = 8;
 
 impl Attention {
     /// Makes the CPU return [`Exit::Attention`](crate::Exit::Attention) before the next block.
@@ -48,6 +52,28 @@ impl Attention {
     /// Says that no translation for writing is left.
     pub(crate) fn writes_dropped(&self) {
         self.signals.fetch_and(!DROP_WRITES, Ordering::SeqCst);
+    }
+
+    /// What translated code looks at: zero as long as nothing is signalled.
+    pub(crate) fn signals(&self) -> *const AtomicU32 {
+        &raw const self.signals
+    }
+
+    /// Says whether the CPU has translated code.
+    pub(crate) fn set_translating(&self, translating: bool) {
+        self.translating.store(translating, Ordering::SeqCst);
+    }
+
+    /// Code was overwritten: the CPU does not enter translated code again that was made of it.
+    pub(crate) fn code_overwritten(&self) {
+        if self.translating.load(Ordering::SeqCst) {
+            self.signals.fetch_or(STALE, Ordering::SeqCst);
+        }
+    }
+
+    /// Takes the signal that code was overwritten; the caller forgets where translated code is after that.
+    pub(crate) fn take_code_overwritten(&self) -> bool {
+        self.signals.load(Ordering::SeqCst) & STALE != 0 && self.signals.fetch_and(!STALE, Ordering::SeqCst) & STALE != 0
     }
 
     /// Has the CPU forget every translation before it begins its next instruction; [`Attention::has_flushed`] tells when it can no

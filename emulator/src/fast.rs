@@ -94,7 +94,8 @@ impl Fast {
         }
     }
 
-    fn learn(&mut self, cpu: &Cpu, at: Linear, size: u64, intent: Intent) -> Result<(), Stop> {
+    /// Makes the page of a data access hit, or says why it cannot.
+    pub(crate) fn learn(&mut self, cpu: &Cpu, at: Linear, size: u64, intent: Intent) -> Result<(), Stop> {
         let linear = at.address;
         // The last byte in another page: the careful way knows how.
         if (linear & (PAGE_SIZE - 1)) + size > PAGE_SIZE || cpu.view.checks_alignment() {

@@ -90,6 +90,7 @@ mod stack;
 pub mod table;
 mod task;
 mod tlb;
+pub mod translate;
 pub mod word;
 
 pub use attention::Attention;

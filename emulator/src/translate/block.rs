@@ -1,0 +1,385 @@
+//! One block: which instructions it has, and the host code around them.
+//!
+//! ```text
+//! out of fuel:  leave
+//! entry:        leave if somebody signals        (skipped by jumps forward in the same page)
+//! body:         fuel -= instructions, back to "out of fuel" if there is too little
+//!               instructions, each behind checks that leave with everything as it was before it
+//!               the way on
+//! taken branches, each with its own way on
+//! ```
+//! Every cycle of jumps has one that leads backward or goes through the jump cache, and so looks at the signals.
+
+use iced_x86::{Decoder, Encoder, Instruction, InstructionInfoFactory};
+
+use super::assembler::{ADDEND, ADDRESS, Assembler, COUNTER, Memory, STATE};
+use super::class::{Class, class};
+use super::state::at;
+use crate::access::Access;
+use crate::blocks::BLOCK_OPS;
+use crate::ram::PAGE_SIZE;
+use crate::table::{Flow, Table};
+
+/// Most bytes that a block can have.
+pub(super) const BLOCK_BYTES: u64 = BLOCK_OPS as u64 * 15;
+/// What is left of the fuel when no more instructions may be executed.
+pub(crate) const NO_FUEL: u64 = 4096;
+
+/// Why translated code leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// A data access is not in the TLB; the instruction begins at `resume` of the buffer.
+    Miss { resume: u32, size: u8, writes: bool },
+    /// The instruction is the interpreter's.
+    Interpret,
+    /// Somebody signals, or the fuel is used up.
+    LookAround,
+    /// To code that was not known. The distance at `patch`, if it is in the same page, is to lead there.
+    Jump { patch: Option<u32>, backward: bool },
+    /// To the address in the frame, after `release` has been added to RSP.
+    Indirect { release: u32 },
+}
+
+/// A place where translated code leaves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Site {
+    /// RIP there.
+    pub(crate) rip: u64,
+    /// Instructions that are paid for and not executed.
+    pub(crate) undone: u8,
+    pub(crate) exit: Exit,
+}
+
+/// Where a translated block is in the buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// Where it is entered from anywhere.
+    pub(super) entry: u32,
+    /// Where it is entered by jumps forward in its page.
+    pub(super) body: u32,
+}
+
+impl Entry {
+    /// Where a jump from the same page goes.
+    pub(super) fn from(self, backward: bool) -> usize {
+        if backward { self.entry as usize } else { self.body as usize }
+    }
+}
+
+/// An instruction that is not translated after all.
+pub(super) struct Unencodable;
+
+/// A block's instructions.
+#[derive(Default)]
+pub(super) struct Listing {
+    instructions: Vec<(Instruction, Class)>,
+    /// Behind the last of them.
+    end: u64,
+    /// What follows is the interpreter's.
+    interpret: bool,
+}
+
+impl Listing {
+    /// Reads instructions from `bytes`, which are at `linear` and end with the page or after [`BLOCK_BYTES`].
+    pub(super) fn read<M: Access>(&mut self, table: &Table<M>, bytes: &[u8], linear: u64) {
+        self.instructions.clear();
+        self.interpret = false;
+        self.end = linear;
+        let mut decoder = Decoder::with_ip(64, bytes, linear, table.options);
+        let mut instruction = Instruction::default();
+        while self.instructions.len() < BLOCK_OPS && decoder.can_decode() {
+            decoder.decode_out(&mut instruction);
+            let executed = !instruction.is_invalid()
+                && table
+                    .form(instruction.code())
+                    .is_some_and(|form| form.flow != Flow::End);
+            let class = executed.then(|| class(&instruction)).flatten();
+            let Some(class) = class.filter(|class| leads_somewhere(&instruction, *class)) else {
+                self.interpret = true;
+                return;
+            };
+            self.instructions.push((instruction, class));
+            self.end = instruction.next_ip();
+            let is_loop = matches!(class, Class::JumpIf) && instruction.near_branch64() <= instruction.ip();
+            if class.ends_block() || is_loop {
+                return;
+            }
+        }
+    }
+
+    /// Bytes of the instructions.
+    pub(super) fn bytes(&self) -> u64 {
+        self.instructions.first().map_or(0, |(first, _)| self.end - first.ip())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.instructions.len()
+    }
+
+    /// Leaves the instructions from number `length` on to the interpreter.
+    pub(super) fn truncate(&mut self, length: usize) {
+        if let Some((first, _)) = self.instructions.get(length) {
+            self.end = first.ip();
+            self.interpret = true;
+            self.instructions.truncate(length);
+        }
+    }
+}
+
+/// A direct transfer has a target that no mode faults on.
+fn leads_somewhere(instruction: &Instruction, class: Class) -> bool {
+    match class {
+        Class::Jump | Class::JumpIf | Class::JumpIfZero | Class::Loop | Class::Call => {
+            is_canonical(instruction.near_branch64())
+        }
+        _ => true,
+    }
+}
+
+/// Canonical with four levels of paging, and so with five.
+pub(super) fn is_canonical(address: u64) -> bool {
+    address.wrapping_add(1 << 47) >> 48 == 0
+}
+
+/// What encodes instructions, kept from block to block.
+pub(super) struct Tools {
+    pub(super) encoder: Encoder,
+    pub(super) factory: InstructionInfoFactory,
+}
+
+/// A jump whose target gets its own way on behind the block.
+struct Taken {
+    place: usize,
+    target: u64,
+    undone: u8,
+}
+
+/// Translated code of one block, as it comes into being.
+pub(super) struct Emitter<'a> {
+    pub(super) assembler: &'a mut Assembler,
+    pub(super) tools: &'a mut Tools,
+    pub(super) sites: &'a mut Vec<Site>,
+    /// What exits call.
+    pub(super) leave: usize,
+    /// Of the data accesses.
+    pub(super) context: u8,
+    /// Blocks of the same page.
+    pub(super) known: &'a dyn Fn(u64) -> Option<Entry>,
+    start: u64,
+    own: Entry,
+    taken: Vec<Taken>,
+    /// The instruction that is being translated,
+    rip: u64,
+    /// where it begins,
+    resume: usize,
+    /// and how many have not been executed where it begins.
+    undone: u8,
+}
+
+impl<'a> Emitter<'a> {
+    pub(super) fn new(
+        assembler: &'a mut Assembler,
+        tools: &'a mut Tools,
+        sites: &'a mut Vec<Site>,
+        leave: usize,
+        context: u8,
+        known: &'a dyn Fn(u64) -> Option<Entry>,
+    ) -> Emitter<'a> {
+        Emitter {
+            assembler,
+            tools,
+            sites,
+            leave,
+            context,
+            known,
+            start: 0,
+            own: Entry { entry: 0, body: 0 },
+            taken: Vec::new(),
+            rip: 0,
+            resume: 0,
+            undone: 0,
+        }
+    }
+
+    /// Writes the block; or the number of an instruction that is not translated after all.
+    pub(super) fn block(mut self, listing: &Listing) -> Result<Entry, usize> {
+        let count = listing.len() as u8;
+        self.start = listing.instructions.first().map_or(0, |(first, _)| first.ip());
+        self.rip = self.start;
+        self.undone = count;
+        self.prologue(count);
+        for (number, (instruction, class)) in listing.instructions.iter().enumerate() {
+            self.rip = instruction.ip();
+            self.resume = self.assembler.here();
+            self.undone = count - number as u8;
+            self.instruction(instruction, *class).map_err(|_| number)?;
+        }
+        let ended = listing.instructions.last().is_some_and(|(_, class)| class.ends_block());
+        self.undone = 0;
+        self.rip = listing.end;
+        if listing.interpret {
+            self.exit(Exit::Interpret);
+        } else if !ended {
+            self.go(listing.end);
+        }
+        for taken in core::mem::take(&mut self.taken) {
+            let here = self.assembler.here();
+            self.assembler.bind_far(taken.place, here);
+            if taken.undone == 0 && self.is_near(taken.target) {
+                self.link(taken.target, taken.place);
+                continue;
+            }
+            if taken.undone > 0 {
+                self.pay(-i32::from(taken.undone));
+                self.assembler.store(Memory::frame(at::FUEL), COUNTER);
+            }
+            self.go(taken.target);
+        }
+        Ok(self.own)
+    }
+
+    fn prologue(&mut self, count: u8) {
+        let out_of_fuel = self.assembler.here();
+        self.exit(Exit::LookAround);
+        let entry = self.assembler.here();
+        self.assembler.load(COUNTER, Memory::frame(at::SIGNALS));
+        // MOV ECX, [RCX]
+        self.assembler
+            .with_memory(false, 0x8b, COUNTER, Memory::based(COUNTER, 0));
+        let quiet = self.assembler.if_zero();
+        self.undone = 0;
+        self.exit(Exit::LookAround);
+        self.assembler.bind(quiet);
+        let body = self.assembler.here();
+        self.pay(i32::from(count));
+        self.assembler.store(Memory::frame(at::FUEL), COUNTER);
+        self.assembler.shift_right(COUNTER, COUNTER, STATE);
+        self.assembler.if_zero_back(out_of_fuel);
+        self.own = Entry {
+            entry: entry as u32,
+            body: body as u32,
+        };
+    }
+
+    /// The fuel less `count`, in the counter.
+    fn pay(&mut self, count: i32) {
+        self.assembler.load(COUNTER, Memory::frame(at::FUEL));
+        self.assembler.lea(true, COUNTER, Memory::based(COUNTER, -count));
+    }
+
+    fn instruction(&mut self, instruction: &Instruction, class: Class) -> Result<(), Unencodable> {
+        match class {
+            Class::Nothing => Ok(()),
+            Class::Copied => self.copied(instruction),
+            Class::Address => self.address_of(instruction),
+            Class::Push => self.push(instruction),
+            Class::Pop => self.pop(instruction),
+            Class::Leave => self.leave_frame(),
+            _ => self.transfer(instruction, class),
+        }
+    }
+
+    /// Leaves here.
+    pub(super) fn exit(&mut self, exit: Exit) {
+        self.assembler.call(self.leave);
+        self.assembler.word(self.sites.len() as i32);
+        self.sites.push(Site {
+            rip: self.rip,
+            undone: self.undone,
+            exit,
+        });
+    }
+
+    /// Leaves for a check that failed, before the instruction has changed anything.
+    pub(super) fn miss(&mut self, size: u8, writes: bool) {
+        let resume = self.resume as u32;
+        self.exit(Exit::Miss { resume, size, writes });
+    }
+
+    fn is_near(&self, target: u64) -> bool {
+        self.start / PAGE_SIZE == target / PAGE_SIZE
+    }
+
+    /// Goes to `target` when nothing is left to be executed here.
+    pub(super) fn go(&mut self, target: u64) {
+        if self.is_near(target) {
+            let next = self.assembler.here() + 5;
+            let place = self.assembler.jump(next);
+            self.link(target, place);
+        } else {
+            self.go_far(target);
+        }
+    }
+
+    /// Makes the jump at `place` lead to `target` in the same page: at once, or when it is taken and the target is known. It
+    /// leads here now.
+    fn link(&mut self, target: u64, place: usize) {
+        if !self.link_known(target, place) {
+            let patch = Some(place as u32);
+            let backward = target <= self.start;
+            self.undone = 0;
+            self.rip = target;
+            self.exit(Exit::Jump { patch, backward });
+        }
+    }
+
+    /// Makes the jump at `place` lead to `target` in the same page, if that is known.
+    fn link_known(&mut self, target: u64, place: usize) -> bool {
+        let known = if target == self.start {
+            Some(self.own)
+        } else {
+            (self.known)(target)
+        };
+        if let Some(known) = known {
+            self.assembler.bind_far(place, known.from(target <= self.start));
+        }
+        known.is_some()
+    }
+
+    /// Goes to `target` in another page through the jump cache.
+    fn go_far(&mut self, target: u64) {
+        let slot = at::jumps(self.context) + 16 * (target & 0xffff) as i32;
+        self.assembler.load(COUNTER, Memory::frame(slot));
+        self.assembler.constant(ADDRESS, target);
+        self.assembler
+            .lea(true, COUNTER, Memory::sum(COUNTER, ADDRESS, 0));
+        let hit = self.assembler.if_zero();
+        self.undone = 0;
+        self.rip = target;
+        let backward = true;
+        self.exit(Exit::Jump { patch: None, backward });
+        self.assembler.bind(hit);
+        self.assembler.jump_through(Memory::frame(slot + at::JUMP_HOST));
+    }
+
+    /// Looks the address up in the jump cache; leaves if it is not there. The entry is in the addend, × 8.
+    pub(super) fn look_up(&mut self, exit: Exit) {
+        self.assembler.low_word(ADDEND, ADDRESS);
+        self.assembler.lea(true, ADDEND, Memory::sum(ADDEND, ADDEND, 0));
+        self.assembler
+            .load(COUNTER, Memory::table(ADDEND, at::jumps(self.context)));
+        self.assembler.lea(true, COUNTER, Memory::sum(COUNTER, ADDRESS, 0));
+        let hit = self.assembler.if_zero();
+        self.exit(exit);
+        self.assembler.bind(hit);
+    }
+
+    /// A jump if `condition` holds, to `target`.
+    pub(super) fn branch(&mut self, condition: u8, target: u64) {
+        let place = self.assembler.jump_if(condition, 0);
+        self.take(place, target);
+    }
+
+    /// A jump to `target`, in the middle of the block.
+    pub(super) fn jump_away(&mut self, target: u64) {
+        let place = self.assembler.jump(0);
+        self.take(place, target);
+    }
+
+    fn take(&mut self, place: usize, target: u64) {
+        let undone = self.undone - 1;
+        if undone > 0 || !self.is_near(target) || !self.link_known(target, place) {
+            self.taken.push(Taken { place, target, undone });
+        }
+    }
+}
