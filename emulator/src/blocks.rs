@@ -60,6 +60,8 @@ pub struct Block {
 pub struct Heat(pub u8);
 
 impl Heat {
+    /// The block is not translated: it is interpreted.
+    pub const INTERPRETED: Heat = Heat(253);
     /// The first instruction is not translated: it is interpreted alone.
     pub const SINGLE: Heat = Heat(254);
     /// The block has been translated.

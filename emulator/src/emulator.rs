@@ -451,6 +451,7 @@ impl Emulator {
                 match self.climb(block) {
                     Climb::Interpret => {}
                     Climb::Again => continue,
+                    Climb::Back(left) => return left,
                     Climb::One => {
                         if self.attention.any() || self.counters.instructions >= self.limit {
                             return Left::LookAround;

@@ -1,9 +1,11 @@
 //! Between the tiers: when a block is translated, entered, and what is done where translated code leaves.
 
-use super::Emulator;
-use crate::access::Linear;
+use super::{Emulator, Left, try_again};
+use crate::access::{Linear, Stop};
 use crate::blocks::{Block, Heat};
-use crate::cpu::{Seg, gpr};
+use crate::cpu::{Seg, Shadow, flags, gpr};
+use crate::fast::Fast;
+use crate::op::Op;
 use crate::paging::{Intent, is_canonical};
 use crate::translate::state::{CODE_CONTEXTS, gpr_slot};
 use crate::translate::{Entry, Exit, Made, NO_FUEL, Translation, TranslationError, Translator};
@@ -19,14 +21,18 @@ pub(super) enum Climb {
     One,
     /// Looks where RIP leads now.
     Again,
+    /// Comes back: the interpreter has executed an instruction that did not simply run on into the next.
+    Back(Left),
 }
 
 /// How translated code was left.
-enum Left {
+enum Way {
     /// RIP leads to code that is not translated.
     Cold,
     /// The instruction under RIP is the interpreter's.
     Interpret,
+    /// The interpreter has executed an instruction that did not simply run on into the next.
+    Stopped(Left),
 }
 
 impl Emulator {
@@ -56,6 +62,7 @@ impl Emulator {
         let linear = self.cpu.rip;
         let host = match block.heat {
             Heat::SINGLE => return Climb::One,
+            Heat::INTERPRETED => return Climb::Interpret,
             Heat::TRANSLATED => self.fast.tlb.state.jump(context, linear),
             heat if !self.is_hot(heat) => {
                 self.blocks.warm(linear);
@@ -67,8 +74,9 @@ impl Emulator {
             return Climb::One;
         };
         match self.run_translated(host) {
-            Left::Cold => Climb::Again,
-            Left::Interpret => Climb::One,
+            Way::Cold => Climb::Again,
+            Way::Interpret => Climb::One,
+            Way::Stopped(left) => Climb::Back(left),
         }
     }
 
@@ -105,12 +113,13 @@ impl Emulator {
         let heat = match made {
             Made::Block(_) => Heat::TRANSLATED,
             Made::Nothing => Heat::SINGLE,
+            Made::Interpreted => Heat::INTERPRETED,
         };
         let gpa = page.gpa | linear & 0xfff;
         self.blocks.set_heat(linear, Some((gpa, self.cpu.view.code)), heat);
         match made {
             Made::Block(_) => self.translated(linear),
-            Made::Nothing => None,
+            Made::Nothing | Made::Interpreted => None,
         }
     }
 
@@ -137,13 +146,13 @@ impl Emulator {
     }
 
     /// Executes translated code at `host`, which is what RIP leads to, and whatever it leads to.
-    fn run_translated(&mut self, host: u64) -> Left {
+    fn run_translated(&mut self, host: u64) -> Way {
         let fuel = (self.limit - self.counters.instructions).min(MOST_FUEL) + NO_FUEL;
         self.fill_frame(fuel);
         let mut host = host;
         let (rip, undone, left) = loop {
             let Some(translator) = self.translator.as_mut() else {
-                break (self.cpu.rip, 0, Left::Cold);
+                break (self.cpu.rip, 0, Way::Cold);
             };
             let site = translator.enter(&mut self.fast.tlb.state, host);
             self.counters.exits += 1;
@@ -154,48 +163,92 @@ impl Emulator {
                     let intent = if writes { Intent::Write } else { Intent::Read };
                     match self.fast.learn(&self.cpu, at, u64::from(size), intent) {
                         Ok(()) => host = resume,
-                        Err(_) => break (site.rip, site.undone, Left::Interpret),
+                        Err(_) => break (site.rip, site.undone, Way::Interpret),
                     }
                 }
-                Exit::Interpret => break (site.rip, site.undone, Left::Interpret),
-                Exit::LookAround => break (site.rip, site.undone, Left::Cold),
+                Exit::Step { first, count, resume } => {
+                    let resume = translator.resume(resume);
+                    self.cpu.rip = site.rip;
+                    self.empty_frame();
+                    self.cpu.gpr.set(gpr::BLOCK_IP, site.rip);
+                    if let Err((done, stop, op)) = self.step(first, count) {
+                        self.account(fuel, site.undone - done);
+                        return Way::Stopped(self.stopped(stop, op.len, op.off));
+                    }
+                    let fuel = self.fast.tlb.state.frame().fuel;
+                    self.fill_frame(fuel);
+                    host = resume;
+                }
+                Exit::Interpret => break (site.rip, site.undone, Way::Interpret),
+                Exit::LookAround => break (site.rip, site.undone, Way::Cold),
                 Exit::Jump {
                     patch: Some(patch),
                     backward,
                 } => {
                     let Some(entry) = self.known(site.rip) else {
-                        break (site.rip, 0, Left::Cold);
+                        break (site.rip, 0, Way::Cold);
                     };
                     let Some(translator) = self.translator.as_mut() else {
-                        break (site.rip, 0, Left::Cold);
+                        break (site.rip, 0, Way::Cold);
                     };
                     host = translator.link(patch, entry, backward);
                 }
                 Exit::Jump { patch: None, .. } => match self.translated(site.rip) {
                     Some(to) => host = to,
-                    None => break (site.rip, 0, Left::Cold),
+                    None => break (site.rip, 0, Way::Cold),
                 },
                 Exit::Indirect { release } => {
                     let frame = self.fast.tlb.state.frame_mut();
                     let target = frame.address;
                     if !is_canonical(&self.cpu, target) {
-                        break (site.rip, site.undone, Left::Interpret);
+                        break (site.rip, site.undone, Way::Interpret);
                     }
                     let stack = &mut frame.gpr[gpr_slot(gpr::RSP)];
                     *stack = stack.wrapping_add(u64::from(release));
                     match self.translated(target) {
                         Some(to) => host = to,
-                        None => break (target, 0, Left::Cold),
+                        None => break (target, 0, Way::Cold),
                     }
                 }
             }
         };
         self.cpu.rip = rip;
+        self.account(fuel, undone);
+        self.empty_frame();
+        left
+    }
+
+    /// Counts the instructions since there was so much fuel, but for those that were not executed.
+    fn account(&mut self, fuel: u64, undone: u8) {
         let executed = fuel - self.fast.tlb.state.frame().fuel - u64::from(undone);
         self.counters.instructions += executed;
         self.counters.translated += executed;
-        self.empty_frame();
-        left
+    }
+
+    /// Interprets operations in the middle of translated code. If one does not simply run on into the next: how many did, why,
+    /// and which one it is.
+    fn step(&mut self, first: u32, count: u8) -> Result<(), (u8, Stop, Op<Fast>)> {
+        let context = self.cpu.view.context;
+        for done in 0..count {
+            let Some(translator) = &self.translator else { return Ok(()) };
+            let op = translator.step(first + u32::from(done));
+            let outcome = (op.run)(&mut self.cpu, &mut self.fast, &op)
+                .or_else(|stop| try_again(&mut self.cpu, &mut self.fast, &op, stop));
+            match outcome {
+                Ok(()) => {}
+                Err(Stop::Next) if self.may_go_on(context) => {}
+                Err(stop) => return Err((done, stop, op)),
+            }
+        }
+        Ok(())
+    }
+
+    /// An instruction that may have changed flags has changed nothing that anybody must look at before the next.
+    fn may_go_on(&self, context: u8) -> bool {
+        let cpu = &self.cpu;
+        let is_quiet = cpu.shadow == Shadow::None && cpu.event.is_none() && !cpu.flags.any(flags::TF);
+        let is_waited_for = self.window && cpu.accepts_interrupts() || self.nmi_window && cpu.accepts_nmi();
+        is_quiet && !is_waited_for && cpu.view.context == context && !self.attention.any()
     }
 
     fn fill_frame(&mut self, fuel: u64) {

@@ -13,15 +13,20 @@
 use iced_x86::{Decoder, Encoder, Instruction, InstructionInfoFactory};
 
 use super::assembler::{ADDEND, ADDRESS, Assembler, COUNTER, Memory, STATE};
-use super::class::{Class, class};
+use super::class::{Class, can_be_stepped, class, is_wide};
 use super::state::at;
-use crate::access::Access;
 use crate::blocks::BLOCK_OPS;
+use crate::cpu::CodeSize;
+use crate::decode::decode;
+use crate::fast::Fast;
+use crate::op::Op;
 use crate::ram::PAGE_SIZE;
 use crate::table::{Flow, Table};
 
 /// Most bytes that a block can have.
 pub(super) const BLOCK_BYTES: u64 = BLOCK_OPS as u64 * 15;
+/// Most bytes from the first instruction of a group to its last, so that an [`Op::off`] holds them.
+const GROUP_BYTES: u64 = 200;
 /// What is left of the fuel when no more instructions may be executed.
 pub(crate) const NO_FUEL: u64 = 4096;
 
@@ -32,6 +37,8 @@ pub(crate) enum Exit {
     Miss { resume: u32, size: u8, writes: bool },
     /// The instruction is the interpreter's.
     Interpret,
+    /// So are some, after which translated code goes on at `resume` of the buffer: operations from number `first` on.
+    Step { first: u32, count: u8, resume: u32 },
     /// Somebody signals, or the fuel is used up.
     LookAround,
     /// To code that was not known. The distance at `patch`, if it is in the same page, is to lead there.
@@ -77,27 +84,46 @@ pub(super) struct Listing {
     end: u64,
     /// What follows is the interpreter's.
     interpret: bool,
+    /// Those that are stepped, by group; each is relative to where its group begins.
+    pub(super) steps: Vec<Op<Fast>>,
 }
 
 impl Listing {
     /// Reads instructions from `bytes`, which are at `linear` and end with the page or after [`BLOCK_BYTES`].
-    pub(super) fn read<M: Access>(&mut self, table: &Table<M>, bytes: &[u8], linear: u64) {
+    pub(super) fn read(&mut self, table: &Table<Fast>, bytes: &[u8], linear: u64) {
         self.instructions.clear();
+        self.steps.clear();
+        // Where the present group begins.
+        let mut group = None;
         self.interpret = false;
         self.end = linear;
         let mut decoder = Decoder::with_ip(64, bytes, linear, table.options);
         let mut instruction = Instruction::default();
         while self.instructions.len() < BLOCK_OPS && decoder.can_decode() {
             decoder.decode_out(&mut instruction);
-            let executed = !instruction.is_invalid()
-                && table
-                    .form(instruction.code())
-                    .is_some_and(|form| form.flow != Flow::End);
-            let class = executed.then(|| class(&instruction)).flatten();
-            let Some(class) = class.filter(|class| leads_somewhere(&instruction, *class)) else {
+            let form = table.form(instruction.code()).filter(|_| !instruction.is_invalid());
+            let class = form.and_then(|form| match class(&instruction) {
+                Some(class) if form.flow != Flow::End && leads_somewhere(&instruction, class) => Some(class),
+                Some(_) => None,
+                None if can_be_stepped(&instruction, form.flow) => {
+                    let from = group.filter(|from| instruction.ip() - from < GROUP_BYTES);
+                    let off = from.map_or(0, |from| instruction.ip() - from);
+                    let at = (instruction.ip() - linear) as usize;
+                    let decoded = decode(None, table, CodeSize::Bits64, &bytes[at..], off as u8).ok()?;
+                    group = Some(instruction.ip() - off);
+                    self.steps.push(decoded.op);
+                    let first = off == 0;
+                    Some(Class::Stepped { first })
+                }
+                None => None,
+            });
+            let Some(class) = class else {
                 self.interpret = true;
                 return;
             };
+            if !matches!(class, Class::Stepped { .. }) {
+                group = None;
+            }
             self.instructions.push((instruction, class));
             self.end = instruction.next_ip();
             let is_loop = matches!(class, Class::JumpIf) && instruction.near_branch64() <= instruction.ip();
@@ -114,6 +140,14 @@ impl Listing {
 
     pub(super) fn len(&self) -> usize {
         self.instructions.len()
+    }
+
+    /// So much of it is stepped that it is better interpreted.
+    pub(super) fn is_better_interpreted(&self) -> bool {
+        let is_wide = |(instruction, class): &&(Instruction, Class)| {
+            matches!(class, Class::Stepped { .. }) && is_wide(instruction)
+        };
+        3 * self.instructions.iter().filter(is_wide).count() > self.len()
     }
 
     /// Leaves the instructions from number `length` on to the interpreter.
@@ -165,6 +199,8 @@ pub(super) struct Emitter<'a> {
     pub(super) context: u8,
     /// Blocks of the same page.
     pub(super) known: &'a dyn Fn(u64) -> Option<Entry>,
+    /// Number of the next operation that is stepped.
+    step: u32,
     start: u64,
     own: Entry,
     taken: Vec<Taken>,
@@ -184,6 +220,7 @@ impl<'a> Emitter<'a> {
         leave: usize,
         context: u8,
         known: &'a dyn Fn(u64) -> Option<Entry>,
+        step: u32,
     ) -> Emitter<'a> {
         Emitter {
             assembler,
@@ -192,6 +229,7 @@ impl<'a> Emitter<'a> {
             leave,
             context,
             known,
+            step,
             start: 0,
             own: Entry { entry: 0, body: 0 },
             taken: Vec::new(),
@@ -212,7 +250,15 @@ impl<'a> Emitter<'a> {
             self.rip = instruction.ip();
             self.resume = self.assembler.here();
             self.undone = count - number as u8;
-            self.instruction(instruction, *class).map_err(|_| number)?;
+            match class {
+                Class::Stepped { first: false } => {}
+                Class::Stepped { first: true } => {
+                    let group = listing.instructions[number + 1..].iter();
+                    let others = group.take_while(|(_, class)| *class == Class::Stepped { first: false });
+                    self.step(1 + others.count() as u8);
+                }
+                class => self.instruction(instruction, *class).map_err(|_| number)?,
+            }
         }
         let ended = listing.instructions.last().is_some_and(|(_, class)| class.ends_block());
         self.undone = 0;
@@ -288,6 +334,15 @@ impl<'a> Emitter<'a> {
             undone: self.undone,
             exit,
         });
+    }
+
+    /// Has the interpreter execute the next `count` operations.
+    fn step(&mut self, count: u8) {
+        const EXIT: usize = 9;
+        let (first, resume) = (self.step, (self.assembler.here() + EXIT) as u32);
+        self.step += u32::from(count);
+        self.exit(Exit::Step { first, count, resume });
+        debug_assert_eq!(self.assembler.here(), resume as usize);
     }
 
     /// Leaves for a check that failed, before the instruction has changed anything.

@@ -15,6 +15,7 @@ use crate::attention::Attention;
 use crate::blocks::PlaceHasher;
 use crate::code_pages::line_mask;
 use crate::fast::Fast;
+use crate::op::Op;
 use crate::ram::{PAGE_SIZE, Ram};
 use crate::table::Table;
 use crate::tlb::FetchPage;
@@ -55,6 +56,8 @@ pub(crate) enum Made {
     Block(Entry),
     /// Nothing: the first instruction is the interpreter's.
     Nothing,
+    /// Nothing: the whole block is better interpreted.
+    Interpreted,
 }
 
 /// Translated code of one CPU.
@@ -68,6 +71,8 @@ pub(crate) struct Translator {
     listing: Listing,
     /// Where code leaves, by the number behind the call.
     sites: Vec<Site>,
+    /// What the interpreter executes in the middle of blocks.
+    steps: Vec<Op<Fast>>,
     blocks: HashMap<Key, Known, BuildHasherDefault<PlaceHasher>>,
     /// How often a block is interpreted before it is translated.
     pub(crate) threshold: u8,
@@ -96,6 +101,7 @@ impl Translator {
             },
             listing: Listing::default(),
             sites: Vec::new(),
+            steps: Vec::new(),
             blocks: HashMap::default(),
             threshold: translation.threshold,
             made: 0,
@@ -108,6 +114,7 @@ impl Translator {
         state.forget_jumps();
         self.blocks.clear();
         self.sites.clear();
+        self.steps.clear();
         self.buffer.truncate(self.first);
     }
 
@@ -133,6 +140,9 @@ impl Translator {
         let Some(generation) = self.read(page, linear, table, fast, attention) else {
             return Made::Nothing;
         };
+        if self.listing.is_better_interpreted() {
+            return Made::Interpreted;
+        }
         let known = |target: u64| find(&self.blocks, generation, page.number, target, context);
         let (base, first_site) = (self.buffer.used(), self.sites.len());
         while self.listing.len() > 0 {
@@ -145,10 +155,12 @@ impl Translator {
                 self.thunks.leave,
                 context,
                 &known,
+                self.steps.len() as u32,
             );
             match emitter.block(&self.listing) {
                 Ok(entry) => {
                     self.buffer.append(self.assembler.bytes());
+                    self.steps.extend_from_slice(&self.listing.steps);
                     let known = Known { entry, generation };
                     self.blocks.insert(Key::new(linear, page.number, context), known);
                     self.made += 1;
@@ -206,6 +218,11 @@ impl Translator {
     /// Where the host's code at `at` of the buffer is.
     pub(crate) fn resume(&self, at: u32) -> u64 {
         self.buffer.address(at as usize)
+    }
+
+    /// What a site has the interpreter execute.
+    pub(crate) fn step(&self, number: u32) -> Op<Fast> {
+        self.steps[number as usize]
     }
 
     /// Makes the jump at `patch` lead to a block in the same page; where that goes.

@@ -3,7 +3,9 @@
 //! What the decoder library knows about an encoding (operands and their accesses, sizes, CPUID features) is asked there. An
 //! instruction that is not named here is the interpreter's, which also owns every fault.
 
-use iced_x86::{Code, CpuidFeature, EncodingKind, Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+use crate::table::Flow;
 
 /// How an instruction is translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,8 @@ pub(super) enum Class {
     JumpIndirect,
     /// CALL r/m.
     CallIndirect,
+    /// Left to the interpreter, after which translated code goes on; `first` of a group.
+    Stepped { first: bool },
 }
 
 impl Class {
@@ -94,6 +98,24 @@ pub(super) fn class(instruction: &Instruction) -> Option<Class> {
     };
     let is_there = code.cpuid_features().iter().all(|feature| host_has(*feature));
     (is_there && (class != Class::Copied || has_plain_operands(instruction))).then_some(class)
+}
+
+/// The interpreter can execute it in the middle of translated code: it neither jumps nor changes what code is translated for,
+/// or says so when it has done that.
+pub(super) fn can_be_stepped(instruction: &Instruction, flow: Flow) -> bool {
+    match flow {
+        Flow::Next => instruction.flow_control() == FlowControl::Next,
+        Flow::Branch => false,
+        Flow::End => instruction.code() == Code::Popfq,
+    }
+}
+
+/// It computes with vectors or floating-point numbers: much of that is better interpreted block by block.
+pub(super) fn is_wide(instruction: &Instruction) -> bool {
+    instruction.op_kinds().enumerate().any(|(i, kind)| {
+        let register = instruction.op_register(i as u32);
+        kind == OpKind::Register && (register.is_vector_register() || register.is_st() || register.is_mm())
+    })
 }
 
 /// Integer instructions whose only effects are those on their operands and the status flags, and which never fault but for

@@ -10,7 +10,7 @@
 //!
 //! # Invariants
 //! * Tables are written by Rust only, and only while translated code of this CPU does not run.
-//! * A slot of a table that holds nothing has a key that nothing of that slot can have ([`NO_PAGE`], [`Jump::NONE`]).
+//! * A slot of a table that holds nothing has a key that nothing of that slot can have ([`NO_PAGE`], [`Jump::none`]).
 #![allow(unsafe_code, reason = "the frame is shared with translated code")]
 
 use core::mem::{offset_of, size_of};
@@ -91,7 +91,7 @@ impl Translations {
 
 /// Where translated code for a linear address is.
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Jump {
     /// The linear address, negated.
     pub(crate) key: u64,
@@ -202,7 +202,7 @@ pub(crate) struct State {
     frame: NonNull<Frame>,
     /// Keeps the frame alive.
     _mapping: MmapRegion<()>,
-    /// Slots of the jump caches that are in use.
+    /// Slots of the jump caches that are in use, each once.
     used_jumps: Vec<(u8, u16)>,
 }
 
@@ -265,8 +265,12 @@ impl State {
     pub(crate) fn insert_jump(&mut self, context: u8, linear: u64, host: u64) {
         let key = linear.wrapping_neg();
         let slot = Jump::slot(linear);
-        self.frame_mut().jumps[usize::from(context)][slot] = Jump { key, host };
-        self.used_jumps.push((context, slot as u16));
+        let jump = &mut self.frame_mut().jumps[usize::from(context)][slot];
+        let was_free = *jump == Jump::none(slot);
+        *jump = Jump { key, host };
+        if was_free {
+            self.used_jumps.push((context, slot as u16));
+        }
     }
 
     /// Forgets which code is at which linear address.
