@@ -18,8 +18,7 @@
 //! * A block is entered only while the linear address leads to the page that it was read from, and that page's generation is the
 //!   one it was read under: jumps within a page are direct, since the block that jumps was entered in this way itself; all others
 //!   go through the jump cache, which forgets everything when translations change or code is overwritten.
-//! * Whoever overwrites code signals every CPU; each looks at its signals at jumps backward and out of the page.
-//! * The number of instructions to a limit, and to the next look at the signals, is bounded.
+//! * Whoever overwrites code signals every CPU; each looks at its signals at the start of every block.
 //!
 //! # Life of a block
 //! interpreted [`Translation::threshold`] times -> translated -> linked to others as they are reached -> dropped with all the

@@ -181,19 +181,16 @@ impl Emulator {
                 }
                 Exit::Interpret => break (site.rip, site.undone, Way::Interpret),
                 Exit::LookAround => break (site.rip, site.undone, Way::Cold),
-                Exit::Jump {
-                    patch: Some(patch),
-                    backward,
-                } => {
+                Exit::Jump { patch: Some(patch) } => {
                     let Some(entry) = self.known(site.rip) else {
                         break (site.rip, 0, Way::Cold);
                     };
                     let Some(translator) = self.translator.as_mut() else {
                         break (site.rip, 0, Way::Cold);
                     };
-                    host = translator.link(patch, entry, backward);
+                    host = translator.link(patch, entry);
                 }
-                Exit::Jump { patch: None, .. } => match self.translated(site.rip) {
+                Exit::Jump { patch: None } => match self.translated(site.rip) {
                     Some(to) => host = to,
                     None => break (site.rip, 0, Way::Cold),
                 },

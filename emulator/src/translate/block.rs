@@ -2,13 +2,14 @@
 //!
 //! ```text
 //! out of fuel:  leave
-//! entry:        leave if somebody signals        (skipped by jumps forward in the same page)
-//! body:         fuel -= instructions, back to "out of fuel" if there is too little
+//! entry:        leave if somebody signals
+//!               fuel -= instructions, back to "out of fuel" if there is too little
 //!               instructions, each behind checks that leave with everything as it was before it
 //!               the way on
 //! taken branches, each with its own way on
 //! ```
-//! Every cycle of jumps has one that leads backward or goes through the jump cache, and so looks at the signals.
+//! Every block looks at the signals: code that another CPU has overwritten before something that this one has seen is not
+//! executed any more.
 
 use iced_x86::{Decoder, Encoder, Instruction, InstructionInfoFactory};
 
@@ -42,7 +43,7 @@ pub(crate) enum Exit {
     /// Somebody signals, or the fuel is used up.
     LookAround,
     /// To code that was not known. The distance at `patch`, if it is in the same page, is to lead there.
-    Jump { patch: Option<u32>, backward: bool },
+    Jump { patch: Option<u32> },
     /// To the address in the frame, after `release` has been added to RSP.
     Indirect { release: u32 },
 }
@@ -59,19 +60,7 @@ pub(crate) struct Site {
 
 /// Where a translated block is in the buffer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Entry {
-    /// Where it is entered from anywhere.
-    pub(super) entry: u32,
-    /// Where it is entered by jumps forward in its page.
-    pub(super) body: u32,
-}
-
-impl Entry {
-    /// Where a jump from the same page goes.
-    pub(super) fn from(self, backward: bool) -> usize {
-        if backward { self.entry as usize } else { self.body as usize }
-    }
-}
+pub(crate) struct Entry(pub(super) u32);
 
 /// An instruction that is not translated after all.
 pub(super) struct Unencodable;
@@ -231,7 +220,7 @@ impl<'a> Emitter<'a> {
             known,
             step,
             start: 0,
-            own: Entry { entry: 0, body: 0 },
+            own: Entry(0),
             taken: Vec::new(),
             rip: 0,
             resume: 0,
@@ -287,7 +276,7 @@ impl<'a> Emitter<'a> {
     fn prologue(&mut self, count: u8) {
         let out_of_fuel = self.assembler.here();
         self.exit(Exit::LookAround);
-        let entry = self.assembler.here();
+        self.own = Entry(self.assembler.here() as u32);
         self.assembler.load(COUNTER, Memory::frame(at::SIGNALS));
         // MOV ECX, [RCX]
         self.assembler
@@ -296,15 +285,10 @@ impl<'a> Emitter<'a> {
         self.undone = 0;
         self.exit(Exit::LookAround);
         self.assembler.bind(quiet);
-        let body = self.assembler.here();
         self.pay(i32::from(count));
         self.assembler.store(Memory::frame(at::FUEL), COUNTER);
         self.assembler.shift_right(COUNTER, COUNTER, STATE);
         self.assembler.if_zero_back(out_of_fuel);
-        self.own = Entry {
-            entry: entry as u32,
-            body: body as u32,
-        };
     }
 
     /// The fuel less `count`, in the counter.
@@ -371,10 +355,9 @@ impl<'a> Emitter<'a> {
     fn link(&mut self, target: u64, place: usize) {
         if !self.link_known(target, place) {
             let patch = Some(place as u32);
-            let backward = target <= self.start;
             self.undone = 0;
             self.rip = target;
-            self.exit(Exit::Jump { patch, backward });
+            self.exit(Exit::Jump { patch });
         }
     }
 
@@ -386,7 +369,7 @@ impl<'a> Emitter<'a> {
             (self.known)(target)
         };
         if let Some(known) = known {
-            self.assembler.bind_far(place, known.from(target <= self.start));
+            self.assembler.bind_far(place, known.0 as usize);
         }
         known.is_some()
     }
@@ -401,8 +384,7 @@ impl<'a> Emitter<'a> {
         let hit = self.assembler.if_zero();
         self.undone = 0;
         self.rip = target;
-        let backward = true;
-        self.exit(Exit::Jump { patch: None, backward });
+        self.exit(Exit::Jump { patch: None });
         self.assembler.bind(hit);
         self.assembler.jump_through(Memory::frame(slot + at::JUMP_HOST));
     }

@@ -212,7 +212,7 @@ impl Translator {
 
     /// Where a block is entered.
     pub(crate) fn address(&self, entry: Entry) -> u64 {
-        self.buffer.address(entry.entry as usize)
+        self.buffer.address(entry.0 as usize)
     }
 
     /// Where the host's code at `at` of the buffer is.
@@ -226,8 +226,8 @@ impl Translator {
     }
 
     /// Makes the jump at `patch` lead to a block in the same page; where that goes.
-    pub(crate) fn link(&mut self, patch: u32, entry: Entry, backward: bool) -> u64 {
-        let to = entry.from(backward);
+    pub(crate) fn link(&mut self, patch: u32, entry: Entry) -> u64 {
+        let to = entry.0 as usize;
         self.buffer.patch(patch as usize, distance(patch as usize, to));
         self.buffer.address(to)
     }

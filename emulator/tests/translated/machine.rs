@@ -21,11 +21,11 @@ pub const STACK: u64 = 0x3_0000;
 /// Where the same memory is once more.
 pub const HIGH: u64 = 0xffff_ffff_8000_0000;
 const RAM_SIZE: usize = 0x4_0000;
-const PML4: u64 = 0x1000;
+pub const PML4: u64 = 0x1000;
 const LOW_PDPT: u64 = 0x2000;
 const HIGH_PDPT: u64 = 0x3000;
 const DIRECTORY: u64 = 0x4000;
-const TABLE: u64 = 0x5000;
+pub const TABLE: u64 = 0x5000;
 /// Bases of FS and GS.
 const BASES: [u64; 2] = [DATA + 0x40, HIGH + DATA + 0x1080];
 
@@ -73,10 +73,19 @@ fn cpuid() -> CpuidTable {
 
 impl Machine {
     pub fn new(ring: Ring) -> Machine {
-        static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
-        let model = MODEL.get_or_init(|| Arc::new(Model::new())).clone();
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_SIZE)]).unwrap();
         let ram = Arc::new(Ram::new(memory.clone()).unwrap());
+        Machine::with(ring, memory, ram)
+    }
+
+    /// Another CPU on the same memory.
+    pub fn beside(&self) -> Machine {
+        Machine::with(self.ring, self.memory.clone(), self.ram.clone())
+    }
+
+    fn with(ring: Ring, memory: GuestMemoryMmap<()>, ram: Arc<Ram>) -> Machine {
+        static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
+        let model = MODEL.get_or_init(|| Arc::new(Model::new())).clone();
         let emulator = Emulator::new(Cpu::reset(), ram.clone(), Arc::new(Still), model, Arc::new(cpuid()));
         Machine {
             emulator,
@@ -90,6 +99,11 @@ impl Machine {
     pub fn write(&self, at: u64, bytes: &[u8]) {
         self.memory.write_slice(bytes, GuestAddress(at)).unwrap();
         self.ram.written_by_host(at, bytes.len() as u64);
+    }
+
+    /// Reads a word of memory.
+    pub fn word(&self, at: u64) -> u32 {
+        self.memory.read_obj(GuestAddress(at)).unwrap()
     }
 
     /// A state to begin the program with.

@@ -2,9 +2,11 @@
 //!
 //! - `machine`: memory, page tables, and a CPU in ring 0 or 3.
 //! - `program`: random code that loops, calls, jumps, faults and overwrites itself.
+//! - `changing`: code that is overwritten, by itself or another CPU, or mapped elsewhere.
 //!
 //! `REPRISE_PLAYS=N` plays N programs of each kind, `REPRISE_SEED=N` begins at another one.
 
+mod changing;
 mod dice;
 mod machine;
 mod program;

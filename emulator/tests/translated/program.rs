@@ -284,6 +284,15 @@ impl Program {
         Program { seed, bytes, starts }
     }
 
+    /// This code at the start of the code pages.
+    pub fn of(code: &[u8]) -> Program {
+        Program {
+            seed: 1,
+            bytes: code.to_vec(),
+            starts: vec![CODE],
+        }
+    }
+
     /// The address of an instruction, in either half.
     pub fn address(&self, dice: &mut Dice) -> u64 {
         let start = dice.choose(&self.starts);
