@@ -73,7 +73,8 @@ impl Attention {
 
     /// Takes the signal that code was overwritten; the caller forgets where translated code is after that.
     pub(crate) fn take_code_overwritten(&self) -> bool {
-        self.signals.load(Ordering::SeqCst) & STALE != 0 && self.signals.fetch_and(!STALE, Ordering::SeqCst) & STALE != 0
+        self.signals.load(Ordering::SeqCst) & STALE != 0
+            && self.signals.fetch_and(!STALE, Ordering::SeqCst) & STALE != 0
     }
 
     /// Has the CPU forget every translation before it begins its next instruction; [`Attention::has_flushed`] tells when it can no

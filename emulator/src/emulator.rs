@@ -406,10 +406,12 @@ impl Emulator {
         // Without breakpoints nobody sees how RF goes that was for this instruction: a fault sets it again.
         self.cpu.flags.assign(flags::RF, false);
         let shadow = self.cpu.shadow;
-        let left = if shadow == Shadow::None && self.may_run_blocks() {
+        let left = if shadow != Shadow::None {
+            self.run_one()
+        } else if self.may_run_blocks() {
             self.run_blocks()
         } else {
-            self.run_one()
+            self.run_near_limit()
         };
         match left {
             Left::LookAround => {

@@ -26,7 +26,7 @@
 //!
 //! # Parts
 //! `state`: what translated code reaches. `buffer`, `assembler`: where and how code is written. `class`: what is translated.
-//! `block`: a block and its exits; `copied`, `memory`, `stack`, `branch`: its instructions. `thunks`: the way in and out.
+//! `block`: a block and its exits; `copied`, `memory`, `stack`, `branch`, `vector`: its instructions. `thunks`: the way in and out.
 //! `cache`: all blocks of a CPU. The driver is `emulator::tier`.
 
 mod assembler;
@@ -40,6 +40,7 @@ mod memory;
 mod stack;
 pub(crate) mod state;
 mod thunks;
+mod vector;
 
 pub(crate) use block::{Entry, Exit, NO_FUEL};
 pub(crate) use cache::{Made, Translator};

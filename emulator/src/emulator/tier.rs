@@ -3,7 +3,7 @@
 use super::{Emulator, Left, try_again};
 use crate::access::{Linear, Stop};
 use crate::blocks::{Block, Heat};
-use crate::cpu::{Seg, Shadow, flags, gpr};
+use crate::cpu::{Cr0, Cr4, Seg, Shadow, flags, gpr};
 use crate::fast::Fast;
 use crate::op::Op;
 use crate::paging::{Intent, is_canonical};
@@ -12,6 +12,9 @@ use crate::translate::{Entry, Exit, Made, NO_FUEL, Translation, TranslationError
 
 /// Most fuel for one stay in translated code.
 const MOST_FUEL: u64 = 1 << 40;
+
+/// MXCSR: all floating-point exceptions masked.
+const MASKS: u32 = 0x1f80;
 
 /// What the interpreter does with the block under RIP.
 pub(super) enum Climb {
@@ -80,6 +83,23 @@ impl Emulator {
         }
     }
 
+    /// Executes a translated block that does not exceed the limit, or one instruction.
+    pub(super) fn run_near_limit(&mut self) -> Left {
+        let before = self.counters.instructions;
+        if self.translator.is_some()
+            && before < self.limit
+            && let Some(block) = self.block()
+            && let Climb::Back(left) = self.climb(block)
+        {
+            return left;
+        }
+        if self.counters.instructions == before {
+            self.run_one()
+        } else {
+            Left::LookAround
+        }
+    }
+
     /// Others execute or write what translated code would not ask them about.
     fn is_foreign(&self) -> bool {
         self.elsewhere.is_some() || self.blocks.distrusts()
@@ -102,14 +122,7 @@ impl Emulator {
         let context = self.cpu.view.context;
         let page = self.fast.fetch_page(&self.cpu, linear)?;
         let translator = self.translator.as_mut()?;
-        let made = translator.translate(
-            page,
-            linear,
-            context,
-            &self.model.fast,
-            &mut self.fast,
-            &self.attention,
-        );
+        let made = translator.translate(page, linear, context, &self.model.fast, &mut self.fast, &self.attention);
         let heat = match made {
             Made::Block(_) => Heat::TRANSLATED,
             Made::Nothing => Heat::SINGLE,
@@ -227,7 +240,9 @@ impl Emulator {
     fn step(&mut self, first: u32, count: u8) -> Result<(), (u8, Stop, Op<Fast>)> {
         let context = self.cpu.view.context;
         for done in 0..count {
-            let Some(translator) = &self.translator else { return Ok(()) };
+            let Some(translator) = &self.translator else {
+                return Ok(());
+            };
             let op = translator.step(first + u32::from(done));
             let outcome = (op.run)(&mut self.cpu, &mut self.fast, &op)
                 .or_else(|stop| try_again(&mut self.cpu, &mut self.fast, &op, stop));
@@ -249,6 +264,8 @@ impl Emulator {
     }
 
     fn fill_frame(&mut self, fuel: u64) {
+        // Translated code writes there, which nobody borrows meanwhile.
+        let vectors = (&raw mut self.cpu.fpu.vectors).expose_provenance() as u64;
         let cpu = &self.cpu;
         let frame = self.fast.tlb.state.frame_mut();
         frame.fuel = fuel;
@@ -256,6 +273,10 @@ impl Emulator {
             frame.gpr[gpr_slot(register)] = cpu.gpr.get(register);
         }
         frame.bases = [Seg::Fs, Seg::Gs].map(|seg| cpu.view.flat_base[seg as usize]);
+        let is_on = cpu.cr0.0 & (Cr0::EM | Cr0::TS) | !cpu.cr4.0 & Cr4::OSFXSR == 0;
+        let is_masked = cpu.fpu.mxcsr & MASKS == MASKS;
+        frame.vectors = if is_on { vectors } else { 0 };
+        frame.floats = if is_masked { frame.vectors } else { 0 };
         let status = cpu.flags.status();
         // OF is bit 11.
         frame.flags = (status as u16 & 0xff) << 8 | (status >> 11 & 1) as u16;

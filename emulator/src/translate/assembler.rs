@@ -132,7 +132,9 @@ impl Assembler {
             None => (base & 7 == 4).then_some(0x20 | base & 7),
         };
         let Some(base) = memory.base else {
-            let sib = memory.index.map_or(0x25, |(index, shift)| shift << 6 | (index & 7) << 3 | 5);
+            let sib = memory
+                .index
+                .map_or(0x25, |(index, shift)| shift << 6 | (index & 7) << 3 | 5);
             self.raw(&[reg | 4, sib]);
             return self.word(displacement);
         };
@@ -227,12 +229,22 @@ impl Assembler {
 
     /// MOVZX r32, r8 of a register's low byte.
     pub(super) fn low_byte(&mut self, to: u8, from: u8) {
-        self.raw(&[0x40 | to >> 3 << 2 | from >> 3, 0x0f, 0xb6, 0xc0 | (to & 7) << 3 | from & 7]);
+        self.raw(&[
+            0x40 | to >> 3 << 2 | from >> 3,
+            0x0f,
+            0xb6,
+            0xc0 | (to & 7) << 3 | from & 7,
+        ]);
     }
 
     /// MOVZX r32, r16.
     pub(super) fn low_word(&mut self, to: u8, from: u8) {
-        self.raw(&[0x40 | to >> 3 << 2 | from >> 3, 0x0f, 0xb7, 0xc0 | (to & 7) << 3 | from & 7]);
+        self.raw(&[
+            0x40 | to >> 3 << 2 | from >> 3,
+            0x0f,
+            0xb7,
+            0xc0 | (to & 7) << 3 | from & 7,
+        ]);
     }
 
     /// JRCXZ to what is bound later.
@@ -325,7 +337,11 @@ mod tests {
             for index in [None, Some((0, 0)), Some((5, 3)), Some((12, 2)), Some((13, 1))] {
                 for displacement in [0, 1, -128, 128, i32::MIN] {
                     for reg in [1, 9] {
-                        let memory = Memory { base, index, displacement };
+                        let memory = Memory {
+                            base,
+                            index,
+                            displacement,
+                        };
                         let lea = decoded(|a| a.lea(true, reg, memory));
                         let number = |register: Register| (register != Register::None).then(|| register.number() as u8);
                         assert_eq!(lea.op0_register().number() as u8, reg);
@@ -345,7 +361,10 @@ mod tests {
             for register in [1, 10] {
                 let mov = decoded(|a| a.constant(register, value));
                 assert_eq!(mov.op0_register().number() as u8, register);
-                assert_eq!((mov.immediate(1), mov.op0_register().is_gpr32()), (value, value <= u64::from(u32::MAX)));
+                assert_eq!(
+                    (mov.immediate(1), mov.op0_register().is_gpr32()),
+                    (value, value <= u64::from(u32::MAX))
+                );
             }
         }
     }
@@ -378,7 +397,10 @@ mod tests {
         assembler.bind_far(place, 1234);
         let mut decoder = Decoder::with_ip(64, assembler.bytes(), 1000, DecoderOptions::NONE);
         let jump = decoder.decode();
-        assert_eq!((jump.near_branch64(), jump.flow_control()), (1234, FlowControl::ConditionalBranch));
+        assert_eq!(
+            (jump.near_branch64(), jump.flow_control()),
+            (1234, FlowControl::ConditionalBranch)
+        );
         let jump = decoded(|a| {
             a.jump(77);
         });

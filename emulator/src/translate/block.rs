@@ -235,6 +235,14 @@ impl<'a> Emitter<'a> {
         self.rip = self.start;
         self.undone = count;
         self.prologue(count);
+        let has = |floats| {
+            let mut classes = listing.instructions.iter().map(|(_, class)| *class);
+            classes.any(|class| class == Class::Vector { floats })
+        };
+        if has(true) || has(false) {
+            self.undone = count;
+            self.check_vectors(has(true));
+        }
         for (number, (instruction, class)) in listing.instructions.iter().enumerate() {
             self.rip = instruction.ip();
             self.resume = self.assembler.here();
@@ -305,6 +313,7 @@ impl<'a> Emitter<'a> {
             Class::Push => self.push(instruction),
             Class::Pop => self.pop(instruction),
             Class::Leave => self.leave_frame(),
+            Class::Vector { floats } => self.vector(instruction, floats),
             _ => self.transfer(instruction, class),
         }
     }
@@ -379,8 +388,7 @@ impl<'a> Emitter<'a> {
         let slot = at::jumps(self.context) + 16 * (target & 0xffff) as i32;
         self.assembler.load(COUNTER, Memory::frame(slot));
         self.assembler.constant(ADDRESS, target);
-        self.assembler
-            .lea(true, COUNTER, Memory::sum(COUNTER, ADDRESS, 0));
+        self.assembler.lea(true, COUNTER, Memory::sum(COUNTER, ADDRESS, 0));
         let hit = self.assembler.if_zero();
         self.undone = 0;
         self.rip = target;

@@ -120,7 +120,13 @@ impl Translator {
 
     /// The block at `linear`, in `page`, if there is a valid one.
     pub(crate) fn find(&self, page: FetchPage, linear: u64, context: u8, ram: &Ram) -> Option<Entry> {
-        find(&self.blocks, ram.code.generation(page.number), page.number, linear, context)
+        find(
+            &self.blocks,
+            ram.code.generation(page.number),
+            page.number,
+            linear,
+            context,
+        )
     }
 
     /// Translates the block at `linear`, in `page`.

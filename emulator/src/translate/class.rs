@@ -38,6 +38,11 @@ pub(super) enum Class {
     JumpIndirect,
     /// CALL r/m.
     CallIndirect,
+    /// SSE.
+    Vector {
+        /// It looks at MXCSR.
+        floats: bool,
+    },
     /// Left to the interpreter, after which translated code goes on; `first` of a group.
     Stepped { first: bool },
 }
@@ -94,6 +99,9 @@ pub(super) fn class(instruction: &Instruction) -> Option<Class> {
         }
         _ if code.is_jcc_short_or_near() && instruction.op0_kind() == OpKind::NearBranch64 => Class::JumpIf,
         mnemonic if is_copied(mnemonic, code) => Class::Copied,
+        mnemonic if is_vector(instruction) => Class::Vector {
+            floats: computes_with_floats(mnemonic),
+        },
         _ => return None,
     };
     let is_there = code.cpuid_features().iter().all(|feature| host_has(*feature));
@@ -103,8 +111,16 @@ pub(super) fn class(instruction: &Instruction) -> Option<Class> {
 /// The interpreter can execute it in the middle of translated code: it neither jumps nor changes what code is translated for,
 /// or says so when it has done that.
 pub(super) fn can_be_stepped(instruction: &Instruction, flow: Flow) -> bool {
+    // What is checked at the start of a block holds to its end.
+    let loads_mxcsr = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr | Mnemonic::Fxrstor | Mnemonic::Fxrstor64
+    ) || matches!(
+        instruction.mnemonic(),
+        Mnemonic::Xrstor | Mnemonic::Xrstor64 | Mnemonic::Xrstors | Mnemonic::Xrstors64
+    );
     match flow {
-        Flow::Next => instruction.flow_control() == FlowControl::Next,
+        Flow::Next => instruction.flow_control() == FlowControl::Next && !loads_mxcsr,
         Flow::Branch => false,
         Flow::End => instruction.code() == Code::Popfq,
     }
@@ -116,6 +132,83 @@ pub(super) fn is_wide(instruction: &Instruction) -> bool {
         let register = instruction.op_register(i as u32);
         kind == OpKind::Register && (register.is_vector_register() || register.is_st() || register.is_mm())
     })
+}
+
+/// An SSE instruction that names its registers, and that a memory operand can be put behind a check of.
+fn is_vector(instruction: &Instruction) -> bool {
+    use CpuidFeature::*;
+    let code = instruction.code();
+    let is_sse =
+        |feature: &CpuidFeature| matches!(feature, SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ);
+    let is_plain = |i| match instruction.op_kind(i) {
+        OpKind::Register => {
+            let register = instruction.op_register(i);
+            register.is_xmm() || register.is_gpr32() || register.is_gpr64()
+        }
+        OpKind::Memory | OpKind::Immediate8 => true,
+        _ => false,
+    };
+    let operands = 0..instruction.op_count();
+    let has_vector = |i| instruction.op_kind(i) == OpKind::Register && instruction.op_register(i).is_xmm();
+    code.encoding() == EncodingKind::Legacy
+        && code.cpuid_features().iter().all(is_sse)
+        && operands.clone().all(is_plain)
+        && operands.clone().any(has_vector)
+        && !has_implied_vector(code.mnemonic())
+}
+
+/// It has an operand that it does not name, or an order of its own among stores.
+fn has_implied_vector(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Maskmovdqu
+            | Movntdq
+            | Movntdqa
+            | Movntpd
+            | Movntps
+            | Blendvpd
+            | Blendvps
+            | Pblendvb
+            | Pcmpestri
+            | Pcmpestrm
+            | Pcmpestri64
+            | Pcmpestrm64
+            | Pcmpistri
+            | Pcmpistrm
+    )
+}
+
+/// It may look at MXCSR. Of others too, that is only slower.
+fn computes_with_floats(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    let between = |first: Mnemonic, last: Mnemonic| (first as u32..=last as u32).contains(&(mnemonic as u32));
+    let moves = between(Movapd, Movups) || between(Pabsb, Pxor) || between(Unpckhpd, Unpcklps);
+    !moves
+        && !matches!(
+            mnemonic,
+            Andpd
+                | Andps
+                | Andnpd
+                | Andnps
+                | Orpd
+                | Orps
+                | Xorpd
+                | Xorps
+                | Shufpd
+                | Shufps
+                | Lddqu
+                | Blendpd
+                | Blendps
+                | Insertps
+                | Extractps
+                | Aesenc
+                | Aesenclast
+                | Aesdec
+                | Aesdeclast
+                | Aesimc
+                | Aeskeygenassist
+        )
 }
 
 /// Integer instructions whose only effects are those on their operands and the status flags, and which never fault but for
@@ -138,11 +231,13 @@ fn is_copied(mnemonic: Mnemonic, code: Code) -> bool {
         Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Crc32 => true,
         // A bit's number in a register reaches beyond a memory operand: `has_plain_operands` looks at that.
         Bt | Bts | Btr | Btc => true,
-        Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Adcx | Adox => true,
-        Cmova | Cmovae | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl | Cmovle | Cmovne | Cmovno | Cmovnp | Cmovns
-        | Cmovo | Cmovp | Cmovs => true,
-        Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne | Setno | Setnp | Setns | Seto | Setp
-        | Sets => true,
+        Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Adcx | Adox => {
+            true
+        }
+        Cmova | Cmovae | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl | Cmovle | Cmovne | Cmovno | Cmovnp
+        | Cmovns | Cmovo | Cmovp | Cmovs => true,
+        Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne | Setno | Setnp | Setns | Seto
+        | Setp | Sets => true,
         Clc | Stc | Cmc | Lahf | Sahf => true,
         Mfence => code == Code::Mfence,
         _ => false,
@@ -158,10 +253,7 @@ fn has_plain_operands(instruction: &Instruction) -> bool {
     if is_bit_test && instruction.op0_kind() == OpKind::Memory && instruction.op1_kind() == OpKind::Register {
         return false;
     }
-    if !matches!(
-        instruction.code().encoding(),
-        EncodingKind::Legacy | EncodingKind::VEX
-    ) {
+    if !matches!(instruction.code().encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
         return false;
     }
     (0..instruction.op_count()).all(|i| match instruction.op_kind(i) {
@@ -188,10 +280,38 @@ fn host_has(feature: CpuidFeature) -> bool {
         ADX => std::arch::is_x86_feature_detected!("adx"),
         LZCNT => std::arch::is_x86_feature_detected!("lzcnt"),
         POPCNT => std::arch::is_x86_feature_detected!("popcnt"),
+        SSE3 => std::arch::is_x86_feature_detected!("sse3"),
+        SSSE3 => std::arch::is_x86_feature_detected!("ssse3"),
+        SSE4_1 => std::arch::is_x86_feature_detected!("sse4.1"),
+        AES => std::arch::is_x86_feature_detected!("aes"),
+        PCLMULQDQ => std::arch::is_x86_feature_detected!("pclmulqdq"),
         MOVBE => std::arch::is_x86_feature_detected!("movbe"),
         SSE4_2 => std::arch::is_x86_feature_detected!("sse4.2"),
         CMPXCHG16B => std::arch::is_x86_feature_detected!("cmpxchg16b"),
         // Part of 64-bit mode, or of instructions that do nothing here.
         _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::Code;
+
+    use super::*;
+
+    #[test]
+    fn what_is_said_not_to_look_at_mxcsr_moves_or_is_of_integers() {
+        let harmless = [
+            "Mov", "P", "And", "Or", "Xor", "Unpck", "Shuf", "Lddqu", "Blend", "Insert", "Extract", "Aes",
+        ];
+        let sse = Code::values().filter(|code| {
+            let features = code.cpuid_features();
+            code.encoding() == EncodingKind::Legacy && features.iter().any(|f| format!("{f:?}").contains("SSE"))
+        });
+        for mnemonic in sse.map(Code::mnemonic) {
+            let name = format!("{mnemonic:?}");
+            let is_harmless = harmless.iter().any(|start| name.starts_with(start));
+            assert!(computes_with_floats(mnemonic) || is_harmless, "{name}");
+        }
     }
 }

@@ -50,7 +50,7 @@ fn is_high(register: Register) -> bool {
 }
 
 /// The part of host register `host` that `like` is of its own.
-fn part(like: Register, host: u8) -> Register {
+pub(super) fn part(like: Register, host: u8) -> Register {
     let number = i32::from(host);
     match like {
         _ if is_high(like) => Register::AH + number,
@@ -175,7 +175,7 @@ impl Emitter<'_> {
         Ok(())
     }
 
-    fn encode(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
+    pub(super) fn encode(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
         let encoder = &mut self.tools.encoder;
         let outcome = encoder.encode(instruction, 0);
         let mut bytes = encoder.take_buffer();
@@ -188,15 +188,25 @@ impl Emitter<'_> {
         outcome.map(|_| ()).map_err(|_| Unencodable)
     }
 
-    fn writes_memory(&mut self, instruction: &Instruction) -> bool {
+    pub(super) fn writes_memory(&mut self, instruction: &Instruction) -> bool {
         let info = self.tools.factory.info(instruction);
         info.used_memory()
             .iter()
             .any(|memory| !matches!(memory.access(), OpAccess::Read | OpAccess::CondRead))
     }
 
+    /// A bit for each vector register that the instruction may write.
+    pub(super) fn written_vectors(&mut self, instruction: &Instruction) -> u16 {
+        let info = self.tools.factory.info(instruction);
+        info.used_registers()
+            .iter()
+            .filter(|used| !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None))
+            .filter(|used| used.register().is_vector_register())
+            .fold(0, |written, used| written | 1 << (used.register().number() & 15))
+    }
+
     /// A bit for each general-purpose register that the instruction may write.
-    fn written(&mut self, instruction: &Instruction) -> u16 {
+    pub(super) fn written(&mut self, instruction: &Instruction) -> u16 {
         let info = self.tools.factory.info(instruction);
         info.used_registers()
             .iter()
@@ -207,7 +217,7 @@ impl Emitter<'_> {
 }
 
 /// Makes `memory` the instruction's memory operand.
-fn point(instruction: &mut Instruction, memory: Memory) {
+pub(super) fn point(instruction: &mut Instruction, memory: Memory) {
     let register = |number: u8| Register::RAX + i32::from(number);
     instruction.set_memory_base(memory.base.map_or(Register::None, register));
     instruction.set_memory_index(memory.index.map_or(Register::None, |(index, _)| register(index)));

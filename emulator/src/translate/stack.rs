@@ -28,8 +28,7 @@ impl Emitter<'_> {
 
     /// Releases `bytes` of the stack.
     pub(super) fn shrink(&mut self, bytes: i32) {
-        self.assembler
-            .lea(true, GUEST_STACK, Memory::based(GUEST_STACK, bytes));
+        self.assembler.lea(true, GUEST_STACK, Memory::based(GUEST_STACK, bytes));
     }
 
     pub(super) fn push(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {

@@ -20,6 +20,9 @@ use std::alloc::{Layout, handle_alloc_error};
 
 use vm_memory::MmapRegion;
 
+use crate::cpu::Fpu;
+use crate::cpu::fpu::MXCSR_INIT;
+
 /// Bytes of the private stack. Signal handlers of the host run on it.
 const STACK: usize = 256 << 10;
 /// Distance of the frame from RSP.
@@ -136,8 +139,14 @@ pub(crate) struct Frame {
     pub(crate) returned: u64,
     /// RSP of whoever entered.
     pub(crate) host_stack: u64,
+    /// The address of the vector registers, if the guest may use them.
+    pub(crate) vectors: u64,
+    /// The same, if floating-point exceptions are masked.
+    pub(crate) floats: u64,
+    /// MXCSR of the host.
+    pub(crate) host_mxcsr: u32,
     /// To a multiple of 64 bytes.
-    _padding: [u64; 5],
+    _padding: [u64; 2],
     /// By context.
     pub(crate) read: [Translations; CONTEXTS],
     /// By context.
@@ -166,6 +175,12 @@ pub(super) mod at {
     pub(in super::super) const ADDRESS: i32 = from_rsp(offset_of!(Frame, address));
     pub(in super::super) const RETURNED: i32 = from_rsp(offset_of!(Frame, returned));
     pub(in super::super) const HOST_STACK: i32 = from_rsp(offset_of!(Frame, host_stack));
+
+    pub(in super::super) const VECTORS: i32 = from_rsp(offset_of!(Frame, vectors));
+    pub(in super::super) const FLOATS: i32 = from_rsp(offset_of!(Frame, floats));
+    pub(in super::super) const HOST_MXCSR: i32 = from_rsp(offset_of!(Frame, host_mxcsr));
+    /// The guest's MXCSR, from its vector registers.
+    pub(in super::super) const MXCSR: i32 = offset_of!(Fpu, mxcsr) as i32 - offset_of!(Fpu, vectors) as i32;
 
     pub(in super::super) const fn gpr(register: u8) -> i32 {
         from_rsp(offset_of!(Frame, gpr) + 8 * gpr_slot(register))
@@ -231,6 +246,7 @@ impl State {
         for table in frame.read.iter_mut().chain(&mut frame.write) {
             table.clear();
         }
+        frame.host_mxcsr = MXCSR_INIT;
         for jumps in &mut frame.jumps {
             jumps[0] = Jump::none(0);
         }

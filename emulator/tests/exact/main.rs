@@ -290,13 +290,12 @@ fn random_code_under_outside_influence_ends_as_if_it_were_left_alone() {
 }
 
 /// Plays on both ways; how many blocks were compared.
-fn compare_ways(play: impl Fn(&mut Ways, &[u8]) -> usize) -> u64 {
+fn compare_ways(ways: &mut Ways, play: impl Fn(&mut Ways, &[u8]) -> usize) -> u64 {
     let (first, plays) = (number("REPRISE_SEED", 1), number("REPRISE_PLAYS", 2000));
-    let mut ways = Ways::new();
     let mut blocks = 0;
     for seed in first..first + plays {
         let bytes = roll(seed, 60 + seed as usize % 200);
-        let Ok(compared) = catch_unwind(AssertUnwindSafe(|| play(&mut ways, &bytes))) else {
+        let Ok(compared) = catch_unwind(AssertUnwindSafe(|| play(ways, &bytes))) else {
             panic!("REPRISE_SEED={seed} REPRISE_PLAYS=1");
         };
         blocks += compared as u64;
@@ -307,12 +306,25 @@ fn compare_ways(play: impl Fn(&mut Ways, &[u8]) -> usize) -> u64 {
 
 #[test]
 fn random_code_does_the_same_the_fast_way_and_the_careful_way() {
-    assert!(compare_ways(Ways::play) > number("REPRISE_PLAYS", 2000));
+    assert!(compare_ways(&mut Ways::new(), Ways::play) > number("REPRISE_PLAYS", 2000));
 }
 
 #[test]
 fn damaged_tables_and_task_state_do_the_same_the_fast_way_and_the_careful_way() {
-    assert!(compare_ways(Ways::damage) > number("REPRISE_PLAYS", 2000) / 4);
+    assert!(compare_ways(&mut Ways::new(), Ways::damage) > number("REPRISE_PLAYS", 2000) / 4);
+}
+
+#[test]
+fn random_code_does_the_same_translated_and_the_careful_way() {
+    let mut ways = Ways::translated();
+    assert!(compare_ways(&mut ways, Ways::play) > number("REPRISE_PLAYS", 2000));
+    assert!(ways.instructions_translated() > number("REPRISE_PLAYS", 2000) / 4);
+}
+
+#[test]
+fn damaged_tables_and_task_state_do_the_same_translated_and_the_careful_way() {
+    let blocks = compare_ways(&mut Ways::translated(), Ways::damage);
+    assert!(blocks > number("REPRISE_PLAYS", 2000) / 4);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! careful one, and they are compared after every block.
 
 use reprise_emulator::cpu::{Cr0, Seg};
+use reprise_emulator::translate::Translation;
 use reprise_emulator::{Cpu, Entry, Exit};
 
 use crate::dice::Dice;
@@ -24,12 +25,32 @@ pub struct Ways {
 }
 
 impl Ways {
+    /// The fast way by the interpreter.
     pub fn new() -> Ways {
+        Ways::with(None)
+    }
+
+    /// The fast way by translated code.
+    pub fn translated() -> Ways {
+        Ways::with(Some(Translation {
+            threshold: 0,
+            ..Translation::default()
+        }))
+    }
+
+    /// Instructions that were executed in translated code.
+    pub fn instructions_translated(&self) -> u64 {
+        self.fast.emulator.counters().translated
+    }
+
+    fn with(translation: Option<Translation>) -> Ways {
         let mut careful = World::new(Placement::Ram);
         careful.emulator.set_careful(true);
+        let mut fast = World::new(Placement::Ram);
+        fast.emulator.set_translation(translation).expect("executable memory");
         Ways {
             watch: Watch::new(),
-            fast: World::new(Placement::Ram),
+            fast,
             careful,
         }
     }

@@ -61,7 +61,12 @@ fn cpuid() -> CpuidTable {
     let entry = |leaf, ebx, ecx, edx| CpuidEntry {
         leaf,
         subleaf: None,
-        registers: CpuidRegisters { eax: 0xd, ebx, ecx, edx },
+        registers: CpuidRegisters {
+            eax: 0xd,
+            ebx,
+            ecx,
+            edx,
+        },
     };
     CpuidTable::new(vec![
         entry(0, 0, 0, 0),
@@ -147,8 +152,20 @@ impl Machine {
         }
         let stack = dice.choose(&[0, HIGH]) + STACK + 0x800 + 8 * dice.below(512);
         cpu.gpr.set(gpr::RSP, stack);
+        for vector in &mut cpu.fpu.vectors[..16] {
+            *vector = [(); 8].map(|()| match dice.below(3) {
+                0 => dice.number(),
+                1 => (dice.number() as f64).to_bits(),
+                _ => u64::from((dice.word() as i32 as f32).to_bits()) << 32 | u64::from(1.5f32.to_bits()),
+            });
+        }
+        if dice.one_in(4) {
+            // Another rounding, denormals as zeros, or an exception that is not masked.
+            cpu.fpu.mxcsr ^= 1 << dice.choose(&[6, 7, 10, 11, 12, 13, 14, 15]);
+        }
         cpu.rip = program.address(dice);
-        cpu.flags.set_bits(dice.word() & 0x8d5 | 2 | u64::from(dice.one_in(8)) << 10);
+        cpu.flags
+            .set_bits(dice.word() & 0x8d5 | 2 | u64::from(dice.one_in(8)) << 10);
         if self.ring == Ring::Smap && dice.one_in(2) {
             cpu.flags.set_bits(cpu.flags.bits() | 1 << 18);
         }
@@ -185,7 +202,11 @@ impl Machine {
         }
         let mut dice = Dice::new(program.seed);
         for at in (DATA..DATA + 0x4000).chain(STACK..STACK + 0x2000).step_by(8) {
-            let value = if dice.one_in(4) { program.address(&mut dice) } else { dice.number() };
+            let value = if dice.one_in(4) {
+                program.address(&mut dice)
+            } else {
+                dice.number()
+            };
             put(at, value);
         }
         image[CODE as usize..][..program.bytes.len()].copy_from_slice(&program.bytes);

@@ -122,8 +122,8 @@ fn random_code_does_the_same_in_both_tiers_over_long_runs() {
 
 #[test]
 fn a_limit_of_one_instruction_is_kept() {
-    // A whole block must fit, so nothing is translated that close to the limit.
-    play(Ring::Supervisor, at_once(), Steps::One);
+    // A whole block must fit: some consist of one instruction.
+    assert!(play(Ring::Supervisor, at_once(), Steps::One) > 1000);
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 use std::sync::OnceLock;
 
-use iced_x86::{Code, Decoder, DecoderOptions, Encoder, FlowControl, Instruction, Mnemonic, OpCodeOperandKind, Register};
+use iced_x86::{
+    Code, Decoder, DecoderOptions, Encoder, EncodingKind, FlowControl, Instruction, Mnemonic, OpCodeOperandKind,
+    Register,
+};
 
 use crate::dice::Dice;
 use crate::machine::{CODE, DATA, HIGH};
@@ -23,6 +26,7 @@ fn forms() -> &'static [Code] {
     FORMS.get_or_init(|| {
         Code::values()
             .filter(|code| is_chosen(code.mnemonic()) && code.op_code().mode64() && *code != Code::Bswap_r16)
+            .filter(|code| !matches!(code.encoding(), EncodingKind::EVEX | EncodingKind::XOP))
             .filter(|code| {
                 let info = code.op_code();
                 info.op_kinds().iter().all(|kind| is_known(*kind))
@@ -35,15 +39,171 @@ fn is_chosen(mnemonic: Mnemonic) -> bool {
     use Mnemonic::*;
     matches!(
         mnemonic,
-        Mov | Movzx | Movsx | Movsxd | Movnti | Movbe | Bswap | Xchg | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo | Lea
-            | Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Inc | Dec | Neg | Not | Imul | Mul | Div | Idiv
-            | Xadd | Cmpxchg | Cmpxchg8b | Cmpxchg16b | Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr | Shld | Shrd
-            | Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Crc32 | Bt | Bts | Btr | Btc
-            | Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Adcx | Adox
-            | Cmova | Cmovae | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl | Cmovle | Cmovne | Cmovno | Cmovnp
-            | Cmovns | Cmovo | Cmovp | Cmovs | Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne
-            | Setno | Setnp | Setns | Seto | Setp | Sets | Clc | Stc | Cmc | Cld | Std | Lahf | Sahf | Mfence | Lfence
-            | Sfence | Nop | Pause | Endbr64 | Push | Pop | Leave | Pushfq | Rdtsc | Xlatb | Movaps | Addps | Paddd
+        Mov | Movzx
+            | Movsx
+            | Movsxd
+            | Movnti
+            | Movbe
+            | Bswap
+            | Xchg
+            | Cbw
+            | Cwde
+            | Cdqe
+            | Cwd
+            | Cdq
+            | Cqo
+            | Lea
+            | Add
+            | Or
+            | Adc
+            | Sbb
+            | And
+            | Sub
+            | Xor
+            | Cmp
+            | Test
+            | Inc
+            | Dec
+            | Neg
+            | Not
+            | Imul
+            | Mul
+            | Div
+            | Idiv
+            | Xadd
+            | Cmpxchg
+            | Cmpxchg8b
+            | Cmpxchg16b
+            | Shl
+            | Sal
+            | Shr
+            | Sar
+            | Rol
+            | Ror
+            | Rcl
+            | Rcr
+            | Shld
+            | Shrd
+            | Bsf
+            | Bsr
+            | Tzcnt
+            | Lzcnt
+            | Popcnt
+            | Crc32
+            | Bt
+            | Bts
+            | Btr
+            | Btc
+            | Andn
+            | Bextr
+            | Blsi
+            | Blsmsk
+            | Blsr
+            | Bzhi
+            | Mulx
+            | Pdep
+            | Pext
+            | Rorx
+            | Sarx
+            | Shlx
+            | Shrx
+            | Adcx
+            | Adox
+            | Cmova
+            | Cmovae
+            | Cmovb
+            | Cmovbe
+            | Cmove
+            | Cmovg
+            | Cmovge
+            | Cmovl
+            | Cmovle
+            | Cmovne
+            | Cmovno
+            | Cmovnp
+            | Cmovns
+            | Cmovo
+            | Cmovp
+            | Cmovs
+            | Seta
+            | Setae
+            | Setb
+            | Setbe
+            | Sete
+            | Setg
+            | Setge
+            | Setl
+            | Setle
+            | Setne
+            | Setno
+            | Setnp
+            | Setns
+            | Seto
+            | Setp
+            | Sets
+            | Clc
+            | Stc
+            | Cmc
+            | Cld
+            | Std
+            | Lahf
+            | Sahf
+            | Mfence
+            | Lfence
+            | Sfence
+            | Nop
+            | Pause
+            | Endbr64
+            | Push
+            | Pop
+            | Leave
+            | Pushfq
+            | Rdtsc
+            | Xlatb
+            | Movaps
+            | Movups
+            | Movdqa
+            | Movdqu
+            | Movd
+            | Movq
+            | Movss
+            | Movhps
+            | Movlps
+            | Movmskps
+            | Pmovmskb
+            | Paddd
+            | Psubb
+            | Pmulld
+            | Pand
+            | Pxor
+            | Pcmpeqb
+            | Pshufd
+            | Pshufb
+            | Palignr
+            | Punpcklbw
+            | Pinsrd
+            | Pextrd
+            | Pmovzxbw
+            | Psrldq
+            | Ptest
+            | Shufps
+            | Xorps
+            | Addps
+            | Addss
+            | Mulsd
+            | Divps
+            | Sqrtsd
+            | Cvtsi2sd
+            | Cvttsd2si
+            | Cvtps2pd
+            | Ucomisd
+            | Comiss
+            | Cmpps
+            | Aesenc
+            | Pclmulqdq
+            | Pblendvb
+            | Stmxcsr
+            | Ldmxcsr
     )
 }
 
@@ -51,10 +211,41 @@ fn is_known(kind: OpCodeOperandKind) -> bool {
     use OpCodeOperandKind::*;
     matches!(
         kind,
-        mem | mem_offs | r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | xmm_or_mem | r8_reg | r16_reg | r32_reg
-            | r64_reg | xmm_reg | r16_rm | r32_rm | r64_rm | r8_opcode | r16_opcode | r32_opcode | r64_opcode | r32_vvvv
-            | r64_vvvv | al | cl | ax | eax | rax | imm8 | imm8_const_1 | imm8sex16 | imm8sex32 | imm8sex64 | imm16
-            | imm32 | imm32sex64 | imm64
+        mem | mem_offs
+            | r8_or_mem
+            | r16_or_mem
+            | r32_or_mem
+            | r64_or_mem
+            | xmm_or_mem
+            | xmm_rm
+            | r8_reg
+            | r16_reg
+            | r32_reg
+            | r64_reg
+            | xmm_reg
+            | r16_rm
+            | r32_rm
+            | r64_rm
+            | r8_opcode
+            | r16_opcode
+            | r32_opcode
+            | r64_opcode
+            | r32_vvvv
+            | r64_vvvv
+            | al
+            | cl
+            | ax
+            | eax
+            | rax
+            | imm8
+            | imm8_const_1
+            | imm8sex16
+            | imm8sex32
+            | imm8sex64
+            | imm16
+            | imm32
+            | imm32sex64
+            | imm64
     )
 }
 
@@ -77,7 +268,11 @@ fn point(dice: &mut Dice, instruction: &mut Instruction) {
     let narrow = dice.one_in(20);
     let pointer = |dice: &mut Dice| {
         let number = dice.choose(&[0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
-        if narrow { Register::EAX + number } else { Register::RAX + number }
+        if narrow {
+            Register::EAX + number
+        } else {
+            Register::RAX + number
+        }
     };
     instruction.set_memory_displ_size(if narrow { 4 } else { 8 });
     let near = dice.choose(&[0, 0, 8, 0x10, -8i64 as u64, 0x7e]);
@@ -137,12 +332,15 @@ fn random(dice: &mut Dice, code: Code) -> Instruction {
             r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | xmm_or_mem if to_memory => {
                 memory(dice, &mut instruction);
                 // Many may be locked; those that may not are undefined.
-                let locks = matches!(code.mnemonic(), Mnemonic::Add | Mnemonic::Xadd | Mnemonic::Cmpxchg | Mnemonic::Bts);
+                let locks = matches!(
+                    code.mnemonic(),
+                    Mnemonic::Add | Mnemonic::Xadd | Mnemonic::Cmpxchg | Mnemonic::Bts
+                );
                 if locks && i == 0 && dice.one_in(2) {
                     instruction.set_has_lock_prefix(true);
                 }
             }
-            xmm_or_mem | xmm_reg => {
+            xmm_or_mem | xmm_reg | xmm_rm => {
                 let register = Register::XMM0 + dice.below(16) as i32;
                 set(&mut instruction, register);
             }
@@ -179,7 +377,11 @@ fn random(dice: &mut Dice, code: Code) -> Instruction {
                     _ => iced_x86::OpKind::Immediate64,
                 };
                 instruction.set_op_kind(i, kind);
-                let value = if code.op_code().op_kinds()[i as usize] == imm8_const_1 { 1 } else { dice.number() };
+                let value = if code.op_code().op_kinds()[i as usize] == imm8_const_1 {
+                    1
+                } else {
+                    dice.number()
+                };
                 // Those with a sign take any number of their width.
                 let value = match kind {
                     iced_x86::OpKind::Immediate8 => value & 0xff,
@@ -253,7 +455,12 @@ impl Program {
         let runs = 1 + dice.below(4) as usize;
         for run in 0..runs {
             // The last run reaches into the next page.
-            let mut at = run * PAGE + if dice.one_in(3) { PAGE - 60 } else { dice.below(64) as usize };
+            let mut at = run * PAGE
+                + if dice.one_in(3) {
+                    PAGE - 60
+                } else {
+                    dice.below(64) as usize
+                };
             for _ in 0..4 + dice.below(24) {
                 if at + 16 > bytes.len() {
                     break;
@@ -317,7 +524,11 @@ impl Program {
             let at = (start & 0xf_ffff) - CODE;
             let mut decoder = Decoder::with_ip(64, &self.bytes[at as usize..], *start, DecoderOptions::AMD);
             let instruction = decoder.decode();
-            let end = if instruction.flow_control() == FlowControl::Next { "" } else { " <" };
+            let end = if instruction.flow_control() == FlowControl::Next {
+                ""
+            } else {
+                " <"
+            };
             writeln!(text, "{start:#x} {:?} {instruction:?}{end}", instruction.code()).unwrap();
         }
         text
