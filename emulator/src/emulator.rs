@@ -111,6 +111,8 @@ pub struct Counters {
     pub blocks: u64,
     /// Data accesses that missed the software TLB.
     pub tlb_misses: u64,
+    /// Those that missed its second level, too: page tables were walked.
+    pub walks: u64,
     /// Blocks translated into code of the host.
     pub translations: u64,
     /// Instructions retired in translated code; they are among [`instructions`](Self::instructions).
@@ -234,6 +236,7 @@ impl Emulator {
             replays: self.careful.replayed(),
             blocks: self.blocks.decoded,
             tlb_misses: self.fast.misses,
+            walks: self.fast.walks,
             translations: self.translator.as_ref().map_or(0, |translator| translator.made),
             evictions: self.translator.as_ref().map_or(0, |translator| translator.evictions),
             ..self.counters

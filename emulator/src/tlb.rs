@@ -9,11 +9,14 @@
 //! nothing. Both tiers use the same entries; they lie where translated code reaches them (see [`State`]).
 #![allow(unsafe_code, reason = "entries are pointers to guest pages")]
 
+mod second;
+
 use std::sync::Arc;
 
 use crate::ram::{HostPage, PAGE_SIZE, Ram, Slot, Span};
 use crate::translate::state::{State, Translations};
 use crate::word::Word;
+use second::Second;
 
 /// Entries for instruction fetches, user and supervisor.
 const FETCH_SIZE: usize = 256;
@@ -43,6 +46,8 @@ struct LargeRange {
 pub struct Tlb {
     /// Translations of data accesses.
     pub(crate) state: State,
+    second_read: Second,
+    second_write: Second,
     fetch: [Box<[FetchPage; FETCH_SIZE]>; 2],
     /// For the lower and the upper half of the address space.
     large: [LargeRange; 2],
@@ -59,6 +64,8 @@ impl Tlb {
         };
         Tlb {
             state: State::new(),
+            second_read: Second::new(),
+            second_write: Second::new(),
             fetch: core::array::from_fn(|_| Box::new([none; FETCH_SIZE])),
             large: [LargeRange::default(); 2],
             ram,
@@ -123,12 +130,26 @@ impl Tlb {
 
     pub(crate) fn insert_read(&mut self, context: u8, linear: u64, page: HostPage<'_>, page_bits: u32) {
         self.state.frame_mut().read[usize::from(context & 3)].insert(linear, page.pointer());
+        self.second_read.insert(context, linear, page.pointer());
         self.note_size(linear, page_bits);
     }
 
     pub(crate) fn insert_write(&mut self, context: u8, linear: u64, page: HostPage<'_>, page_bits: u32) {
         self.state.frame_mut().write[usize::from(context & 3)].insert(linear, page.pointer());
+        self.second_write.insert(context, linear, page.pointer());
         self.note_size(linear, page_bits);
+    }
+
+    /// Takes the page of `linear` over from the second level; true if it was there.
+    pub(crate) fn promote(&mut self, context: u8, linear: u64, writes: bool) -> bool {
+        let second = if writes { &self.second_write } else { &self.second_read };
+        let Some(page) = second.find(context, linear) else {
+            return false;
+        };
+        let frame = self.state.frame_mut();
+        let tables = if writes { &mut frame.write } else { &mut frame.read };
+        tables[usize::from(context & 3)].insert(linear, page);
+        true
     }
 
     pub(crate) fn insert_fetch(
@@ -170,6 +191,7 @@ impl Tlb {
         for table in &mut self.state.frame_mut().read {
             table.clear();
         }
+        self.second_read.clear();
         self.flush_writes();
         for entries in &mut self.fetch {
             for entry in entries.iter_mut() {
@@ -184,6 +206,7 @@ impl Tlb {
         for table in &mut self.state.frame_mut().write {
             table.clear();
         }
+        self.second_write.clear();
     }
 
     /// Forgets the translation of one linear address, whatever the size of its page; true if that meant to forget all.
@@ -198,6 +221,8 @@ impl Tlb {
         for table in frame.read.iter_mut().chain(&mut frame.write) {
             table.forget(linear);
         }
+        self.second_read.forget(linear);
+        self.second_write.forget(linear);
         for entries in &mut self.fetch {
             entries[number % FETCH_SIZE].tag = INVALID;
         }

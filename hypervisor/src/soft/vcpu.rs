@@ -418,6 +418,7 @@ impl Vcpu for SoftVcpu {
             ("events", cpu.events),
             ("blocks_decoded", cpu.blocks),
             ("tlb_misses", cpu.tlb_misses),
+            ("page_walks", cpu.walks),
             ("blocks_translated", cpu.translations),
             ("translated_instructions", cpu.translated),
             ("translation_exits", cpu.exits),
