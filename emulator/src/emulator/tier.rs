@@ -52,7 +52,7 @@ impl Emulator {
         let Some(translation) = translation else { return Ok(()) };
         self.translator = Some(Box::new(Translator::new(translation)?));
         self.attention.set_translating(true);
-        self.fast.tlb.state.frame_mut().signals = self.attention.signals();
+        self.fast.tlb.state.frame_mut().quiet = self.attention.quiet();
         Ok(())
     }
 
@@ -162,6 +162,7 @@ impl Emulator {
     fn run_translated(&mut self, host: u64) -> Way {
         let fuel = (self.limit - self.counters.instructions).min(MOST_FUEL) + NO_FUEL;
         self.fill_frame(fuel);
+        self.attention.settle();
         let mut host = host;
         let (rip, undone, left) = loop {
             let Some(translator) = self.translator.as_mut() else {
@@ -213,6 +214,7 @@ impl Emulator {
                     if !is_canonical(&self.cpu, target) {
                         break (site.rip, site.undone, Way::Interpret);
                     }
+                    frame.fuel += u64::from(site.undone - 1);
                     let stack = &mut frame.gpr[gpr_slot(gpr::RSP)];
                     *stack = stack.wrapping_add(u64::from(release));
                     match self.translated(target) {
@@ -238,7 +240,7 @@ impl Emulator {
     /// Interprets operations in the middle of translated code. If one does not simply run on into the next: how many did, why,
     /// and which one it is.
     fn step(&mut self, first: u32, count: u8) -> Result<(), (u8, Stop, Op<Fast>)> {
-        let context = self.cpu.view.context;
+        let terms = self.terms();
         for done in 0..count {
             let Some(translator) = &self.translator else {
                 return Ok(());
@@ -247,8 +249,10 @@ impl Emulator {
             let outcome = (op.run)(&mut self.cpu, &mut self.fast, &op)
                 .or_else(|stop| try_again(&mut self.cpu, &mut self.fast, &op, stop));
             match outcome {
-                Ok(()) => {}
-                Err(Stop::Next) if self.may_go_on(context) => {}
+                // What follows was translated for these; STAC and CLAC change the context.
+                Ok(()) if self.terms() == terms => {}
+                Ok(()) => return Err((done, Stop::Next, op)),
+                Err(Stop::Next) if self.terms() == terms && self.may_go_on() => {}
                 Err(stop) => return Err((done, stop, op)),
             }
         }
@@ -256,14 +260,23 @@ impl Emulator {
     }
 
     /// An instruction that may have changed flags has changed nothing that anybody must look at before the next.
-    fn may_go_on(&self, context: u8) -> bool {
+    fn may_go_on(&self) -> bool {
         let cpu = &self.cpu;
         let is_quiet = cpu.shadow == Shadow::None && cpu.event.is_none() && !cpu.flags.any(flags::TF);
         let is_waited_for = self.window && cpu.accepts_interrupts() || self.nmi_window && cpu.accepts_nmi();
-        is_quiet && !is_waited_for && cpu.view.context == context && !self.attention.any()
+        is_quiet && !is_waited_for && !self.attention.any()
+    }
+
+    /// What a block relies on after it has begun: the context of data accesses, that vectors may be used, and that floating-point
+    /// exceptions are masked.
+    fn terms(&self) -> (u8, bool, bool) {
+        let cpu = &self.cpu;
+        let is_on = cpu.cr0.0 & (Cr0::EM | Cr0::TS) | !cpu.cr4.0 & Cr4::OSFXSR == 0;
+        (cpu.view.context, is_on, cpu.fpu.mxcsr & MASKS == MASKS)
     }
 
     fn fill_frame(&mut self, fuel: u64) {
+        let (_, is_on, is_masked) = self.terms();
         // Translated code writes there, which nobody borrows meanwhile.
         let vectors = (&raw mut self.cpu.fpu.vectors).expose_provenance() as u64;
         let cpu = &self.cpu;
@@ -273,8 +286,6 @@ impl Emulator {
             frame.gpr[gpr_slot(register)] = cpu.gpr.get(register);
         }
         frame.bases = [Seg::Fs, Seg::Gs].map(|seg| cpu.view.flat_base[seg as usize]);
-        let is_on = cpu.cr0.0 & (Cr0::EM | Cr0::TS) | !cpu.cr4.0 & Cr4::OSFXSR == 0;
-        let is_masked = cpu.fpu.mxcsr & MASKS == MASKS;
         frame.vectors = if is_on { vectors } else { 0 };
         frame.floats = if is_masked { frame.vectors } else { 0 };
         let status = cpu.flags.status();

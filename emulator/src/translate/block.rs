@@ -1,9 +1,9 @@
 //! One block: which instructions it has, and the host code around them.
 //!
 //! ```text
-//! out of fuel:  leave
-//! entry:        leave if somebody signals
-//!               fuel -= instructions, back to "out of fuel" if there is too little
+//! stop:         leave
+//! entry:        fuel -= instructions, back to "stop" if there is too little
+//!               back to "stop" if somebody signals
 //!               instructions, each behind checks that leave with everything as it was before it
 //!               the way on
 //! taken branches, each with its own way on
@@ -24,8 +24,6 @@ use crate::op::Op;
 use crate::ram::PAGE_SIZE;
 use crate::table::{Flow, Table};
 
-/// Most bytes that a block can have.
-pub(super) const BLOCK_BYTES: u64 = BLOCK_OPS as u64 * 15;
 /// Most bytes from the first instruction of a group to its last, so that an [`Op::off`] holds them.
 const GROUP_BYTES: u64 = 200;
 /// What is left of the fuel when no more instructions may be executed.
@@ -65,12 +63,14 @@ pub(crate) struct Entry(pub(super) u32);
 /// An instruction that is not translated after all.
 pub(super) struct Unencodable;
 
-/// A block's instructions.
+/// A block's instructions: they may lead on through jumps, calls and returns within the page.
 #[derive(Default)]
 pub(super) struct Listing {
     instructions: Vec<(Instruction, Class)>,
-    /// Behind the last of them.
+    /// What is executed after the last of them, if that does not say otherwise.
     end: u64,
+    /// Where calls return to that the block has gone on at the target of.
+    returns: Vec<u64>,
     /// What follows is the interpreter's.
     interpret: bool,
     /// Those that are stepped, by group; each is relative to where its group begins.
@@ -78,15 +78,17 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// Reads instructions from `bytes`, which are at `linear` and end with the page or after [`BLOCK_BYTES`].
+    /// Reads instructions from the page with these bytes, beginning at `linear`.
     pub(super) fn read(&mut self, table: &Table<Fast>, bytes: &[u8], linear: u64) {
         self.instructions.clear();
         self.steps.clear();
+        self.returns.clear();
         // Where the present group begins.
         let mut group = None;
         self.interpret = false;
         self.end = linear;
         let mut decoder = Decoder::with_ip(64, bytes, linear, table.options);
+        seek(&mut decoder, linear);
         let mut instruction = Instruction::default();
         while self.instructions.len() < BLOCK_OPS && decoder.can_decode() {
             decoder.decode_out(&mut instruction);
@@ -97,7 +99,7 @@ impl Listing {
                 None if can_be_stepped(&instruction, form.flow) => {
                     let from = group.filter(|from| instruction.ip() - from < GROUP_BYTES);
                     let off = from.map_or(0, |from| instruction.ip() - from);
-                    let at = (instruction.ip() - linear) as usize;
+                    let at = (instruction.ip() % PAGE_SIZE) as usize;
                     let decoded = decode(None, table, CodeSize::Bits64, &bytes[at..], off as u8).ok()?;
                     group = Some(instruction.ip() - off);
                     self.steps.push(decoded.op);
@@ -113,8 +115,12 @@ impl Listing {
             if !matches!(class, Class::Stepped { .. }) {
                 group = None;
             }
+            let (class, next) = self.goes_on(&instruction, class);
             self.instructions.push((instruction, class));
-            self.end = instruction.next_ip();
+            self.end = next;
+            if next != instruction.next_ip() {
+                seek(&mut decoder, next);
+            }
             let is_loop = matches!(class, Class::JumpIf) && instruction.near_branch64() <= instruction.ip();
             if class.ends_block() || is_loop {
                 return;
@@ -122,9 +128,33 @@ impl Listing {
         }
     }
 
-    /// Bytes of the instructions.
-    pub(super) fn bytes(&self) -> u64 {
-        self.instructions.first().map_or(0, |(first, _)| self.end - first.ip())
+    /// Whether the block goes on through a transfer, and where.
+    fn goes_on(&mut self, instruction: &Instruction, class: Class) -> (Class, u64) {
+        let next = instruction.next_ip();
+        let is_new = |listing: &Listing, target: u64| {
+            let is_near = target / PAGE_SIZE == instruction.ip() / PAGE_SIZE;
+            is_near && listing.instructions.iter().all(|(other, _)| other.ip() != target)
+        };
+        match class {
+            Class::Jump if is_new(self, instruction.near_branch64()) => (Class::JumpOn, instruction.near_branch64()),
+            Class::Call if is_new(self, instruction.near_branch64()) => {
+                self.returns.push(next);
+                (Class::CallOn, instruction.near_branch64())
+            }
+            Class::Return => match self.returns.pop() {
+                Some(to) if is_new(self, to) => (Class::ReturnOn { to }, to),
+                _ => (class, next),
+            },
+            _ => (class, next),
+        }
+    }
+
+    /// Where the instructions' bytes are in the page.
+    pub(super) fn places(&self) -> impl Iterator<Item = core::ops::Range<usize>> + use<'_> {
+        self.instructions.iter().map(|(instruction, _)| {
+            let at = (instruction.ip() % PAGE_SIZE) as usize;
+            at..at + instruction.len()
+        })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -147,6 +177,13 @@ impl Listing {
             self.instructions.truncate(length);
         }
     }
+}
+
+/// Has the decoder of a page go on at this address in it.
+fn seek(decoder: &mut Decoder<'_>, address: u64) {
+    // The page's bytes are all there, so every place in it is.
+    let _ = decoder.set_position((address % PAGE_SIZE) as usize);
+    decoder.set_ip(address);
 }
 
 /// A direct transfer has a target that no mode faults on.
@@ -282,27 +319,32 @@ impl<'a> Emitter<'a> {
     }
 
     fn prologue(&mut self, count: u8) {
-        let out_of_fuel = self.assembler.here();
+        let stop = self.assembler.here();
         self.exit(Exit::LookAround);
         self.own = Entry(self.assembler.here() as u32);
-        self.assembler.load(COUNTER, Memory::frame(at::SIGNALS));
-        // MOV ECX, [RCX]
-        self.assembler
-            .with_memory(false, 0x8b, COUNTER, Memory::based(COUNTER, 0));
-        let quiet = self.assembler.if_zero();
-        self.undone = 0;
-        self.exit(Exit::LookAround);
-        self.assembler.bind(quiet);
         self.pay(i32::from(count));
         self.assembler.store(Memory::frame(at::FUEL), COUNTER);
         self.assembler.shift_right(COUNTER, COUNTER, STATE);
-        self.assembler.if_zero_back(out_of_fuel);
+        self.assembler.if_zero_back(stop);
+        self.assembler.load(COUNTER, Memory::frame(at::QUIET));
+        // MOV ECX, [RCX]
+        self.assembler
+            .with_memory(false, 0x8b, COUNTER, Memory::based(COUNTER, 0));
+        self.assembler.if_zero_back(stop);
     }
 
     /// The fuel less `count`, in the counter.
     fn pay(&mut self, count: i32) {
         self.assembler.load(COUNTER, Memory::frame(at::FUEL));
         self.assembler.lea(true, COUNTER, Memory::based(COUNTER, -count));
+    }
+
+    /// Gives back what is paid for and not executed after the present instruction.
+    pub(super) fn refund(&mut self) {
+        if self.undone > 1 {
+            self.pay(1 - i32::from(self.undone));
+            self.assembler.store(Memory::frame(at::FUEL), COUNTER);
+        }
     }
 
     fn instruction(&mut self, instruction: &Instruction, class: Class) -> Result<(), Unencodable> {

@@ -39,23 +39,24 @@ impl Emitter<'_> {
                 self.jump_away(instruction.near_branch64());
                 self.assembler.bind(done);
             }
+            Class::JumpOn => {}
+            Class::CallOn => self.push_return(instruction),
             Class::Call => {
-                let place = self.below_top();
-                self.assembler.constant(COUNTER, instruction.next_ip());
-                self.assembler.store(place, COUNTER);
-                self.grow();
+                self.push_return(instruction);
                 self.go(instruction.near_branch64());
             }
             Class::Return => {
-                let place = self.top();
-                self.assembler.load(ADDRESS, place);
-                let release = match instruction.code() {
-                    Code::Retnq_imm16 => 8 + u32::from(instruction.immediate16()),
-                    _ => 8,
-                };
-                self.look_up(Exit::Indirect { release });
+                let release = self.pop_return(instruction);
+                self.leave_for_found(release);
+            }
+            Class::ReturnOn { to } => {
+                let release = self.pop_return(instruction);
+                self.assembler.constant(COUNTER, to.wrapping_neg());
+                self.assembler.lea(true, COUNTER, Memory::sum(COUNTER, ADDRESS, 0));
+                let expected = self.assembler.if_zero();
+                self.leave_for_found(release);
+                self.assembler.bind(expected);
                 self.shrink(release as i32);
-                self.follow();
             }
             Class::JumpIndirect => {
                 self.target(instruction)?;
@@ -76,6 +77,32 @@ impl Emitter<'_> {
             _ => return Err(Unencodable),
         }
         Ok(())
+    }
+
+    /// Pushes the return address.
+    fn push_return(&mut self, instruction: &Instruction) {
+        let place = self.below_top();
+        self.assembler.constant(COUNTER, instruction.next_ip());
+        self.assembler.store(place, COUNTER);
+        self.grow();
+    }
+
+    /// Loads the return address; how many bytes are to be released then.
+    fn pop_return(&mut self, instruction: &Instruction) -> u32 {
+        let place = self.top();
+        self.assembler.load(ADDRESS, place);
+        match instruction.code() {
+            Code::Retnq_imm16 => 8 + u32::from(instruction.immediate16()),
+            _ => 8,
+        }
+    }
+
+    /// Returns to the address through the jump cache.
+    fn leave_for_found(&mut self, release: u32) {
+        self.look_up(Exit::Indirect { release });
+        self.shrink(release as i32);
+        self.refund();
+        self.follow();
     }
 
     /// The target of an indirect transfer, in the address.

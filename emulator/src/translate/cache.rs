@@ -6,7 +6,7 @@ use std::hash::BuildHasherDefault;
 use iced_x86::{Encoder, InstructionInfoFactory};
 
 use super::assembler::{Assembler, distance};
-use super::block::{BLOCK_BYTES, Emitter, Entry, Listing, Site, Tools};
+use super::block::{Emitter, Entry, Listing, Site, Tools};
 use super::buffer::Buffer;
 use super::state::State;
 use super::thunks::Thunks;
@@ -22,6 +22,8 @@ use crate::tlb::FetchPage;
 
 /// More bytes than one block takes.
 const ROOM: usize = 16 << 10;
+/// Most bytes of an instruction.
+const LONGEST: usize = 15;
 /// How often a block is read whose page is being written.
 const TRIES: u32 = 4;
 
@@ -69,6 +71,8 @@ pub(crate) struct Translator {
     assembler: Assembler,
     tools: Tools,
     listing: Listing,
+    /// The page that is being translated.
+    bytes: Box<[u8; PAGE_SIZE as usize]>,
     /// Where code leaves, by the number behind the call.
     sites: Vec<Site>,
     /// What the interpreter executes in the middle of blocks.
@@ -100,6 +104,7 @@ impl Translator {
                 factory: InstructionInfoFactory::new(),
             },
             listing: Listing::default(),
+            bytes: Box::new([0; PAGE_SIZE as usize]),
             sites: Vec::new(),
             steps: Vec::new(),
             blocks: HashMap::default(),
@@ -190,26 +195,32 @@ impl Translator {
         attention: &Attention,
     ) -> Option<u32> {
         let ram = fast.tlb.ram().clone();
-        let offset = linear % PAGE_SIZE;
-        let available = (PAGE_SIZE - offset).min(BLOCK_BYTES) as usize;
-        let live = ram.page(page.gpa)?.span(offset, available)?;
-        let mut bytes = [0; BLOCK_BYTES as usize];
-        let bytes = &mut bytes[..available];
+        let live = ram.page(page.gpa)?.span(0, PAGE_SIZE as usize)?;
         for _ in 0..TRIES {
-            live.load(bytes);
-            self.listing.read(table, bytes, linear);
+            live.load(&mut self.bytes[..]);
+            self.listing.read(table, &self.bytes[..], linear);
             if self.listing.len() == 0 {
                 return None;
             }
-            let length = self.listing.bytes() as usize;
             // The order is that of the module `code_pages`.
-            let lines = line_mask(offset, length as u64);
+            let lines = self.listing.places().fold(0, |lines, place| {
+                lines | line_mask(place.start as u64, place.len() as u64)
+            });
             ram.code
                 .publish(page.number, lines, attention, || fast.tlb.flush_writes());
             let generation = ram.code.generation(page.number);
-            let mut again = [0; BLOCK_BYTES as usize];
-            live.load(&mut again[..available]);
-            if again[..length] == bytes[..length] && ram.code.still_published(page.number, lines) {
+            let is_same = self.listing.places().all(|place| {
+                let mut now = [0; LONGEST];
+                let now = &mut now[..place.len()];
+                if let Some(span) = ram
+                    .page(page.gpa)
+                    .and_then(|page| page.span(place.start as u64, place.len()))
+                {
+                    span.load(now);
+                }
+                *now == self.bytes[place]
+            });
+            if is_same && ram.code.still_published(page.number, lines) {
                 return Some(generation);
             }
         }

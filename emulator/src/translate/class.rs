@@ -34,6 +34,13 @@ pub(super) enum Class {
     Call,
     /// RET.
     Return,
+    /// JMP rel, CALL rel that the block goes on at the target of.
+    JumpOn,
+    CallOn,
+    /// RET that the block goes on behind, if it leads `to` where a call in the same block says.
+    ReturnOn {
+        to: u64,
+    },
     /// JMP r/m.
     JumpIndirect,
     /// CALL r/m.
@@ -44,7 +51,9 @@ pub(super) enum Class {
         floats: bool,
     },
     /// Left to the interpreter, after which translated code goes on; `first` of a group.
-    Stepped { first: bool },
+    Stepped {
+        first: bool,
+    },
 }
 
 impl Class {

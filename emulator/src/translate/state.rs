@@ -123,8 +123,8 @@ impl Jump {
 pub(crate) struct Frame {
     /// Instructions left, and 4096.
     pub(crate) fuel: u64,
-    /// What is zero as long as the CPU need not look around.
-    pub(crate) signals: *const AtomicU32,
+    /// What is zero if the CPU is to look around.
+    pub(crate) quiet: *const AtomicU32,
     /// An operand that waits for a check.
     pub(crate) scratch: u64,
     /// General-purpose registers, from R8 on; see [`gpr_slot`].
@@ -169,7 +169,7 @@ pub(super) mod at {
     use super::*;
 
     pub(in super::super) const FUEL: i32 = from_rsp(offset_of!(Frame, fuel));
-    pub(in super::super) const SIGNALS: i32 = from_rsp(offset_of!(Frame, signals));
+    pub(in super::super) const QUIET: i32 = from_rsp(offset_of!(Frame, quiet));
     pub(in super::super) const SCRATCH: i32 = from_rsp(offset_of!(Frame, scratch));
     pub(in super::super) const FLAGS: i32 = from_rsp(offset_of!(Frame, flags));
     pub(in super::super) const ADDRESS: i32 = from_rsp(offset_of!(Frame, address));

@@ -204,6 +204,8 @@ fn is_chosen(mnemonic: Mnemonic) -> bool {
             | Pblendvb
             | Stmxcsr
             | Ldmxcsr
+            | Stac
+            | Clac
     )
 }
 
