@@ -117,8 +117,16 @@ pub struct Counters {
     pub translations: u64,
     /// Instructions retired in translated code; they are among [`instructions`](Self::instructions).
     pub translated: u64,
-    /// How often translated code was left.
-    pub exits: u64,
+    /// How often translated code was left: for a data access that missed the first level of the TLB,
+    pub miss_exits: u64,
+    /// for instructions that are interpreted between two pieces of a block,
+    pub step_exits: u64,
+    /// for an instruction that is interpreted before anything else can be said,
+    pub interpret_exits: u64,
+    /// for a jump whose target was not known yet,
+    pub jump_exits: u64,
+    /// and for a limit or a signal.
+    pub stop_exits: u64,
     /// How often there was no more room for translated code, and all of it was dropped.
     pub evictions: u64,
 }

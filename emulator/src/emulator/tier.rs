@@ -1,6 +1,6 @@
 //! Between the tiers: when a block is translated, entered, and what is done where translated code leaves.
 
-use super::{Emulator, Left, try_again};
+use super::{Counters, Emulator, Left, try_again};
 use crate::access::{Linear, Stop};
 use crate::blocks::{Block, Heat};
 use crate::cpu::{Cr0, Cr4, Seg, Shadow, flags, gpr};
@@ -169,7 +169,7 @@ impl Emulator {
                 break (self.cpu.rip, 0, Way::Cold);
             };
             let site = translator.enter(&mut self.fast.tlb.state, host);
-            self.counters.exits += 1;
+            *exits_of(&mut self.counters, site.exit) += 1;
             match site.exit {
                 Exit::Miss { resume, size, writes } => {
                     let resume = translator.resume(resume);
@@ -300,5 +300,16 @@ impl Emulator {
         }
         let flags = u64::from(frame.flags);
         self.cpu.flags.set_status(flags >> 8 | (flags & 1) << 11);
+    }
+}
+
+/// The counter of exits for this reason.
+fn exits_of(counters: &mut Counters, exit: Exit) -> &mut u64 {
+    match exit {
+        Exit::Miss { .. } => &mut counters.miss_exits,
+        Exit::Step { .. } => &mut counters.step_exits,
+        Exit::Interpret => &mut counters.interpret_exits,
+        Exit::Jump { .. } | Exit::Indirect { .. } => &mut counters.jump_exits,
+        Exit::LookAround => &mut counters.stop_exits,
     }
 }

@@ -44,7 +44,7 @@ pub(crate) const NO_PAGE: [u64; TLB_SIZE] = {
     let mut keys = [0; TLB_SIZE];
     let mut slot = 0;
     while slot < TLB_SIZE {
-        keys[slot] = (((slot ^ TLB_SIZE / 2) as u64) << PAGE_BITS).wrapping_neg();
+        keys[slot] = (((slot ^ (TLB_SIZE / 2)) as u64) << PAGE_BITS).wrapping_neg();
         slot += 1;
     }
     keys

@@ -106,11 +106,6 @@ impl Machine {
         self.ram.written_by_host(at, bytes.len() as u64);
     }
 
-    /// Reads a word of memory.
-    pub fn word(&self, at: u64) -> u32 {
-        self.memory.read_obj(GuestAddress(at)).unwrap()
-    }
-
     /// A state to begin the program with.
     pub fn start(&self, program: &Program, dice: &mut Dice) -> Cpu {
         let mut cpu = Cpu::reset();

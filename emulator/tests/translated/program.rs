@@ -387,8 +387,8 @@ fn random(dice: &mut Dice, code: Code) -> Instruction {
                 // Those with a sign take any number of their width.
                 let value = match kind {
                     iced_x86::OpKind::Immediate8 => value & 0xff,
-                    iced_x86::OpKind::Immediate8to16 => i64::from(value as i8) as u16 as u64,
-                    iced_x86::OpKind::Immediate8to32 => i64::from(value as i8) as u32 as u64,
+                    iced_x86::OpKind::Immediate8to16 => u64::from(i64::from(value as i8) as u16),
+                    iced_x86::OpKind::Immediate8to32 => u64::from(i64::from(value as i8) as u32),
                     iced_x86::OpKind::Immediate8to64 => i64::from(value as i8) as u64,
                     iced_x86::OpKind::Immediate16 => value & 0xffff,
                     iced_x86::OpKind::Immediate32 => value & 0xffff_ffff,
