@@ -1,13 +1,18 @@
 //! How other threads get a running CPU's attention.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// Signals to one CPU, which it looks at between blocks of instructions.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Attention {
     signals: AtomicU32,
+    /// Zero if something is signalled, or was: what translated code looks at. Whoever signals clears it afterwards; the CPU sets it
+    /// before it looks at the signals themselves ([`Attention::settle`]).
+    quiet: AtomicU32,
     /// What the CPU may be using at the moment: [`RUNNING`], [`TRANSLATED`].
     uses: AtomicU32,
+    /// The CPU has translated code, and wants to know when code is overwritten.
+    translating: AtomicBool,
 }
 
 /// The CPU is executing, and may hold translations that let it write without asking.
@@ -21,11 +26,29 @@ const OWNER: u32 = 1;
 const DROP_WRITES: u32 = 2;
 /// All translations are to be dropped, since page tables have changed.
 const FLUSH: u32 = 4;
+/// Code was overwritten that may have been translated.
+const STALE: u32 = 8;
+
+impl Default for Attention {
+    fn default() -> Attention {
+        Attention {
+            signals: AtomicU32::new(0),
+            quiet: AtomicU32::new(1),
+            uses: AtomicU32::new(0),
+            translating: AtomicBool::new(false),
+        }
+    }
+}
 
 impl Attention {
+    fn signal(&self, signal: u32) {
+        self.signals.fetch_or(signal, Ordering::SeqCst);
+        self.quiet.store(0, Ordering::SeqCst);
+    }
+
     /// Makes the CPU return [`Exit::Attention`](crate::Exit::Attention) before the next block.
     pub fn call(&self) {
-        self.signals.fetch_or(OWNER, Ordering::SeqCst);
+        self.signal(OWNER);
     }
 
     /// Something was signalled.
@@ -50,10 +73,43 @@ impl Attention {
         self.signals.fetch_and(!DROP_WRITES, Ordering::SeqCst);
     }
 
+    /// What translated code looks at: zero if something is signalled.
+    pub(crate) fn quiet(&self) -> *const AtomicU32 {
+        &raw const self.quiet
+    }
+
+    /// Has translated code run on if nothing is signalled any more.
+    pub(crate) fn settle(&self) {
+        if self.quiet.load(Ordering::Relaxed) == 0 {
+            self.quiet.store(1, Ordering::SeqCst);
+            if self.signals.load(Ordering::SeqCst) != 0 {
+                self.quiet.store(0, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Says whether the CPU has translated code.
+    pub(crate) fn set_translating(&self, translating: bool) {
+        self.translating.store(translating, Ordering::SeqCst);
+    }
+
+    /// Code was overwritten: the CPU does not enter translated code again that was made of it.
+    pub(crate) fn code_overwritten(&self) {
+        if self.translating.load(Ordering::SeqCst) {
+            self.signal(STALE);
+        }
+    }
+
+    /// Takes the signal that code was overwritten; the caller forgets where translated code is after that.
+    pub(crate) fn take_code_overwritten(&self) -> bool {
+        self.signals.load(Ordering::SeqCst) & STALE != 0
+            && self.signals.fetch_and(!STALE, Ordering::SeqCst) & STALE != 0
+    }
+
     /// Has the CPU forget every translation before it begins its next instruction; [`Attention::has_flushed`] tells when it can no
     /// longer use one that it has now.
     pub fn request_flush(&self) {
-        self.signals.fetch_or(FLUSH, Ordering::SeqCst);
+        self.signal(FLUSH);
     }
 
     /// No translation from before the last [`Attention::request_flush`] is used any more: the CPU has forgotten them, or stands between
@@ -95,7 +151,7 @@ impl Attention {
     }
 
     pub(crate) fn request_drop(&self) {
-        self.signals.fetch_or(DROP_WRITES, Ordering::SeqCst);
+        self.signal(DROP_WRITES);
     }
 
     /// The CPU can no longer write without asking.

@@ -17,7 +17,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 
 use crate::attention::Attention;
 use crate::code_pages::line_mask;
-use crate::cpu::View;
+use crate::cpu::{CodeSize, View};
 use crate::decode::decode;
 use crate::elsewhere::Elsewhere;
 use crate::fast::Fast;
@@ -48,9 +48,25 @@ pub struct Block {
     pub advance: u8,
     /// Bytes.
     pub length: u8,
+    /// How often it has been found, or what the second tier makes of it.
+    pub heat: Heat,
     /// Number of its page.
     page: u32,
     generation: u32,
+}
+
+/// How hot a block is: a count up to 200, or a verdict.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Heat(pub u8);
+
+impl Heat {
+    /// The block is not translated: it is interpreted.
+    pub const INTERPRETED: Heat = Heat(253);
+    /// The first instruction is not translated: it is interpreted alone.
+    pub const SINGLE: Heat = Heat(254);
+    /// The block has been translated.
+    pub const TRANSLATED: Heat = Heat(255);
+    const COLD: Heat = Heat(0);
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -99,7 +115,7 @@ struct Placed {
 /// Spreads guest-physical addresses; they are not under an attacker's control in a way that could exhaust more than the
 /// attacker's own CPU.
 #[derive(Default)]
-struct PlaceHasher(u64);
+pub(crate) struct PlaceHasher(u64);
 
 impl Hasher for PlaceHasher {
     fn finish(&self) -> u64 {
@@ -118,6 +134,11 @@ impl Hasher for PlaceHasher {
     }
 }
 
+/// What a block is kept by.
+fn place_of(gpa: u64, elsewhere: Option<Elsewhere>, code: CodeSize) -> u64 {
+    gpa << 4 | Elsewhere::number(elsewhere) << 2 | code as u64
+}
+
 impl Blocks {
     pub(crate) fn new() -> Blocks {
         let block = Block {
@@ -125,6 +146,7 @@ impl Blocks {
             count: 0,
             advance: 0,
             length: 0,
+            heat: Heat::COLD,
             page: 0,
             generation: 0,
         };
@@ -168,6 +190,19 @@ impl Blocks {
         &self.ops[block.first as usize..][..usize::from(block.count)]
     }
 
+    /// The block that consists of the first instruction of `block`.
+    pub(crate) fn first_of(&self, block: Block) -> Block {
+        match self.ops(block) {
+            [first, _, ..] => Block {
+                count: 1,
+                advance: first.len,
+                length: first.len,
+                ..block
+            },
+            _ => block,
+        }
+    }
+
     /// Nobody has written over the block's page since it was decoded.
     #[inline(always)]
     pub(crate) fn is_valid(&self, block: Block, ram: &Ram) -> bool {
@@ -196,11 +231,44 @@ impl Blocks {
     }
 
     /// Forgets which blocks are in one linear page. Most pages whose translation is invalidated hold data.
-    pub(crate) fn forget_page(&mut self, linear: u64) {
+    /// True if something was forgotten.
+    pub(crate) fn forget_page(&mut self, linear: u64) -> bool {
         let (word, bit) = Blocks::executed_bit(linear);
-        if self.executed[word] & bit != 0 {
+        let is_executed = self.executed[word] & bit != 0;
+        if is_executed {
             self.forget_linear();
         }
+        is_executed
+    }
+
+    /// Code at this linear address is executed in this epoch.
+    pub(crate) fn note_executed(&mut self, linear: u64) {
+        let (word, bit) = Blocks::executed_bit(linear);
+        self.executed[word] |= bit;
+    }
+
+    /// Counts that the block at `linear` was found.
+    pub(crate) fn warm(&mut self, linear: u64) {
+        let heat = &mut self.jumps[Blocks::slot(linear)].block.heat;
+        heat.0 = (heat.0 + 1).min(200);
+    }
+
+    /// Says what the second tier makes of the block at `linear`, and at this guest-physical address if that is known.
+    pub(crate) fn set_heat(&mut self, linear: u64, place: Option<(u64, CodeSize)>, heat: Heat) {
+        let jump = &mut self.jumps[Blocks::slot(linear)];
+        if jump.linear == linear {
+            jump.block.heat = heat;
+        }
+        if let Some((gpa, code)) = place
+            && let Some(placed) = self.by_place.get_mut(&place_of(gpa, None, code))
+        {
+            placed.block.heat = heat;
+        }
+    }
+
+    /// Memory changes without anybody saying so.
+    pub(crate) fn distrusts(&self) -> bool {
+        self.bytes.is_some()
     }
 
     fn executed_bit(linear: u64) -> (usize, u64) {
@@ -213,7 +281,7 @@ impl Blocks {
     #[inline(never)]
     pub(crate) fn find(&mut self, page: FetchPage, linear: u64, decoding: &mut Decoding<'_>) -> Block {
         let gpa = page.gpa | linear & (PAGE_SIZE - 1);
-        let place = gpa << 4 | Elsewhere::number(decoding.elsewhere) << 2 | decoding.view.code as u64;
+        let place = place_of(gpa, decoding.elsewhere, decoding.view.code);
         let ram = decoding.fast.tlb.ram().clone();
         let block = match self.by_place.get(&place).copied() {
             Some(placed) if self.is_valid(placed.block, &ram) && self.is_still_there(placed, gpa, &ram) => placed.block,
@@ -224,8 +292,7 @@ impl Blocks {
             }
         };
         let context = self.epoch | u64::from(decoding.view.code_context);
-        let (word, bit) = Blocks::executed_bit(linear);
-        self.executed[word] |= bit;
+        self.note_executed(linear);
         self.jumps[Blocks::slot(linear)] = Jump { linear, context, block };
         block
     }
@@ -258,6 +325,7 @@ impl Blocks {
                     count,
                     advance,
                     length,
+                    heat: Heat::COLD,
                     page: page as u32,
                     generation,
                 };

@@ -13,7 +13,7 @@
 //! Whichever way they interleave, the decoder either reads the new bytes or is left with a stale generation.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::attention::Attention;
 
@@ -24,9 +24,11 @@ const LINE: u64 = 64;
 #[derive(Debug)]
 pub struct CodePages {
     pages: Box<[Page]>,
-    /// The CPUs that share this memory. Held locked while a page is made code, so that the second decoder of a page
-    /// waits until the first one's eviction of writers is complete.
-    cpus: Mutex<Vec<Arc<Attention>>>,
+    /// The CPUs that share this memory. Held locked for moments only: who waits for a CPU must not hold it.
+    cpus: RwLock<Vec<Arc<Attention>>>,
+    /// Held locked while a page is made code, so that the second decoder of a page waits until the first one's eviction
+    /// of writers is complete.
+    eviction: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -41,19 +43,23 @@ impl CodePages {
     pub(crate) fn new(pages: usize) -> CodePages {
         CodePages {
             pages: (0..pages).map(|_| Page::default()).collect(),
-            cpus: Mutex::default(),
+            cpus: RwLock::default(),
+            eviction: Mutex::default(),
         }
     }
 
     /// Adds a CPU that executes from this memory.
     pub(crate) fn register(&self, attention: Arc<Attention>) {
-        self.cpus.lock().unwrap_or_else(PoisonError::into_inner).push(attention);
+        self.cpus
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(attention);
     }
 
     /// Takes a CPU out again.
     pub(crate) fn unregister(&self, attention: &Arc<Attention>) {
         self.cpus
-            .lock()
+            .write()
             .unwrap_or_else(PoisonError::into_inner)
             .retain(|cpu| !Arc::ptr_eq(cpu, attention));
     }
@@ -82,16 +88,14 @@ impl CodePages {
         // Not running while waiting, so that two CPUs evicting each other's translations do not wait for each other.
         me.set_running(false);
         {
-            let cpus = self.cpus.lock().unwrap_or_else(PoisonError::into_inner);
+            let _eviction = self.eviction.lock().unwrap_or_else(PoisonError::into_inner);
             if page.written.load(Ordering::SeqCst) {
-                let others = || {
-                    cpus.iter()
-                        .filter(|cpu| !core::ptr::eq(&raw const ***cpu, &raw const *me))
-                };
-                for cpu in others() {
+                let mut others = self.cpus.read().unwrap_or_else(PoisonError::into_inner).clone();
+                others.retain(|cpu| !core::ptr::eq(&raw const **cpu, &raw const *me));
+                for cpu in &others {
                     cpu.request_drop();
                 }
-                for cpu in others() {
+                for cpu in &others {
                     let mut spins = 0;
                     while !cpu.has_dropped() {
                         spins += 1;
@@ -133,6 +137,9 @@ impl CodePages {
         if lines & line_mask(offset, length) != 0 {
             page.lines.swap(0, Ordering::SeqCst);
             page.generation.fetch_add(1, Ordering::SeqCst);
+            for cpu in &*self.cpus.read().unwrap_or_else(PoisonError::into_inner) {
+                cpu.code_overwritten();
+            }
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod pass;
 mod supply;
+mod tier;
 
 use std::sync::Arc;
 
@@ -21,7 +22,9 @@ use crate::op::Op;
 use crate::ram::Ram;
 use crate::replay::{self, ReplayError};
 use crate::request::{Answer, Request, RequestId, Space};
+use crate::translate::Translator;
 use pass::{Kept, Pass};
+use tier::Climb;
 
 pub use supply::{Cause, SupplyError};
 
@@ -66,6 +69,8 @@ pub struct Emulator {
     fast: Fast,
     careful: Careful,
     blocks: Blocks,
+    /// The second tier, if there is one.
+    translator: Option<Box<Translator>>,
     model: Arc<Model>,
     /// Instructions that are not executed here.
     elsewhere: Option<Elsewhere>,
@@ -106,6 +111,24 @@ pub struct Counters {
     pub blocks: u64,
     /// Data accesses that missed the software TLB.
     pub tlb_misses: u64,
+    /// Those that missed its second level, too: page tables were walked.
+    pub walks: u64,
+    /// Blocks translated into code of the host.
+    pub translations: u64,
+    /// Instructions retired in translated code; they are among [`instructions`](Self::instructions).
+    pub translated: u64,
+    /// How often translated code was left: for a data access that missed the first level of the TLB,
+    pub miss_exits: u64,
+    /// for instructions that are interpreted between two pieces of a block,
+    pub step_exits: u64,
+    /// for an instruction that is interpreted before anything else can be said,
+    pub interpret_exits: u64,
+    /// for a jump whose target was not known yet,
+    pub jump_exits: u64,
+    /// and for a limit or a signal.
+    pub stop_exits: u64,
+    /// How often there was no more room for translated code, and all of it was dropped.
+    pub evictions: u64,
 }
 
 impl Emulator {
@@ -120,6 +143,7 @@ impl Emulator {
             fast: Fast::new(ram.clone(), host.clone()),
             careful: Careful::new(ram, host, cpuid),
             blocks: Blocks::new(),
+            translator: None,
             model,
             elsewhere: None,
             attention,
@@ -154,6 +178,9 @@ impl Emulator {
         self.kept = None;
         // Blocks are decoded for a model.
         self.blocks.clear();
+        if let Some(translator) = &mut self.translator {
+            translator.clear(&mut self.fast.tlb.state);
+        }
         self.forget(Flush::All);
     }
 
@@ -217,6 +244,9 @@ impl Emulator {
             replays: self.careful.replayed(),
             blocks: self.blocks.decoded,
             tlb_misses: self.fast.misses,
+            walks: self.fast.walks,
+            translations: self.translator.as_ref().map_or(0, |translator| translator.made),
+            evictions: self.translator.as_ref().map_or(0, |translator| translator.evictions),
             ..self.counters
         }
     }
@@ -280,7 +310,7 @@ impl Emulator {
     /// that is in flight is executed here.
     pub fn leave(&mut self, elsewhere: Option<Elsewhere>) {
         if Elsewhere::number(self.elsewhere) != Elsewhere::number(elsewhere) {
-            self.blocks.forget_linear();
+            self.forget_linear();
         }
         self.elsewhere = elsewhere;
     }
@@ -338,6 +368,9 @@ impl Emulator {
                     self.forget(Flush::All);
                     self.attention.flushed();
                 }
+                if self.attention.take_code_overwritten() {
+                    self.forget_jumps();
+                }
                 if self.attention.take_call() {
                     return Ok(Exit::Attention);
                 }
@@ -386,10 +419,12 @@ impl Emulator {
         self.cpu.flags.assign(flags::RF, false);
         let retired = self.counters.instructions;
         let shadow = self.cpu.shadow;
-        let left = if shadow == Shadow::None && self.may_run_blocks() {
+        let left = if shadow != Shadow::None {
+            self.run_one()
+        } else if self.may_run_blocks() {
             self.run_blocks()
         } else {
-            self.run_one()
+            self.run_near_limit()
         };
         if resuming && self.counters.instructions == retired {
             self.cpu.flags.assign(flags::RF, true);
@@ -427,9 +462,25 @@ impl Emulator {
             if self.attention.any() || !self.may_run_blocks() {
                 return Left::LookAround;
             }
-            let Some(block) = self.block() else {
+            let Some(mut block) = self.block() else {
                 return Left::Careful;
             };
+            if self.translator.is_some() {
+                match self.climb(block) {
+                    Climb::Interpret => {}
+                    Climb::Again => continue,
+                    Climb::Back(left) => return left,
+                    Climb::One => {
+                        if self.attention.any() || self.counters.instructions >= self.limit {
+                            return Left::LookAround;
+                        }
+                        let Some(found) = self.block() else {
+                            return Left::Careful;
+                        };
+                        block = self.blocks.first_of(found);
+                    }
+                }
+            }
             let ops = self.blocks.ops(block);
             if ops.is_empty() {
                 return Left::Careful;
@@ -444,7 +495,10 @@ impl Emulator {
                     if stop == Stop::Taken {
                         self.counters.instructions += done as u64 + 1;
                         // A loop around one block needs no search for it.
-                        let same = self.cpu.rip == start && !self.attention.any() && self.may_run_blocks();
+                        let same = self.cpu.rip == start
+                            && self.translator.is_none()
+                            && !self.attention.any()
+                            && self.may_run_blocks();
                         if same && self.blocks.is_valid(block, self.fast.tlb.ram()) {
                             continue 'again;
                         }
@@ -574,12 +628,21 @@ impl Emulator {
             Flush::None => return,
             Flush::Page(linear) => {
                 if !self.fast.tlb.flush_page(linear) {
-                    return self.blocks.forget_page(linear);
+                    if self.blocks.forget_page(linear) {
+                        self.forget_jumps();
+                    }
+                    return;
                 }
             }
             Flush::All => self.fast.tlb.flush(),
         }
+        self.forget_linear();
+    }
+
+    /// Forgets which code is at which linear address.
+    fn forget_linear(&mut self) {
         self.blocks.forget_linear();
+        self.forget_jumps();
     }
 }
 

@@ -24,6 +24,8 @@ pub struct Fast {
     pub(crate) fault_address: u64,
     /// Data accesses that missed the TLB.
     pub(crate) misses: u64,
+    /// Those that missed its second level, too.
+    pub(crate) walks: u64,
 }
 
 /// Page tables as they are now.
@@ -79,6 +81,7 @@ impl Fast {
             host,
             fault_address: 0,
             misses: 0,
+            walks: 0,
         }
     }
 
@@ -94,7 +97,8 @@ impl Fast {
         }
     }
 
-    fn learn(&mut self, cpu: &Cpu, at: Linear, size: u64, intent: Intent) -> Result<(), Stop> {
+    /// Makes the page of a data access hit, or says why it cannot.
+    pub(crate) fn learn(&mut self, cpu: &Cpu, at: Linear, size: u64, intent: Intent) -> Result<(), Stop> {
         let linear = at.address;
         // The last byte in another page: the careful way knows how.
         if (linear & (PAGE_SIZE - 1)) + size > PAGE_SIZE || cpu.view.checks_alignment() {
@@ -104,6 +108,11 @@ impl Fast {
             return Err(non_canonical(at));
         }
         self.misses += 1;
+        let writes = intent == Intent::Write;
+        if self.tlb.promote(cpu.view.context, linear, writes) {
+            return Ok(());
+        }
+        self.walks += 1;
         let ram = self.tlb.ram().clone();
         let mut tables = Live {
             ram: &ram,

@@ -45,6 +45,7 @@
 //! # Map
 //! - The main path: [`Emulator`] runs blocks of decoded instructions the fast way ([`fast`]), single ones carefully
 //!   ([`careful`], on the [`replay`] cache), and delivers events between them.
+//! - [`translate`]: hot 64-bit code as code of the host, if [`Emulator::set_translation`] says so.
 //! - [`cpu`]: the state, plain data. [`event`], [`request`], [`host`], [`attention`]: what it exchanges with the world.
 //! - `insn`: the semantics, each instruction once, generic over [`access::Access`]. [`table`] says what there is,
 //!   [`model`] and [`cpuid`] what is announced, [`op`] and [`operand`] what a decoded instruction looks like.
@@ -57,8 +58,9 @@
 #![doc = include_str!("executed.md")]
 //!
 //! # Unsafe code
-//! It lives in `ram` and `tlb` (guest memory is shared with other threads and cannot be borrowed) and `native`
-//! (floating-point instructions under the guest's own rounding and exception masks). The host is an x86-64 machine.
+//! It lives in `ram` and `tlb` (guest memory is shared with other threads and cannot be borrowed), `native`
+//! (floating-point instructions under the guest's own rounding and exception masks), and three parts of [`translate`]: the
+//! buffer, the state and the way into translated code. The host is an x86-64 machine.
 #![deny(unsafe_code)]
 
 pub mod access;
@@ -90,6 +92,7 @@ mod stack;
 pub mod table;
 mod task;
 mod tlb;
+pub mod translate;
 pub mod word;
 
 pub use attention::Attention;

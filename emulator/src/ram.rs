@@ -204,20 +204,6 @@ impl<'a> HostPage<'a> {
         self.pointer
     }
 
-    /// The page that was taken out with [`HostPage::pointer`].
-    ///
-    /// # Safety
-    /// The page's `Ram` lives for `'a`.
-    #[inline(always)]
-    pub(crate) unsafe fn from_pointer(pointer: *mut u8) -> HostPage<'a> {
-        // Whoever comes from a pointer accesses memory only; the number is not known any more.
-        HostPage {
-            pointer,
-            number: usize::MAX,
-            life: PhantomData,
-        }
-    }
-
     /// The operand at this offset (bits above the page offset are ignored), if it does not cross the page's end.
     #[inline(always)]
     pub fn slot<T: Word>(self, address: u64) -> Option<Slot<'a, T>> {
@@ -273,6 +259,19 @@ pub struct Span<'a> {
 }
 
 impl Span<'_> {
+    /// The bytes at `pointer`.
+    ///
+    /// # Safety
+    /// They lie within one page, whose `Ram` outlives the span.
+    #[inline(always)]
+    pub(crate) unsafe fn from_pointer(pointer: *mut u8, length: usize) -> Self {
+        Span {
+            pointer,
+            length,
+            life: PhantomData,
+        }
+    }
+
     /// Reads the first `bytes.len()` bytes.
     ///
     /// # Panics
@@ -355,6 +354,18 @@ impl Span<'_> {
 struct Unaligned<T>(T);
 
 impl<T: Word> Slot<'_, T> {
+    /// The operand at `pointer`.
+    ///
+    /// # Safety
+    /// It lies within one page, whose `Ram` outlives the slot.
+    #[inline(always)]
+    pub(crate) unsafe fn from_pointer(pointer: *mut u8) -> Self {
+        Slot {
+            pointer,
+            life: PhantomData,
+        }
+    }
+
     /// Reads with one machine access.
     #[inline(always)]
     pub fn load(self) -> T {

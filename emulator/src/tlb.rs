@@ -6,35 +6,23 @@
 //! * Devices, pages that hold code (for writing), and accesses that cross a page never hit.
 //!
 //! Data accesses have three contexts (user, supervisor, supervisor under SMAP), so a change of privilege flushes
-//! nothing.
+//! nothing. Both tiers use the same entries; they lie where translated code reaches them (see [`State`]).
 #![allow(unsafe_code, reason = "entries are pointers to guest pages")]
+
+mod second;
 
 use std::sync::Arc;
 
 use crate::ram::{HostPage, PAGE_SIZE, Ram, Slot, Span};
+use crate::translate::state::{State, Translations};
 use crate::word::Word;
+use second::Second;
 
-/// Entries for each context and direction.
-const SIZE: usize = 512;
 /// Entries for instruction fetches, user and supervisor.
 const FETCH_SIZE: usize = 256;
-const CONTEXTS: usize = 4;
 /// No page address has its low bits set.
 const INVALID: u64 = 1;
 const PAGE: u64 = !(PAGE_SIZE - 1);
-
-#[derive(Debug, Clone, Copy)]
-struct Entry {
-    tag: u64,
-    pointer: *mut u8,
-}
-
-const EMPTY: Entry = Entry {
-    tag: INVALID,
-    pointer: core::ptr::null_mut(),
-};
-
-type Entries = Box<[Entry; SIZE]>;
 
 /// A page that instructions may be fetched from.
 #[derive(Debug, Clone, Copy)]
@@ -56,8 +44,10 @@ struct LargeRange {
 /// Cached translations of one CPU.
 #[derive(Debug)]
 pub struct Tlb {
-    read: [Entries; CONTEXTS],
-    write: [Entries; CONTEXTS],
+    /// Translations of data accesses.
+    pub(crate) state: State,
+    second_read: Second,
+    second_write: Second,
     fetch: [Box<[FetchPage; FETCH_SIZE]>; 2],
     /// For the lower and the upper half of the address space.
     large: [LargeRange; 2],
@@ -65,20 +55,17 @@ pub struct Tlb {
     ram: Arc<Ram>,
 }
 
-// SAFETY: the pointers lead into `ram`, which is kept alive and may be accessed from any thread.
-unsafe impl Send for Tlb {}
-
 impl Tlb {
     pub(crate) fn new(ram: Arc<Ram>) -> Tlb {
-        let entries = || core::array::from_fn(|_| Box::new([EMPTY; SIZE]));
         let none = FetchPage {
             tag: INVALID,
             gpa: 0,
             number: 0,
         };
         Tlb {
-            read: entries(),
-            write: entries(),
+            state: State::new(),
+            second_read: Second::new(),
+            second_write: Second::new(),
             fetch: core::array::from_fn(|_| Box::new([none; FETCH_SIZE])),
             large: [LargeRange::default(); 2],
             ram,
@@ -89,45 +76,49 @@ impl Tlb {
         &self.ram
     }
 
-    /// The page of an operand of `size` bytes, 1 to 4096, if it does not cross into another.
     #[inline(always)]
-    fn hit(entries: &[Entry; SIZE], linear: u64, size: u64) -> Option<HostPage<'_>> {
-        let entry = &entries[(linear / PAGE_SIZE) as usize % SIZE];
-        // The last byte's page is compared with the first byte's entry: what crosses a page misses.
-        if entry.tag != linear.wrapping_add(size - 1) & PAGE {
-            return None;
-        }
-        // SAFETY: the entry is valid, so its page is one of `ram`, which lives as long as the entries do.
-        Some(unsafe { HostPage::from_pointer(entry.pointer) })
+    fn table(&self, context: u8, writes: bool) -> &Translations {
+        let frame = self.state.frame();
+        let tables = if writes { &frame.write } else { &frame.read };
+        &tables[usize::from(context & 3)]
     }
 
     /// The operand at `linear`, if it may be read.
     #[inline(always)]
     pub(crate) fn readable<T: Word>(&self, context: u8, linear: u64) -> Option<Slot<'_, T>> {
-        let page = Tlb::hit(&self.read[usize::from(context & 3)], linear, T::SIZE as u64)?;
-        // SAFETY: the entry is valid, so it points at a page of `ram`; the first and the last byte are in the page
-        // whose index and tag were compared, hence the operand lies within it.
-        Some(unsafe { page.slot_unchecked(linear & !PAGE) })
+        let pointer = self.table(context, false).find(linear, T::SIZE as u64)?;
+        // SAFETY: the whole operand lies in the page of a valid entry, which is one of `ram`, which lives as long as `self`.
+        Some(unsafe { Slot::from_pointer(pointer) })
     }
 
     /// The operand at `linear`, if it may be written.
     #[inline(always)]
     pub(crate) fn writable<T: Word>(&self, context: u8, linear: u64) -> Option<Slot<'_, T>> {
-        let page = Tlb::hit(&self.write[usize::from(context & 3)], linear, T::SIZE as u64)?;
+        let pointer = self.table(context, true).find(linear, T::SIZE as u64)?;
         // SAFETY: as in `readable`.
-        Some(unsafe { page.slot_unchecked(linear & !PAGE) })
+        Some(unsafe { Slot::from_pointer(pointer) })
     }
 
     /// `length` bytes at `linear`, if they may be read and lie in one page.
     #[inline(always)]
     pub(crate) fn readable_span(&self, context: u8, linear: u64, length: usize) -> Option<Span<'_>> {
-        Tlb::hit(&self.read[usize::from(context & 3)], linear, length.max(1) as u64)?.span(linear, length)
+        self.span(context, false, linear, length)
     }
 
     /// `length` bytes at `linear`, if they may be written and lie in one page.
     #[inline(always)]
     pub(crate) fn writable_span(&self, context: u8, linear: u64, length: usize) -> Option<Span<'_>> {
-        Tlb::hit(&self.write[usize::from(context & 3)], linear, length.max(1) as u64)?.span(linear, length)
+        self.span(context, true, linear, length)
+    }
+
+    #[inline(always)]
+    fn span(&self, context: u8, writes: bool, linear: u64, length: usize) -> Option<Span<'_>> {
+        if length > PAGE_SIZE as usize {
+            return None;
+        }
+        let pointer = self.table(context, writes).find(linear, length.max(1) as u64)?;
+        // SAFETY: as in `readable`.
+        Some(unsafe { Span::from_pointer(pointer, length) })
     }
 
     /// The page to fetch instructions from.
@@ -138,21 +129,27 @@ impl Tlb {
     }
 
     pub(crate) fn insert_read(&mut self, context: u8, linear: u64, page: HostPage<'_>, page_bits: u32) {
-        let entry = Entry {
-            tag: linear & PAGE,
-            pointer: page.pointer(),
-        };
-        self.read[usize::from(context & 3)][(linear / PAGE_SIZE) as usize % SIZE] = entry;
+        self.state.frame_mut().read[usize::from(context & 3)].insert(linear, page.pointer());
+        self.second_read.insert(context, linear, page.pointer());
         self.note_size(linear, page_bits);
     }
 
     pub(crate) fn insert_write(&mut self, context: u8, linear: u64, page: HostPage<'_>, page_bits: u32) {
-        let entry = Entry {
-            tag: linear & PAGE,
-            pointer: page.pointer(),
-        };
-        self.write[usize::from(context & 3)][(linear / PAGE_SIZE) as usize % SIZE] = entry;
+        self.state.frame_mut().write[usize::from(context & 3)].insert(linear, page.pointer());
+        self.second_write.insert(context, linear, page.pointer());
         self.note_size(linear, page_bits);
+    }
+
+    /// Takes the page of `linear` over from the second level; true if it was there.
+    pub(crate) fn promote(&mut self, context: u8, linear: u64, writes: bool) -> bool {
+        let second = if writes { &self.second_write } else { &self.second_read };
+        let Some(page) = second.find(context, linear) else {
+            return false;
+        };
+        let frame = self.state.frame_mut();
+        let tables = if writes { &mut frame.write } else { &mut frame.read };
+        tables[usize::from(context & 3)].insert(linear, page);
+        true
     }
 
     pub(crate) fn insert_fetch(
@@ -191,9 +188,10 @@ impl Tlb {
 
     /// Forgets everything.
     pub(crate) fn flush(&mut self) {
-        for entries in &mut self.read {
-            entries.fill(EMPTY);
+        for table in &mut self.state.frame_mut().read {
+            table.clear();
         }
+        self.second_read.clear();
         self.flush_writes();
         for entries in &mut self.fetch {
             for entry in entries.iter_mut() {
@@ -205,9 +203,10 @@ impl Tlb {
 
     /// Forgets all translations for writing.
     pub(crate) fn flush_writes(&mut self) {
-        for entries in &mut self.write {
-            entries.fill(EMPTY);
+        for table in &mut self.state.frame_mut().write {
+            table.clear();
         }
+        self.second_write.clear();
     }
 
     /// Forgets the translation of one linear address, whatever the size of its page; true if that meant to forget all.
@@ -218,9 +217,12 @@ impl Tlb {
             return true;
         }
         let number = (linear / PAGE_SIZE) as usize;
-        for entries in self.read.iter_mut().chain(&mut self.write) {
-            entries[number % SIZE] = EMPTY;
+        let frame = self.state.frame_mut();
+        for table in frame.read.iter_mut().chain(&mut frame.write) {
+            table.forget(linear);
         }
+        self.second_read.forget(linear);
+        self.second_write.forget(linear);
         for entries in &mut self.fetch {
             entries[number % FETCH_SIZE].tag = INVALID;
         }

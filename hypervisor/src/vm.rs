@@ -55,6 +55,10 @@ pub trait Vm: Send + Sync {
     /// [`HypervisorError`] if the index is out of range or already taken.
     fn create_vcpu(&self, index: u32) -> Result<Box<dyn Vcpu>, HypervisorError>;
 
+    /// Has vCPUs that are made from now on translate hot code of the guest, where they are software: the same, but faster. A
+    /// backend without such has nothing to do.
+    fn translate(&self, _on: bool) {}
+
     /// The interrupt line of global system interrupt `gsi`, 0..24: the IO-APIC's pin, and the PIC's for 0..16.
     ///
     /// # Errors

@@ -301,6 +301,7 @@ impl Machine {
             hyperv: config.cpus.kvm_hyperv,
             model: config.cpus.model.into(),
         })?;
+        vm.translate(config.cpus.translate);
         let shared = Arc::new(Shared::new(vcpus as usize, on_end));
         let parts = Parts {
             config,

@@ -45,7 +45,7 @@ use layout::{Marks, Mode, OTHER_TASK, Offsets};
 use saved::{Outcome, Saved};
 use scene::Scene;
 use story::{Story, Tellers};
-use ways::Ways;
+use ways::{Ways, is_modelled_host};
 use world::{Batches, Placement, World};
 
 #[test]
@@ -296,17 +296,16 @@ fn random_code_under_outside_influence_ends_as_if_it_were_left_alone() {
 }
 
 /// Plays on both ways; how many blocks were compared.
-fn compare_ways(play: impl Fn(&mut Ways, &[u8]) -> usize) -> u64 {
+fn compare_ways(ways: &mut Ways, play: impl Fn(&mut Ways, &[u8]) -> usize) -> u64 {
     let (first, plays) = (number("REPRISE_SEED", 1), number("REPRISE_PLAYS", 2000));
     let wanted = number("REPRISE_BLOCKS", 0);
-    let mut ways = Ways::new();
     let mut blocks = 0;
     for seed in first.. {
         if seed - first >= plays && blocks >= wanted {
             break;
         }
         let bytes = roll(seed, 60 + seed as usize % 200);
-        let Ok(compared) = catch_unwind(AssertUnwindSafe(|| play(&mut ways, &bytes))) else {
+        let Ok(compared) = catch_unwind(AssertUnwindSafe(|| play(ways, &bytes))) else {
             panic!("REPRISE_SEED={seed} REPRISE_PLAYS=1");
         };
         blocks += compared as u64;
@@ -317,17 +316,38 @@ fn compare_ways(play: impl Fn(&mut Ways, &[u8]) -> usize) -> u64 {
 
 #[test]
 fn random_code_does_the_same_the_fast_way_and_the_careful_way() {
-    assert!(compare_ways(Ways::play) > number("REPRISE_PLAYS", 2000));
+    assert!(compare_ways(&mut Ways::new(), Ways::play) > number("REPRISE_PLAYS", 2000));
 }
 
 #[test]
 fn damaged_tables_and_task_state_do_the_same_the_fast_way_and_the_careful_way() {
-    assert!(compare_ways(Ways::damage) > number("REPRISE_PLAYS", 2000) / 4);
+    assert!(compare_ways(&mut Ways::new(), Ways::damage) > number("REPRISE_PLAYS", 2000) / 4);
+}
+
+#[test]
+fn random_code_does_the_same_translated_and_the_careful_way() {
+    if !is_modelled_host() {
+        return;
+    }
+    let mut ways = Ways::translated();
+    assert!(compare_ways(&mut ways, Ways::play) > number("REPRISE_PLAYS", 2000));
+    let translated = ways.instructions_translated();
+    println!("{translated} instructions in translated code");
+    assert!(translated > number("REPRISE_PLAYS", 2000) / 50);
+}
+
+#[test]
+fn damaged_tables_and_task_state_do_the_same_translated_and_the_careful_way() {
+    if !is_modelled_host() {
+        return;
+    }
+    let blocks = compare_ways(&mut Ways::translated(), Ways::damage);
+    assert!(blocks > number("REPRISE_PLAYS", 2000) / 4);
 }
 
 #[test]
 fn events_out_of_random_states_do_the_same_the_fast_way_and_the_careful_way() {
-    assert!(compare_ways(Ways::deliver) > number("REPRISE_PLAYS", 2000) / 4);
+    assert!(compare_ways(&mut Ways::new(), Ways::deliver) > number("REPRISE_PLAYS", 2000) / 4);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! careful one, and they are compared after every block.
 
 use reprise_emulator::cpu::{Cr0, Seg};
+use reprise_emulator::translate::Translation;
 use reprise_emulator::{Cpu, Entry, Exit};
 
 use crate::delivery;
@@ -17,6 +18,19 @@ const STEPS: u64 = 100_000;
 /// Blocks of a play, at most.
 const BLOCKS: usize = 60;
 
+/// Translated code leaves the flags that the architecture leaves undefined as this processor does; the interpreter has those
+/// of the modelled one.
+pub fn is_modelled_host() -> bool {
+    let vendor = core::arch::x86_64::__cpuid(0);
+    let version = core::arch::x86_64::__cpuid(1).eax;
+    let family = (version >> 8 & 0xf) + (version >> 20 & 0xff);
+    let is_modelled = (vendor.ebx, family) == (u32::from_le_bytes(*b"Auth"), 25);
+    if !is_modelled {
+        println!("not compared: flags that are undefined are others on this processor");
+    }
+    is_modelled
+}
+
 /// Both machines, to be used for many plays.
 pub struct Ways {
     watch: Watch,
@@ -25,12 +39,32 @@ pub struct Ways {
 }
 
 impl Ways {
+    /// The fast way by the interpreter.
     pub fn new() -> Ways {
+        Ways::with(None)
+    }
+
+    /// The fast way by translated code.
+    pub fn translated() -> Ways {
+        Ways::with(Some(Translation {
+            threshold: 0,
+            ..Translation::default()
+        }))
+    }
+
+    /// Instructions that were executed in translated code.
+    pub fn instructions_translated(&self) -> u64 {
+        self.fast.emulator.counters().translated
+    }
+
+    fn with(translation: Option<Translation>) -> Ways {
         let mut careful = World::new(Placement::Ram);
         careful.emulator.set_careful(true);
+        let mut fast = World::new(Placement::Ram);
+        fast.emulator.set_translation(translation).expect("executable memory");
         Ways {
             watch: Watch::new(),
-            fast: World::new(Placement::Ram),
+            fast,
             careful,
         }
     }

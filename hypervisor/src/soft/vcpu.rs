@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use reprise_emulator::cpu::Activity;
 use reprise_emulator::cpuid::CpuidTable;
+use reprise_emulator::translate::Translation;
 use reprise_emulator::{
     Answer, Cpu, Direction, Emulator, Entry, Error, Event, Exit, Model, Ram, Reply, Request, Space,
 };
@@ -75,6 +76,13 @@ impl SoftVcpu {
             armed: None,
             counters: Counters::default(),
             hypercalls: Hypercalls::default(),
+        }
+    }
+
+    /// Translates hot code, if this host can.
+    pub fn translate(&mut self) {
+        if let Err(error) = self.emulator.set_translation(Some(Translation::default())) {
+            tracing::warn!(vcpu = self.index, ?error, "code is not translated but interpreted");
         }
     }
 
@@ -410,6 +418,15 @@ impl Vcpu for SoftVcpu {
             ("events", cpu.events),
             ("blocks_decoded", cpu.blocks),
             ("tlb_misses", cpu.tlb_misses),
+            ("page_walks", cpu.walks),
+            ("blocks_translated", cpu.translations),
+            ("translated_instructions", cpu.translated),
+            ("translation_exits_for_misses", cpu.miss_exits),
+            ("translation_exits_for_steps", cpu.step_exits),
+            ("translation_exits_for_instructions", cpu.interpret_exits),
+            ("translation_exits_for_jumps", cpu.jump_exits),
+            ("translation_exits_for_stops", cpu.stop_exits),
+            ("translation_evictions", cpu.evictions),
             ("interrupts", own.interrupts),
             ("nmis", own.nmis),
             ("sleeps", own.sleeps),

@@ -1,6 +1,6 @@
 //! One virtual machine of the soft backend.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -68,6 +68,8 @@ pub struct SoftVm {
     ram: Arc<Ram>,
     model: Arc<Model>,
     cpu_model: CpuModel,
+    /// Hot code is translated.
+    translates: AtomicBool,
     /// Interrupts that events signal, once there is one.
     signals: Mutex<Option<Signals>>,
     last_signal: AtomicU64,
@@ -114,6 +116,7 @@ impl SoftVm {
             ram: Arc::new(ram),
             model: Arc::new(Model::announcing(&table)),
             cpu_model: model,
+            translates: AtomicBool::new(false),
             signals: Mutex::new(None),
             last_signal: AtomicU64::new(0),
             made: Mutex::new(vec![false; count].into()),
@@ -138,7 +141,15 @@ impl Vm for SoftVm {
         let mut entries = super::cpuid::entries(index, vcpus, hyperv, self.cpu_model);
         machine.chipset.tsc_rate().announce(&mut entries);
         let cpuid = CpuidTable::new(entries);
-        Ok(Box::new(SoftVcpu::new(place, machine, ram, model, cpuid)))
+        let mut vcpu = SoftVcpu::new(place, machine, ram, model, cpuid);
+        if self.translates.load(Ordering::Relaxed) {
+            vcpu.translate();
+        }
+        Ok(Box::new(vcpu))
+    }
+
+    fn translate(&self, on: bool) {
+        self.translates.store(on, Ordering::Relaxed);
     }
 
     fn interrupt_line(&self, gsi: u32) -> Result<Arc<dyn InterruptLine>, HypervisorError> {

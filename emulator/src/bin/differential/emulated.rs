@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use reprise_emulator::cpu::{Attributes, Cr0, Cr4, Efer, Flags, Seg, Segment, TableRegister, fpu};
 use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters};
+use reprise_emulator::translate::Translation;
 use reprise_emulator::{Cpu, CpuidTable, Emulator, Entry, Exit, Host, Model, Ram};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -212,6 +213,20 @@ impl Emulated {
             base: tss,
         };
         self.poke(physical::CODE, &[FILLER; CODE_PAGES * PAGE]);
+    }
+
+    /// Translates cases that are one instruction.
+    ///
+    /// # Panics
+    /// If this host cannot.
+    pub fn translate(&mut self) {
+        let translation = Translation {
+            threshold: 0,
+            ..Translation::default()
+        };
+        self.emulator
+            .set_translation(Some(translation))
+            .expect("executable memory");
     }
 
     /// Makes memory what each case finds.

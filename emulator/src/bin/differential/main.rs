@@ -28,16 +28,18 @@ mod state;
 
 use std::process::ExitCode;
 
-use run::Options;
+use run::{Options, Tier};
 
 const USAGE: &str =
-    "usage: differential [--count N] [--seed S] [--family NAME] [--threads N] [--rows N] [--lengths N] [--forms]
+    "usage: differential [--count N] [--seed S] [--family NAME] [--threads N] [--rows N] [--lengths N] [--tier fast|careful|translated]
+    [--forms]
   --count N      cases to run (1000000); 0 goes on until something differs
   --seed S       where the randomness starts (1)
   --family NAME  only families whose name contains NAME, or the instruction NAME
   --threads N    threads, each with a child of its own (1)
   --lengths N    compares the lengths of N strings of bytes instead of the effects of instructions
   --rows N       mismatches to print (20)
+  --tier NAME    executes the emulator's side by the fast way, the careful one, or translated (careful, and fast where it can)
   --against bochs  compares with Bochs, on what this processor has not
   --forms        lists what is compared and what is not, and why";
 
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
         threads: 1,
         rows: 20,
         lengths: None,
+        tier: None,
     };
     let mut lists = false;
     let mut with_bochs = false;
@@ -65,6 +68,10 @@ fn main() -> ExitCode {
             "--lengths" => number().map(|count| options.lengths = Some(count)),
             "--rows" => number().map(|rows| options.rows = rows as usize),
             "--family" => arguments.next().map(|family| options.family = family),
+            "--tier" => arguments
+                .next()
+                .and_then(|name| Tier::named(&name))
+                .map(|tier| options.tier = Some(tier)),
             "--against" => (arguments.next().as_deref() == Some("bochs")).then(|| with_bochs = true),
             "--forms" => {
                 lists = true;

@@ -32,11 +32,36 @@ pub struct Options {
     pub rows: usize,
     /// Strings of bytes whose lengths are compared; then `count` and `family` do not matter.
     pub lengths: Option<u64>,
+    /// The one way to execute cases; otherwise the careful way, and the fast one where there is one instruction.
+    pub tier: Option<Tier>,
 }
 
 /// Mismatches of one title that are made small.
 const SHRUNK: u64 = 1;
 
+/// A way of the emulator to execute cases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tier {
+    /// The fast way, by the interpreter.
+    Fast,
+    /// The careful way.
+    Careful,
+    /// The fast way, by translated code.
+    Translated,
+}
+
+impl Tier {
+    pub fn named(name: &str) -> Option<Tier> {
+        match name {
+            "fast" => Some(Tier::Fast),
+            "careful" => Some(Tier::Careful),
+            "translated" => Some(Tier::Translated),
+            _ => None,
+        }
+    }
+}
+
+/// The model and the forms that are compared.
 fn forms(options: &Options) -> (Arc<Model>, Forms) {
     let model = Arc::new(Model::with(form::host_has));
     let mut forms = Forms::new(&Model::new(), &options.family);
@@ -126,7 +151,14 @@ pub fn run(options: &Options) -> bool {
                             return;
                         }
                     },
-                    emulated: Emulated::new(model.clone(), processor),
+                    emulated: {
+                        let mut emulated = Emulated::new(model.clone(), processor);
+                        if options.tier == Some(Tier::Translated) {
+                            emulated.translate();
+                        }
+                        emulated
+                    },
+                    tier: options.tier,
                     model,
                     work,
                     maker: Maker { forms },
@@ -204,6 +236,7 @@ struct Worker<'a> {
     work: Work,
     native: Native,
     emulated: Emulated,
+    tier: Option<Tier>,
     maker: Maker<'a>,
     dice: Dice,
     found: Box<Output>,
@@ -263,7 +296,7 @@ impl Worker<'_> {
             counts.executions += 1;
             counts.faults += u64::from(!matches!(self.expected.vector, 1 | 3));
             counts.masked |= case.mask.flags;
-            for (way, name) in ways(case) {
+            for (way, name) in ways(case, self.tier) {
                 if way == Way::Fast && is_unfinished(case, &self.expected) {
                     continue;
                 }
@@ -381,10 +414,15 @@ fn is_unfinished(case: &Case, expected: &Output) -> bool {
 }
 
 /// How a case is executed: the careful way steps, and the fast way must come to the same.
-fn ways(case: &Case) -> impl Iterator<Item = (Way, &'static str)> {
-    let fast = case.is_single.then_some((Way::Fast, "fast"));
+fn ways(case: &Case, tier: Option<Tier>) -> impl Iterator<Item = (Way, &'static str)> {
+    let name = match tier {
+        Some(Tier::Translated) => "translated",
+        _ => "fast",
+    };
+    let fast = (case.is_single && tier != Some(Tier::Careful)).then_some((Way::Fast, name));
     let given = if case.is_single { "careful" } else { "as given" };
-    core::iter::once((Way::Given, given)).chain(fast)
+    let is_careful = matches!(tier, None | Some(Tier::Careful));
+    is_careful.then_some((Way::Given, given)).into_iter().chain(fast)
 }
 
 fn batch_template(batch: &mut crate::state::Batch) -> &mut Template {

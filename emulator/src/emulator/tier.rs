@@ -1,0 +1,315 @@
+//! Between the tiers: when a block is translated, entered, and what is done where translated code leaves.
+
+use super::{Counters, Emulator, Left, try_again};
+use crate::access::{Linear, Stop};
+use crate::blocks::{Block, Heat};
+use crate::cpu::{Cr0, Cr4, Seg, Shadow, flags, gpr};
+use crate::fast::Fast;
+use crate::op::Op;
+use crate::paging::{Intent, is_canonical};
+use crate::translate::state::{CODE_CONTEXTS, gpr_slot};
+use crate::translate::{Entry, Exit, Made, NO_FUEL, Translation, TranslationError, Translator};
+
+/// Most fuel for one stay in translated code.
+const MOST_FUEL: u64 = 1 << 40;
+
+/// MXCSR: all floating-point exceptions masked.
+const MASKS: u32 = 0x1f80;
+
+/// What the interpreter does with the block under RIP.
+pub(super) enum Climb {
+    /// Interprets it.
+    Interpret,
+    /// Interprets its first instruction only, if the limit allows that.
+    One,
+    /// Looks where RIP leads now.
+    Again,
+    /// Comes back: the interpreter has executed an instruction that did not simply run on into the next.
+    Back(Left),
+}
+
+/// How translated code was left.
+enum Way {
+    /// RIP leads to code that is not translated.
+    Cold,
+    /// The instruction under RIP is the interpreter's.
+    Interpret,
+    /// The interpreter has executed an instruction that did not simply run on into the next.
+    Stopped(Left),
+}
+
+impl Emulator {
+    /// Translates hot code from now on, or no longer.
+    ///
+    /// # Errors
+    /// [`TranslationError`] if this host cannot; code is interpreted then.
+    pub fn set_translation(&mut self, translation: Option<Translation>) -> Result<(), TranslationError> {
+        self.translator = None;
+        self.fast.tlb.state.forget_jumps();
+        self.attention.set_translating(false);
+        // What was tried before is tried again.
+        self.blocks.clear();
+        let Some(translation) = translation else { return Ok(()) };
+        self.translator = Some(Box::new(Translator::new(translation)?));
+        self.attention.set_translating(true);
+        self.fast.tlb.state.frame_mut().quiet = self.attention.quiet();
+        Ok(())
+    }
+
+    /// Executes the block under RIP as translated code, if it is hot.
+    pub(super) fn climb(&mut self, block: Block) -> Climb {
+        let context = self.cpu.view.context;
+        if !self.cpu.view.is_long() || usize::from(context) >= CODE_CONTEXTS || self.is_foreign() {
+            return Climb::Interpret;
+        }
+        let linear = self.cpu.rip;
+        let host = match block.heat {
+            Heat::SINGLE => return Climb::One,
+            Heat::INTERPRETED => return Climb::Interpret,
+            Heat::TRANSLATED => self.fast.tlb.state.jump(context, linear),
+            heat if !self.is_hot(heat) => {
+                self.blocks.warm(linear);
+                return Climb::Interpret;
+            }
+            _ => None,
+        };
+        let Some(host) = host.or_else(|| self.hot(linear)) else {
+            return Climb::One;
+        };
+        match self.run_translated(host) {
+            Way::Cold => Climb::Again,
+            Way::Interpret => Climb::One,
+            Way::Stopped(left) => Climb::Back(left),
+        }
+    }
+
+    /// Executes a translated block that does not exceed the limit, or one instruction.
+    pub(super) fn run_near_limit(&mut self) -> Left {
+        let before = self.counters.instructions;
+        if self.translator.is_some()
+            && before < self.limit
+            && let Some(block) = self.block()
+            && let Climb::Back(left) = self.climb(block)
+        {
+            return left;
+        }
+        if self.counters.instructions == before {
+            self.run_one()
+        } else {
+            Left::LookAround
+        }
+    }
+
+    /// Others execute or write what translated code would not ask them about.
+    fn is_foreign(&self) -> bool {
+        self.elsewhere.is_some() || self.blocks.distrusts()
+    }
+
+    fn is_hot(&self, heat: Heat) -> bool {
+        self.translator
+            .as_ref()
+            .is_some_and(|translator| heat.0 >= translator.threshold)
+    }
+
+    /// The host's address of the block at `linear`, which is translated if need be; `None` if its first instruction is the
+    /// interpreter's.
+    #[cold]
+    fn hot(&mut self, linear: u64) -> Option<u64> {
+        if let Some(host) = self.translated(linear) {
+            self.blocks.set_heat(linear, None, Heat::TRANSLATED);
+            return Some(host);
+        }
+        let context = self.cpu.view.context;
+        let page = self.fast.fetch_page(&self.cpu, linear)?;
+        let translator = self.translator.as_mut()?;
+        let made = translator.translate(page, linear, context, &self.model.fast, &mut self.fast, &self.attention);
+        let heat = match made {
+            Made::Block(_) => Heat::TRANSLATED,
+            Made::Nothing => Heat::SINGLE,
+            Made::Interpreted => Heat::INTERPRETED,
+        };
+        let gpa = page.gpa | linear & 0xfff;
+        self.blocks.set_heat(linear, Some((gpa, self.cpu.view.code)), heat);
+        match made {
+            Made::Block(_) => self.translated(linear),
+            Made::Nothing | Made::Interpreted => None,
+        }
+    }
+
+    /// The host's address of the block at `linear`, if it is translated; translated code finds it there from now on.
+    fn translated(&mut self, linear: u64) -> Option<u64> {
+        let entry = self.known(linear)?;
+        let host = self.translator.as_ref()?.address(entry);
+        let context = self.cpu.view.context;
+        self.fast.tlb.state.insert_jump(context, linear, host);
+        self.blocks.note_executed(linear);
+        Some(host)
+    }
+
+    fn known(&mut self, linear: u64) -> Option<Entry> {
+        let context = self.cpu.view.context;
+        let page = self.fast.fetch_page(&self.cpu, linear)?;
+        let ram = self.fast.tlb.ram();
+        self.translator.as_ref()?.find(page, linear, context, ram)
+    }
+
+    /// Forgets which translated code is at which linear address.
+    pub(super) fn forget_jumps(&mut self) {
+        self.fast.tlb.state.forget_jumps();
+    }
+
+    /// Executes translated code at `host`, which is what RIP leads to, and whatever it leads to.
+    fn run_translated(&mut self, host: u64) -> Way {
+        let fuel = (self.limit - self.counters.instructions).min(MOST_FUEL) + NO_FUEL;
+        self.fill_frame(fuel);
+        self.attention.settle();
+        let mut host = host;
+        let (rip, undone, left) = loop {
+            let Some(translator) = self.translator.as_mut() else {
+                break (self.cpu.rip, 0, Way::Cold);
+            };
+            let site = translator.enter(&mut self.fast.tlb.state, host);
+            *exits_of(&mut self.counters, site.exit) += 1;
+            match site.exit {
+                Exit::Miss { resume, size, writes } => {
+                    let resume = translator.resume(resume);
+                    let at = Linear::new(Seg::Ds, self.fast.tlb.state.frame().address);
+                    let intent = if writes { Intent::Write } else { Intent::Read };
+                    match self.fast.learn(&self.cpu, at, u64::from(size), intent) {
+                        Ok(()) => host = resume,
+                        Err(_) => break (site.rip, site.undone, Way::Interpret),
+                    }
+                }
+                Exit::Step { first, count, resume } => {
+                    let resume = translator.resume(resume);
+                    self.cpu.rip = site.rip;
+                    self.empty_frame();
+                    self.cpu.gpr.set(gpr::BLOCK_IP, site.rip);
+                    if let Err((done, stop, op)) = self.step(first, count) {
+                        self.account(fuel, site.undone - done);
+                        return Way::Stopped(self.stopped(stop, op.len, op.off));
+                    }
+                    let fuel = self.fast.tlb.state.frame().fuel;
+                    self.fill_frame(fuel);
+                    host = resume;
+                }
+                Exit::Interpret => break (site.rip, site.undone, Way::Interpret),
+                Exit::LookAround => break (site.rip, site.undone, Way::Cold),
+                Exit::Jump { patch: Some(patch) } => {
+                    let Some(entry) = self.known(site.rip) else {
+                        break (site.rip, 0, Way::Cold);
+                    };
+                    let Some(translator) = self.translator.as_mut() else {
+                        break (site.rip, 0, Way::Cold);
+                    };
+                    host = translator.link(patch, entry);
+                }
+                Exit::Jump { patch: None } => match self.translated(site.rip) {
+                    Some(to) => host = to,
+                    None => break (site.rip, 0, Way::Cold),
+                },
+                Exit::Indirect { release } => {
+                    let frame = self.fast.tlb.state.frame_mut();
+                    let target = frame.address;
+                    if !is_canonical(&self.cpu, target) {
+                        break (site.rip, site.undone, Way::Interpret);
+                    }
+                    frame.fuel += u64::from(site.undone - 1);
+                    let stack = &mut frame.gpr[gpr_slot(gpr::RSP)];
+                    *stack = stack.wrapping_add(u64::from(release));
+                    match self.translated(target) {
+                        Some(to) => host = to,
+                        None => break (target, 0, Way::Cold),
+                    }
+                }
+            }
+        };
+        self.cpu.rip = rip;
+        self.account(fuel, undone);
+        self.empty_frame();
+        left
+    }
+
+    /// Counts the instructions since there was so much fuel, but for those that were not executed.
+    fn account(&mut self, fuel: u64, undone: u8) {
+        let executed = fuel - self.fast.tlb.state.frame().fuel - u64::from(undone);
+        self.counters.instructions += executed;
+        self.counters.translated += executed;
+    }
+
+    /// Interprets operations in the middle of translated code. If one does not simply run on into the next: how many did, why,
+    /// and which one it is.
+    fn step(&mut self, first: u32, count: u8) -> Result<(), (u8, Stop, Op<Fast>)> {
+        let terms = self.terms();
+        for done in 0..count {
+            let Some(translator) = &self.translator else {
+                return Ok(());
+            };
+            let op = translator.step(first + u32::from(done));
+            let outcome = (op.run)(&mut self.cpu, &mut self.fast, &op)
+                .or_else(|stop| try_again(&mut self.cpu, &mut self.fast, &op, stop));
+            match outcome {
+                // What follows was translated for these; STAC and CLAC change the context.
+                Ok(()) if self.terms() == terms => {}
+                Ok(()) => return Err((done, Stop::Next, op)),
+                Err(Stop::Next) if self.terms() == terms && self.may_go_on() => {}
+                Err(stop) => return Err((done, stop, op)),
+            }
+        }
+        Ok(())
+    }
+
+    /// An instruction that may have changed flags has changed nothing that anybody must look at before the next.
+    fn may_go_on(&self) -> bool {
+        let cpu = &self.cpu;
+        let is_quiet = cpu.shadow == Shadow::None && cpu.event.is_none() && !cpu.flags.any(flags::TF);
+        let is_waited_for = self.window && cpu.accepts_interrupts() || self.nmi_window && cpu.accepts_nmi();
+        is_quiet && !is_waited_for && !self.attention.any()
+    }
+
+    /// What a block relies on after it has begun: the context of data accesses, that vectors may be used, and that floating-point
+    /// exceptions are masked.
+    fn terms(&self) -> (u8, bool, bool) {
+        let cpu = &self.cpu;
+        let is_on = cpu.cr0.0 & (Cr0::EM | Cr0::TS) | !cpu.cr4.0 & Cr4::OSFXSR == 0;
+        (cpu.view.context, is_on, cpu.fpu.mxcsr & MASKS == MASKS)
+    }
+
+    fn fill_frame(&mut self, fuel: u64) {
+        let (_, is_on, is_masked) = self.terms();
+        // Translated code writes there, which nobody borrows meanwhile.
+        let vectors = (&raw mut self.cpu.fpu.vectors).expose_provenance() as u64;
+        let cpu = &self.cpu;
+        let frame = self.fast.tlb.state.frame_mut();
+        frame.fuel = fuel;
+        for register in 0..16 {
+            frame.gpr[gpr_slot(register)] = cpu.gpr.get(register);
+        }
+        frame.bases = [Seg::Fs, Seg::Gs].map(|seg| cpu.view.flat_base[seg as usize]);
+        frame.vectors = if is_on { vectors } else { 0 };
+        frame.floats = if is_masked { frame.vectors } else { 0 };
+        let status = cpu.flags.status();
+        // OF is bit 11.
+        frame.flags = (status as u16 & 0xff) << 8 | (status >> 11 & 1) as u16;
+    }
+
+    fn empty_frame(&mut self) {
+        let frame = self.fast.tlb.state.frame();
+        for register in 0..16 {
+            self.cpu.gpr.set(register, frame.gpr[gpr_slot(register)]);
+        }
+        let flags = u64::from(frame.flags);
+        self.cpu.flags.set_status(flags >> 8 | (flags & 1) << 11);
+    }
+}
+
+/// The counter of exits for this reason.
+fn exits_of(counters: &mut Counters, exit: Exit) -> &mut u64 {
+    match exit {
+        Exit::Miss { .. } => &mut counters.miss_exits,
+        Exit::Step { .. } => &mut counters.step_exits,
+        Exit::Interpret => &mut counters.interpret_exits,
+        Exit::Jump { .. } | Exit::Indirect { .. } => &mut counters.jump_exits,
+        Exit::LookAround => &mut counters.stop_exits,
+    }
+}

@@ -1,0 +1,472 @@
+//! One block: which instructions it has, and the host code around them.
+//!
+//! ```text
+//! stop:         leave
+//! entry:        fuel -= instructions, back to "stop" if there is too little
+//!               back to "stop" if somebody signals
+//!               instructions, each behind checks that leave with everything as it was before it
+//!               the way on
+//! taken branches, each with its own way on
+//! ```
+//! Every block looks at the signals: code that another CPU has overwritten before something that this one has seen is not
+//! executed any more.
+
+use iced_x86::{Decoder, Encoder, Instruction, InstructionInfoFactory};
+
+use super::assembler::{ADDEND, ADDRESS, Assembler, COUNTER, Memory, STATE};
+use super::class::{Class, can_be_stepped, class, is_wide};
+use super::state::at;
+use crate::blocks::BLOCK_OPS;
+use crate::cpu::CodeSize;
+use crate::decode::decode;
+use crate::fast::Fast;
+use crate::op::Op;
+use crate::ram::PAGE_SIZE;
+use crate::table::{Flow, Table};
+
+/// Most bytes from the first instruction of a group to its last, so that an [`Op::off`] holds them.
+const GROUP_BYTES: u64 = 200;
+/// What is left of the fuel when no more instructions may be executed.
+pub(crate) const NO_FUEL: u64 = 4096;
+
+/// Why translated code leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// A data access is not in the TLB; the instruction begins at `resume` of the buffer.
+    Miss { resume: u32, size: u8, writes: bool },
+    /// The instruction is the interpreter's.
+    Interpret,
+    /// So are some, after which translated code goes on at `resume` of the buffer: operations from number `first` on.
+    Step { first: u32, count: u8, resume: u32 },
+    /// Somebody signals, or the fuel is used up.
+    LookAround,
+    /// To code that was not known. The distance at `patch`, if it is in the same page, is to lead there.
+    Jump { patch: Option<u32> },
+    /// To the address in the frame, after `release` has been added to RSP.
+    Indirect { release: u32 },
+}
+
+/// A place where translated code leaves.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Site {
+    /// RIP there.
+    pub(crate) rip: u64,
+    /// Instructions that are paid for and not executed.
+    pub(crate) undone: u8,
+    pub(crate) exit: Exit,
+}
+
+/// Where a translated block is in the buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Entry(pub(super) u32);
+
+/// An instruction that is not translated after all.
+pub(super) struct Unencodable;
+
+/// A block's instructions: they may lead on through jumps, calls and returns within the page.
+#[derive(Default)]
+pub(super) struct Listing {
+    instructions: Vec<(Instruction, Class)>,
+    /// What is executed after the last of them, if that does not say otherwise.
+    end: u64,
+    /// Where calls return to that the block has gone on at the target of.
+    returns: Vec<u64>,
+    /// What follows is the interpreter's.
+    interpret: bool,
+    /// Those that are stepped, by group; each is relative to where its group begins.
+    pub(super) steps: Vec<Op<Fast>>,
+}
+
+impl Listing {
+    /// Reads instructions from the page with these bytes, beginning at `linear`.
+    pub(super) fn read(&mut self, table: &Table<Fast>, bytes: &[u8], linear: u64) {
+        self.instructions.clear();
+        self.steps.clear();
+        self.returns.clear();
+        // Where the present group begins.
+        let mut group = None;
+        self.interpret = false;
+        self.end = linear;
+        let mut decoder = Decoder::with_ip(64, bytes, linear, table.options);
+        seek(&mut decoder, linear);
+        let mut instruction = Instruction::default();
+        while self.instructions.len() < BLOCK_OPS && decoder.can_decode() {
+            decoder.decode_out(&mut instruction);
+            let form = table.form(instruction.code()).filter(|_| !instruction.is_invalid());
+            let class = form.and_then(|form| match class(&instruction) {
+                Some(class) if form.flow != Flow::End && leads_somewhere(&instruction, class) => Some(class),
+                Some(_) => None,
+                None if can_be_stepped(&instruction, form.flow) => {
+                    let from = group.filter(|from| instruction.ip() - from < GROUP_BYTES);
+                    let off = from.map_or(0, |from| instruction.ip() - from);
+                    let at = (instruction.ip() % PAGE_SIZE) as usize;
+                    let decoded = decode(None, table, CodeSize::Bits64, &bytes[at..], off as u8).ok()?;
+                    group = Some(instruction.ip() - off);
+                    self.steps.push(decoded.op);
+                    let first = off == 0;
+                    Some(Class::Stepped { first })
+                }
+                None => None,
+            });
+            let Some(class) = class else {
+                self.interpret = true;
+                return;
+            };
+            if !matches!(class, Class::Stepped { .. }) {
+                group = None;
+            }
+            let (class, next) = self.goes_on(&instruction, class);
+            self.instructions.push((instruction, class));
+            self.end = next;
+            if next != instruction.next_ip() {
+                seek(&mut decoder, next);
+            }
+            let is_loop = matches!(class, Class::JumpIf) && instruction.near_branch64() <= instruction.ip();
+            if class.ends_block() || is_loop {
+                return;
+            }
+        }
+    }
+
+    /// Whether the block goes on through a transfer, and where.
+    fn goes_on(&mut self, instruction: &Instruction, class: Class) -> (Class, u64) {
+        let next = instruction.next_ip();
+        let is_new = |listing: &Listing, target: u64| {
+            let is_near = target / PAGE_SIZE == instruction.ip() / PAGE_SIZE;
+            is_near && listing.instructions.iter().all(|(other, _)| other.ip() != target)
+        };
+        match class {
+            Class::Jump if is_new(self, instruction.near_branch64()) => (Class::JumpOn, instruction.near_branch64()),
+            Class::Call if is_new(self, instruction.near_branch64()) => {
+                self.returns.push(next);
+                (Class::CallOn, instruction.near_branch64())
+            }
+            Class::Return => match self.returns.pop() {
+                Some(to) if is_new(self, to) => (Class::ReturnOn { to }, to),
+                _ => (class, next),
+            },
+            _ => (class, next),
+        }
+    }
+
+    /// Where the instructions' bytes are in the page.
+    pub(super) fn places(&self) -> impl Iterator<Item = core::ops::Range<usize>> + use<'_> {
+        self.instructions.iter().map(|(instruction, _)| {
+            let at = (instruction.ip() % PAGE_SIZE) as usize;
+            at..at + instruction.len()
+        })
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.instructions.len()
+    }
+
+    /// So much of it is stepped that it is better interpreted.
+    pub(super) fn is_better_interpreted(&self) -> bool {
+        let is_wide = |(instruction, class): &&(Instruction, Class)| {
+            matches!(class, Class::Stepped { .. }) && is_wide(instruction)
+        };
+        3 * self.instructions.iter().filter(is_wide).count() > self.len()
+    }
+
+    /// Leaves the instructions from number `length` on to the interpreter.
+    pub(super) fn truncate(&mut self, length: usize) {
+        if let Some((first, _)) = self.instructions.get(length) {
+            self.end = first.ip();
+            self.interpret = true;
+            self.instructions.truncate(length);
+        }
+    }
+}
+
+/// Has the decoder of a page go on at this address in it.
+fn seek(decoder: &mut Decoder<'_>, address: u64) {
+    // The page's bytes are all there, so every place in it is.
+    let _ = decoder.set_position((address % PAGE_SIZE) as usize);
+    decoder.set_ip(address);
+}
+
+/// A direct transfer has a target that no mode faults on.
+fn leads_somewhere(instruction: &Instruction, class: Class) -> bool {
+    match class {
+        Class::Jump | Class::JumpIf | Class::JumpIfZero | Class::Loop | Class::Call => {
+            is_canonical(instruction.near_branch64())
+        }
+        _ => true,
+    }
+}
+
+/// Canonical with four levels of paging, and so with five.
+pub(super) fn is_canonical(address: u64) -> bool {
+    address.wrapping_add(1 << 47) >> 48 == 0
+}
+
+/// What encodes instructions, kept from block to block.
+pub(super) struct Tools {
+    pub(super) encoder: Encoder,
+    pub(super) factory: InstructionInfoFactory,
+}
+
+/// A jump whose target gets its own way on behind the block.
+struct Taken {
+    place: usize,
+    target: u64,
+    undone: u8,
+}
+
+/// Translated code of one block, as it comes into being.
+pub(super) struct Emitter<'a> {
+    pub(super) assembler: &'a mut Assembler,
+    pub(super) tools: &'a mut Tools,
+    pub(super) sites: &'a mut Vec<Site>,
+    /// What exits call.
+    pub(super) leave: usize,
+    /// Of the data accesses.
+    pub(super) context: u8,
+    /// Blocks of the same page.
+    pub(super) known: &'a dyn Fn(u64) -> Option<Entry>,
+    /// Number of the next operation that is stepped.
+    step: u32,
+    start: u64,
+    own: Entry,
+    taken: Vec<Taken>,
+    /// The instruction that is being translated,
+    rip: u64,
+    /// where it begins,
+    resume: usize,
+    /// and how many have not been executed where it begins.
+    undone: u8,
+}
+
+impl<'a> Emitter<'a> {
+    pub(super) fn new(
+        assembler: &'a mut Assembler,
+        tools: &'a mut Tools,
+        sites: &'a mut Vec<Site>,
+        leave: usize,
+        context: u8,
+        known: &'a dyn Fn(u64) -> Option<Entry>,
+        step: u32,
+    ) -> Emitter<'a> {
+        Emitter {
+            assembler,
+            tools,
+            sites,
+            leave,
+            context,
+            known,
+            step,
+            start: 0,
+            own: Entry(0),
+            taken: Vec::new(),
+            rip: 0,
+            resume: 0,
+            undone: 0,
+        }
+    }
+
+    /// Writes the block; or the number of an instruction that is not translated after all.
+    pub(super) fn block(mut self, listing: &Listing) -> Result<Entry, usize> {
+        let count = listing.len() as u8;
+        self.start = listing.instructions.first().map_or(0, |(first, _)| first.ip());
+        self.rip = self.start;
+        self.undone = count;
+        self.prologue(count);
+        let has = |floats| {
+            let mut classes = listing.instructions.iter().map(|(_, class)| *class);
+            classes.any(|class| class == Class::Vector { floats })
+        };
+        if has(true) || has(false) {
+            self.undone = count;
+            self.check_vectors(has(true));
+        }
+        for (number, (instruction, class)) in listing.instructions.iter().enumerate() {
+            self.rip = instruction.ip();
+            self.resume = self.assembler.here();
+            self.undone = count - number as u8;
+            match class {
+                Class::Stepped { first: false } => {}
+                Class::Stepped { first: true } => {
+                    let group = listing.instructions[number + 1..].iter();
+                    let others = group.take_while(|(_, class)| *class == Class::Stepped { first: false });
+                    self.step(1 + others.count() as u8);
+                }
+                class => self.instruction(instruction, *class).map_err(|_| number)?,
+            }
+        }
+        let ended = listing.instructions.last().is_some_and(|(_, class)| class.ends_block());
+        self.undone = 0;
+        self.rip = listing.end;
+        if listing.interpret {
+            self.exit(Exit::Interpret);
+        } else if !ended {
+            self.go(listing.end);
+        }
+        for taken in core::mem::take(&mut self.taken) {
+            let here = self.assembler.here();
+            self.assembler.bind_far(taken.place, here);
+            if taken.undone == 0 && self.is_near(taken.target) {
+                self.link(taken.target, taken.place);
+                continue;
+            }
+            if taken.undone > 0 {
+                self.pay(-i32::from(taken.undone));
+                self.assembler.store(Memory::frame(at::FUEL), COUNTER);
+            }
+            self.go(taken.target);
+        }
+        Ok(self.own)
+    }
+
+    fn prologue(&mut self, count: u8) {
+        let stop = self.assembler.here();
+        self.exit(Exit::LookAround);
+        self.own = Entry(self.assembler.here() as u32);
+        self.pay(i32::from(count));
+        self.assembler.store(Memory::frame(at::FUEL), COUNTER);
+        self.assembler.shift_right(COUNTER, COUNTER, STATE);
+        self.assembler.if_zero_back(stop);
+        self.assembler.load(COUNTER, Memory::frame(at::QUIET));
+        // MOV ECX, [RCX]
+        self.assembler
+            .with_memory(false, 0x8b, COUNTER, Memory::based(COUNTER, 0));
+        self.assembler.if_zero_back(stop);
+    }
+
+    /// The fuel less `count`, in the counter.
+    fn pay(&mut self, count: i32) {
+        self.assembler.load(COUNTER, Memory::frame(at::FUEL));
+        self.assembler.lea(true, COUNTER, Memory::based(COUNTER, -count));
+    }
+
+    /// Gives back what is paid for and not executed after the present instruction.
+    pub(super) fn refund(&mut self) {
+        if self.undone > 1 {
+            self.pay(1 - i32::from(self.undone));
+            self.assembler.store(Memory::frame(at::FUEL), COUNTER);
+        }
+    }
+
+    fn instruction(&mut self, instruction: &Instruction, class: Class) -> Result<(), Unencodable> {
+        match class {
+            Class::Nothing => Ok(()),
+            Class::Copied => self.copied(instruction),
+            Class::Address => self.address_of(instruction),
+            Class::Push => self.push(instruction),
+            Class::Pop => self.pop(instruction),
+            Class::Leave => self.leave_frame(),
+            Class::Vector { floats } => self.vector(instruction, floats),
+            _ => self.transfer(instruction, class),
+        }
+    }
+
+    /// Leaves here.
+    pub(super) fn exit(&mut self, exit: Exit) {
+        self.assembler.call(self.leave);
+        self.assembler.word(self.sites.len() as i32);
+        self.sites.push(Site {
+            rip: self.rip,
+            undone: self.undone,
+            exit,
+        });
+    }
+
+    /// Has the interpreter execute the next `count` operations.
+    fn step(&mut self, count: u8) {
+        const EXIT: usize = 9;
+        let (first, resume) = (self.step, (self.assembler.here() + EXIT) as u32);
+        self.step += u32::from(count);
+        self.exit(Exit::Step { first, count, resume });
+        debug_assert_eq!(self.assembler.here(), resume as usize);
+    }
+
+    /// Leaves for a check that failed, before the instruction has changed anything.
+    pub(super) fn miss(&mut self, size: u8, writes: bool) {
+        let resume = self.resume as u32;
+        self.exit(Exit::Miss { resume, size, writes });
+    }
+
+    fn is_near(&self, target: u64) -> bool {
+        self.start / PAGE_SIZE == target / PAGE_SIZE
+    }
+
+    /// Goes to `target` when nothing is left to be executed here.
+    pub(super) fn go(&mut self, target: u64) {
+        if self.is_near(target) {
+            let next = self.assembler.here() + 5;
+            let place = self.assembler.jump(next);
+            self.link(target, place);
+        } else {
+            self.go_far(target);
+        }
+    }
+
+    /// Makes the jump at `place` lead to `target` in the same page: at once, or when it is taken and the target is known. It
+    /// leads here now.
+    fn link(&mut self, target: u64, place: usize) {
+        if !self.link_known(target, place) {
+            let patch = Some(place as u32);
+            self.undone = 0;
+            self.rip = target;
+            self.exit(Exit::Jump { patch });
+        }
+    }
+
+    /// Makes the jump at `place` lead to `target` in the same page, if that is known.
+    fn link_known(&mut self, target: u64, place: usize) -> bool {
+        let known = if target == self.start {
+            Some(self.own)
+        } else {
+            (self.known)(target)
+        };
+        if let Some(known) = known {
+            self.assembler.bind_far(place, known.0 as usize);
+        }
+        known.is_some()
+    }
+
+    /// Goes to `target` in another page through the jump cache.
+    fn go_far(&mut self, target: u64) {
+        let slot = at::jumps(self.context) + 16 * (target & 0xffff) as i32;
+        self.assembler.load(COUNTER, Memory::frame(slot));
+        self.assembler.constant(ADDRESS, target);
+        self.assembler.lea(true, COUNTER, Memory::sum(COUNTER, ADDRESS, 0));
+        let hit = self.assembler.if_zero();
+        self.undone = 0;
+        self.rip = target;
+        self.exit(Exit::Jump { patch: None });
+        self.assembler.bind(hit);
+        self.assembler.jump_through(Memory::frame(slot + at::JUMP_HOST));
+    }
+
+    /// Looks the address up in the jump cache; leaves if it is not there. The entry is in the addend, × 8.
+    pub(super) fn look_up(&mut self, exit: Exit) {
+        self.assembler.low_word(ADDEND, ADDRESS);
+        self.assembler.lea(true, ADDEND, Memory::sum(ADDEND, ADDEND, 0));
+        self.assembler
+            .load(COUNTER, Memory::table(ADDEND, at::jumps(self.context)));
+        self.assembler.lea(true, COUNTER, Memory::sum(COUNTER, ADDRESS, 0));
+        let hit = self.assembler.if_zero();
+        self.exit(exit);
+        self.assembler.bind(hit);
+    }
+
+    /// A jump if `condition` holds, to `target`.
+    pub(super) fn branch(&mut self, condition: u8, target: u64) {
+        let place = self.assembler.jump_if(condition, 0);
+        self.take(place, target);
+    }
+
+    /// A jump to `target`, in the middle of the block.
+    pub(super) fn jump_away(&mut self, target: u64) {
+        let place = self.assembler.jump(0);
+        self.take(place, target);
+    }
+
+    fn take(&mut self, place: usize, target: u64) {
+        let undone = self.undone - 1;
+        if undone > 0 || !self.is_near(target) || !self.link_known(target, place) {
+            self.taken.push(Taken { place, target, undone });
+        }
+    }
+}

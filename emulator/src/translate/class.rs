@@ -1,0 +1,326 @@
+//! Which instructions are translated, and how.
+//!
+//! What the decoder library knows about an encoding (operands and their accesses, sizes, CPUID features) is asked there. An
+//! instruction that is not named here is the interpreter's, which also owns every fault.
+
+use iced_x86::{Code, CpuidFeature, EncodingKind, FlowControl, Instruction, Mnemonic, OpKind, Register};
+
+use crate::table::Flow;
+
+/// How an instruction is translated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Class {
+    /// Copied, with the registers that its operands live in, and its memory operand behind a check.
+    Copied,
+    /// It does nothing.
+    Nothing,
+    /// LEA.
+    Address,
+    /// PUSH.
+    Push,
+    /// POP of a register.
+    Pop,
+    /// LEAVE.
+    Leave,
+    /// JMP rel.
+    Jump,
+    /// Jcc.
+    JumpIf,
+    /// JRCXZ, JECXZ.
+    JumpIfZero,
+    /// LOOP.
+    Loop,
+    /// CALL rel.
+    Call,
+    /// RET.
+    Return,
+    /// JMP rel, CALL rel that the block goes on at the target of.
+    JumpOn,
+    CallOn,
+    /// RET that the block goes on behind, if it leads `to` where a call in the same block says.
+    ReturnOn {
+        to: u64,
+    },
+    /// JMP r/m.
+    JumpIndirect,
+    /// CALL r/m.
+    CallIndirect,
+    /// SSE.
+    Vector {
+        /// It looks at MXCSR.
+        floats: bool,
+    },
+    /// Left to the interpreter, after which translated code goes on; `first` of a group.
+    Stepped {
+        first: bool,
+    },
+}
+
+impl Class {
+    /// Nothing follows in the same block.
+    pub(super) fn ends_block(self) -> bool {
+        matches!(
+            self,
+            Class::Jump | Class::Call | Class::Return | Class::JumpIndirect | Class::CallIndirect
+        )
+    }
+}
+
+/// The instruction's class, if it is translated. It is one that 64-bit code has, and that the processor model executes.
+pub(super) fn class(instruction: &Instruction) -> Option<Class> {
+    let code = instruction.code();
+    let class = match code.mnemonic() {
+        // With REX.B it is an XCHG of R8.
+        Mnemonic::Pause if instruction.len() > 2 => return None,
+        Mnemonic::Nop | Mnemonic::Pause | Mnemonic::Endbr64 | Mnemonic::Lfence | Mnemonic::Sfence => Class::Nothing,
+        Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta => Class::Nothing,
+        Mnemonic::Prefetchw if code == Code::Prefetchw_m8 => Class::Nothing,
+        Mnemonic::Lea if code != Code::Lea_r16_m => Class::Address,
+        Mnemonic::Push => match code {
+            Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_rm64 => Class::Push,
+            _ => return None,
+        },
+        Mnemonic::Pop => match code {
+            Code::Pop_r64 => Class::Pop,
+            Code::Pop_rm64 if instruction.op0_kind() == OpKind::Register => Class::Pop,
+            _ => return None,
+        },
+        Mnemonic::Leave if code == Code::Leaveq => Class::Leave,
+        Mnemonic::Jmp => match code {
+            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => Class::Jump,
+            Code::Jmp_rm64 => Class::JumpIndirect,
+            _ => return None,
+        },
+        Mnemonic::Call => match code {
+            Code::Call_rel32_64 => Class::Call,
+            Code::Call_rm64 => Class::CallIndirect,
+            _ => return None,
+        },
+        Mnemonic::Ret if matches!(code, Code::Retnq | Code::Retnq_imm16) => Class::Return,
+        Mnemonic::Jrcxz if code == Code::Jrcxz_rel8_64 => Class::JumpIfZero,
+        Mnemonic::Jecxz if code == Code::Jecxz_rel8_64 => Class::JumpIfZero,
+        Mnemonic::Loop if matches!(code, Code::Loop_rel8_64_RCX | Code::Loop_rel8_64_ECX) => {
+            // A prefix makes it another instruction on the modelled processor.
+            if instruction.has_rep_prefix() || instruction.has_repne_prefix() {
+                return None;
+            }
+            Class::Loop
+        }
+        _ if code.is_jcc_short_or_near() && instruction.op0_kind() == OpKind::NearBranch64 => Class::JumpIf,
+        mnemonic if is_copied(mnemonic, code) => Class::Copied,
+        mnemonic if is_vector(instruction) => Class::Vector {
+            floats: computes_with_floats(mnemonic),
+        },
+        _ => return None,
+    };
+    let is_there = code.cpuid_features().iter().all(|feature| host_has(*feature));
+    (is_there && (class != Class::Copied || has_plain_operands(instruction))).then_some(class)
+}
+
+/// The interpreter can execute it in the middle of translated code: it neither jumps nor changes what code is translated for,
+/// or says so when it has done that.
+pub(super) fn can_be_stepped(instruction: &Instruction, flow: Flow) -> bool {
+    // What is checked at the start of a block holds to its end.
+    let loads_mxcsr = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Ldmxcsr | Mnemonic::Vldmxcsr | Mnemonic::Fxrstor | Mnemonic::Fxrstor64
+    ) || matches!(
+        instruction.mnemonic(),
+        Mnemonic::Xrstor | Mnemonic::Xrstor64 | Mnemonic::Xrstors | Mnemonic::Xrstors64
+    );
+    match flow {
+        Flow::Next => instruction.flow_control() == FlowControl::Next && !loads_mxcsr,
+        Flow::Branch => false,
+        Flow::End => instruction.code() == Code::Popfq,
+    }
+}
+
+/// It computes with vectors or floating-point numbers: much of that is better interpreted block by block.
+pub(super) fn is_wide(instruction: &Instruction) -> bool {
+    instruction.op_kinds().enumerate().any(|(i, kind)| {
+        let register = instruction.op_register(i as u32);
+        kind == OpKind::Register && (register.is_vector_register() || register.is_st() || register.is_mm())
+    })
+}
+
+/// An SSE instruction that names its registers, and that a memory operand can be put behind a check of.
+fn is_vector(instruction: &Instruction) -> bool {
+    use CpuidFeature::*;
+    let code = instruction.code();
+    let is_sse =
+        |feature: &CpuidFeature| matches!(feature, SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ);
+    let is_plain = |i| match instruction.op_kind(i) {
+        OpKind::Register => {
+            let register = instruction.op_register(i);
+            register.is_xmm() || register.is_gpr32() || register.is_gpr64()
+        }
+        OpKind::Memory | OpKind::Immediate8 => true,
+        _ => false,
+    };
+    let operands = 0..instruction.op_count();
+    let has_vector = |i| instruction.op_kind(i) == OpKind::Register && instruction.op_register(i).is_xmm();
+    code.encoding() == EncodingKind::Legacy
+        && code.cpuid_features().iter().all(is_sse)
+        && operands.clone().all(is_plain)
+        && operands.clone().any(has_vector)
+        && !has_implied_vector(code.mnemonic())
+}
+
+/// It has an operand that it does not name, or an order of its own among stores.
+fn has_implied_vector(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    matches!(
+        mnemonic,
+        Maskmovdqu
+            | Movntdq
+            | Movntdqa
+            | Movntpd
+            | Movntps
+            | Blendvpd
+            | Blendvps
+            | Pblendvb
+            | Pcmpestri
+            | Pcmpestrm
+            | Pcmpestri64
+            | Pcmpestrm64
+            | Pcmpistri
+            | Pcmpistrm
+    )
+}
+
+/// It may look at MXCSR. Of others too, that is only slower.
+fn computes_with_floats(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
+    let between = |first: Mnemonic, last: Mnemonic| (first as u32..=last as u32).contains(&(mnemonic as u32));
+    let moves = between(Movapd, Movups) || between(Pabsb, Pxor) || between(Unpckhpd, Unpcklps);
+    !moves
+        && !matches!(
+            mnemonic,
+            Andpd
+                | Andps
+                | Andnpd
+                | Andnps
+                | Orpd
+                | Orps
+                | Xorpd
+                | Xorps
+                | Shufpd
+                | Shufps
+                | Lddqu
+                | Blendpd
+                | Blendps
+                | Insertps
+                | Extractps
+                | Aesenc
+                | Aesenclast
+                | Aesdec
+                | Aesdeclast
+                | Aesimc
+                | Aeskeygenassist
+        )
+}
+
+/// Integer instructions whose only effects are those on their operands and the status flags, and which never fault but for
+/// their memory operand.
+fn is_copied(mnemonic: Mnemonic, code: Code) -> bool {
+    use Mnemonic::*;
+    match mnemonic {
+        Mov | Movzx | Movsx | Movsxd | Movnti | Movbe | Bswap | Xchg | Cbw | Cwde | Cdqe | Cwd | Cdq | Cqo => {
+            // The 16-bit form is undefined.
+            code != Code::Bswap_r16
+        }
+        Add | Or | Adc | Sbb | And | Sub | Xor | Cmp | Test | Inc | Dec | Neg | Not | Imul | Mul => true,
+        Xadd | Cmpxchg | Cmpxchg8b | Cmpxchg16b => true,
+        Shl | Sal | Shr | Sar | Rol | Ror | Rcl | Rcr => true,
+        // Counts beyond 16 are undefined in the 16-bit forms.
+        Shld | Shrd => !matches!(
+            code,
+            Code::Shld_rm16_r16_imm8 | Code::Shld_rm16_r16_CL | Code::Shrd_rm16_r16_imm8 | Code::Shrd_rm16_r16_CL
+        ),
+        Bsf | Bsr | Tzcnt | Lzcnt | Popcnt | Crc32 => true,
+        // A bit's number in a register reaches beyond a memory operand: `has_plain_operands` looks at that.
+        Bt | Bts | Btr | Btc => true,
+        Andn | Bextr | Blsi | Blsmsk | Blsr | Bzhi | Mulx | Pdep | Pext | Rorx | Sarx | Shlx | Shrx | Adcx | Adox => {
+            true
+        }
+        Cmova | Cmovae | Cmovb | Cmovbe | Cmove | Cmovg | Cmovge | Cmovl | Cmovle | Cmovne | Cmovno | Cmovnp
+        | Cmovns | Cmovo | Cmovp | Cmovs => true,
+        Seta | Setae | Setb | Setbe | Sete | Setg | Setge | Setl | Setle | Setne | Setno | Setnp | Setns | Seto
+        | Setp | Sets => true,
+        Clc | Stc | Cmc | Lahf | Sahf => true,
+        Mfence => code == Code::Mfence,
+        _ => false,
+    }
+}
+
+/// General-purpose registers, immediates and at most one memory operand of the usual kind.
+fn has_plain_operands(instruction: &Instruction) -> bool {
+    let is_bit_test = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Bt | Mnemonic::Bts | Mnemonic::Btr | Mnemonic::Btc
+    );
+    if is_bit_test && instruction.op0_kind() == OpKind::Memory && instruction.op1_kind() == OpKind::Register {
+        return false;
+    }
+    if !matches!(instruction.code().encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
+        return false;
+    }
+    (0..instruction.op_count()).all(|i| match instruction.op_kind(i) {
+        OpKind::Register => instruction.op_register(i).is_gpr(),
+        OpKind::Memory => instruction.memory_index() == Register::None || instruction.memory_index().is_gpr(),
+        OpKind::Immediate8
+        | OpKind::Immediate16
+        | OpKind::Immediate32
+        | OpKind::Immediate64
+        | OpKind::Immediate8to16
+        | OpKind::Immediate8to32
+        | OpKind::Immediate8to64
+        | OpKind::Immediate32to64 => true,
+        _ => false,
+    })
+}
+
+/// The host executes instructions of this feature, which the guest has.
+fn host_has(feature: CpuidFeature) -> bool {
+    use CpuidFeature::*;
+    match feature {
+        BMI1 => std::arch::is_x86_feature_detected!("bmi1"),
+        BMI2 => std::arch::is_x86_feature_detected!("bmi2"),
+        ADX => std::arch::is_x86_feature_detected!("adx"),
+        LZCNT => std::arch::is_x86_feature_detected!("lzcnt"),
+        POPCNT => std::arch::is_x86_feature_detected!("popcnt"),
+        SSE3 => std::arch::is_x86_feature_detected!("sse3"),
+        SSSE3 => std::arch::is_x86_feature_detected!("ssse3"),
+        SSE4_1 => std::arch::is_x86_feature_detected!("sse4.1"),
+        AES => std::arch::is_x86_feature_detected!("aes"),
+        PCLMULQDQ => std::arch::is_x86_feature_detected!("pclmulqdq"),
+        MOVBE => std::arch::is_x86_feature_detected!("movbe"),
+        SSE4_2 => std::arch::is_x86_feature_detected!("sse4.2"),
+        CMPXCHG16B => std::arch::is_x86_feature_detected!("cmpxchg16b"),
+        // Part of 64-bit mode, or of instructions that do nothing here.
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use iced_x86::Code;
+
+    use super::*;
+
+    #[test]
+    fn what_is_said_not_to_look_at_mxcsr_moves_or_is_of_integers() {
+        let harmless = [
+            "Mov", "P", "And", "Or", "Xor", "Unpck", "Shuf", "Lddqu", "Blend", "Insert", "Extract", "Aes",
+        ];
+        let sse = Code::values().filter(|code| {
+            let features = code.cpuid_features();
+            code.encoding() == EncodingKind::Legacy && features.iter().any(|f| format!("{f:?}").contains("SSE"))
+        });
+        for mnemonic in sse.map(Code::mnemonic) {
+            let name = format!("{mnemonic:?}");
+            let is_harmless = harmless.iter().any(|start| name.starts_with(start));
+            assert!(computes_with_floats(mnemonic) || is_harmless, "{name}");
+        }
+    }
+}
