@@ -114,6 +114,7 @@ fn serve(mut stream: UnixStream, bytes: &[u8], honest_first: usize) -> io::Resul
             continue;
         }
         count += 1;
+        let is_wanted = word(8) & 0x10 == 0;
         let whim = if count > honest_first { bytes.next() % 16 } else { 0 };
         let mut reply = message(id, command, 1, &honest(command, &body));
         match whim {
@@ -142,11 +143,13 @@ fn serve(mut stream: UnixStream, bytes: &[u8], honest_first: usize) -> io::Resul
                 stream.write_all(&message(id, if write { 12 } else { 11 }, 0, &body))?;
             }
             // The reply in two parts, if one is wanted, or with an error, or too long, or none.
-            8 if word(8) & 0x10 == 0 => {
+            8 => {
                 let at = usize::from(bytes.next()) % reply.len();
-                stream.write_all(&reply[..at])?;
-                thread::yield_now();
-                reply.drain(..at);
+                if is_wanted {
+                    stream.write_all(&reply[..at])?;
+                    thread::yield_now();
+                    reply.drain(..at);
+                }
             }
             9 => reply = message(id, command, 0x21, &[]),
             10 => {
@@ -160,7 +163,7 @@ fn serve(mut stream: UnixStream, bytes: &[u8], honest_first: usize) -> io::Resul
             }
             _ => {}
         }
-        if word(8) & 0x10 == 0 {
+        if is_wanted {
             stream.write_all(&reply)?;
         }
     }

@@ -12,6 +12,9 @@ use super::calls::{self, Filter};
 
 /// PROT_EXEC in the argument `prot` of mmap and mprotect.
 const PROT_EXEC: u64 = libc::PROT_EXEC as u64;
+/// Arguments `prot` and `flags` of mmap for code that was translated.
+const READ_EXEC: u64 = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+const MAP_SHARED: u64 = libc::MAP_SHARED as u64;
 /// The byte of an ioctl's number that says whose it is.
 const TYPE: u64 = 0xff00;
 
@@ -29,10 +32,16 @@ pub(super) fn programs(kind: Filter, mode: Seccomp) -> Result<Vec<BpfProgram>, E
     for call in calls::of(kind) {
         rules.insert(call, Vec::new());
     }
-    // Nothing of this process is code that was not there when it began.
+    // Nothing of this process becomes code that was not there when it began, but for what the processor in software translates:
+    // memory that is mapped a second time, to be executed and not written. A vCPU maps none.
     let not_code = SeccompCondition::new(2, SeccompCmpArgLen::Dword, SeccompCmpOp::MaskedEq(PROT_EXEC), 0)?;
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
         rules.insert(call, vec![SeccompRule::new(vec![not_code.clone()])?]);
+    }
+    if kind == Filter::Process {
+        let is = |argument, value| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, value);
+        let translated = SeccompRule::new(vec![is(2, READ_EXEC)?, is(3, MAP_SHARED)?])?;
+        rules.entry(libc::SYS_mmap).or_default().push(translated);
     }
     let ioctls = calls::ioctls(kind).iter().map(|whose| {
         let of = SeccompCmpOp::MaskedEq(TYPE);
