@@ -6,6 +6,7 @@ mod batches;
 mod code;
 mod gone;
 mod restarts;
+mod second;
 mod silent;
 mod user_device;
 mod world;

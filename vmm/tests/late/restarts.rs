@@ -5,17 +5,11 @@ use reprise_devices::acpi::ports;
 use serde_json::json;
 
 use crate::code::{COM1, assemble, print};
+use crate::second;
 use crate::world::{Console, World};
 
-const STACK: i32 = 0x7000;
-/// Where the second vCPU begins, in real mode.
-const STUB: i32 = 0x8000;
 /// Where it counts its starts.
 const STARTS: i32 = 0x9000;
-/// The local APIC's interrupt command register and spurious-interrupt vector register (SDM Vol. 3, Local APIC Register
-/// Address Map).
-const ICR: i32 = 0xfee0_0300_u32 as i32;
-const SVR: i32 = 0xfee0_00f0_u32 as i32;
 
 /// Counts its start, then reads a port where nobody answers.
 fn stub() -> Vec<u8> {
@@ -37,21 +31,10 @@ fn stub() -> Vec<u8> {
 fn guest() -> Vec<u8> {
     let stub = stub();
     assemble(|a| {
-        let [mut begin, mut start, mut wait] = [(); 3].map(|()| a.create_label());
+        let [mut start, mut wait] = [(); 2].map(|()| a.create_label());
         let [mut next, mut restart, mut reset, mut off] = [(); 4].map(|()| a.create_label());
-        a.mov(esp, STACK)?;
-        // Pushes where the stub is.
-        a.call(begin)?;
-        a.db(&stub)?;
-        a.set_label(&mut begin)?;
-        a.pop(esi)?;
-        a.cld()?;
-        a.mov(edi, STUB)?;
-        a.mov(ecx, i32::try_from(stub.len()).unwrap())?;
-        a.rep().movsb()?;
+        second::place(a, &stub)?;
         a.mov(dword_ptr(STARTS), 0)?;
-        a.mov(edi, SVR)?;
-        a.mov(dword_ptr(edi), 0x1ff)?;
         a.call(start)?;
         print(a, "a")?;
 
@@ -84,13 +67,10 @@ fn guest() -> Vec<u8> {
         a.out(dx, al)?;
         a.hlt()?;
 
-        // INIT and start-up IPI to the local APIC 1, and a wait until one start more is counted.
+        // Starts the second vCPU, and waits until one start more is counted.
         a.set_label(&mut start)?;
         a.mov(ebx, dword_ptr(STARTS))?;
-        a.mov(edi, ICR)?;
-        a.mov(dword_ptr(edi + 0x10), 1 << 24)?;
-        a.mov(dword_ptr(edi), 0x4500)?;
-        a.mov(dword_ptr(edi), 0x4600 | STUB >> 12)?;
+        second::start(a)?;
         a.set_label(&mut wait)?;
         a.pause()?;
         a.cmp(ebx, dword_ptr(STARTS))?;

@@ -3,14 +3,8 @@
 use iced_x86::code_asm::*;
 
 use crate::code::{COM1, assemble, print};
+use crate::second::{self, STACK, SVR};
 
-const STACK: i32 = 0x7000;
-/// Where the second vCPU begins, in real mode.
-const STUB: i32 = 0x8000;
-/// The local APIC's interrupt command register and spurious-interrupt vector register (SDM Vol. 3, Local APIC Register
-/// Address Map).
-const ICR: i32 = 0xfee0_0300_u32 as i32;
-const SVR: i32 = 0xfee0_00f0_u32 as i32;
 const IDT: i32 = 0x30_0000;
 const IDTR: i32 = 0x30_1000;
 const GDT: i32 = 0x30_2000;
@@ -140,21 +134,9 @@ pub fn watched() -> Vec<u8> {
     echo(&mut stub).unwrap();
     let stub = stub.assemble(0).unwrap();
     assemble(|a| {
-        let [mut begin, mut read, mut there, mut tell] = [(); 4].map(|()| a.create_label());
-        a.mov(esp, STACK)?;
-        // Pushes where the stub is.
-        a.call(begin)?;
-        a.db(&stub)?;
-        a.set_label(&mut begin)?;
-        a.pop(esi)?;
-        a.cld()?;
-        a.mov(edi, STUB)?;
-        a.mov(ecx, i32::try_from(stub.len()).unwrap())?;
-        a.rep().movsb()?;
-        a.mov(dword_ptr(SVR), 0x1ff)?;
-        a.mov(dword_ptr(ICR + 0x10), 1 << 24)?;
-        a.mov(dword_ptr(ICR), 0x4500)?;
-        a.mov(dword_ptr(ICR), 0x4600 | STUB >> 12)?;
+        let [mut read, mut there, mut tell] = [(); 3].map(|()| a.create_label());
+        second::place(a, &stub)?;
+        second::start(a)?;
         find(a)?;
         a.mov(bl, 0)?;
         a.set_label(&mut read)?;
