@@ -209,13 +209,11 @@ pub enum BoardError {
         /// What the host says.
         source: io::Error,
     },
-    /// A section that the board has no device for.
-    #[error("{name} cannot be made: `{section}` is not supported")]
-    NotSupported {
+    /// A virtio console, and nothing that it would lead to.
+    #[error("the console {name} cannot be made: nobody has opened what it leads to")]
+    NoConsole {
         /// The device's name.
         name: String,
-        /// Its section of the configuration.
-        section: &'static str,
     },
     /// A process cannot be had to serve a virtio device.
     #[error("the device {name} cannot be served by another process")]
