@@ -228,6 +228,14 @@ pub(crate) fn set_header_length(tap: BorrowedFd<'_>, length: i32) -> io::Result<
     refused(result)
 }
 
+/// Sets whether a tap stays when nobody has it open.
+#[cfg(test)]
+pub(crate) fn set_stays(tap: BorrowedFd<'_>, stays: bool) -> io::Result<()> {
+    // SAFETY: the argument is a number.
+    let result = unsafe { libc::ioctl(tap.as_raw_fd(), libc::TUNSETPERSIST as _, c_ulong::from(stays)) };
+    refused(result)
+}
+
 fn refused(result: i32) -> io::Result<()> {
     if result < 0 {
         Err(io::Error::last_os_error())

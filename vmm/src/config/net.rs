@@ -22,7 +22,8 @@ pub struct NetConfig {
     /// The guest's hardware address. Default: a random one, administered locally.
     #[serde(default = "NetConfig::random_mac", skip_serializing_if = "Option::is_none")]
     pub mac: Option<String>,
-    /// The host's hardware address.
+    /// The host's hardware address on the tap. Default: a tap that is there keeps its own; one that is made has the guest's,
+    /// with FE in place of the first byte, so that the guest finds the same neighbour when it goes on elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub host_mac: Option<String>,
     /// The largest frame payload, in bytes: the tap's, and what the guest is told.

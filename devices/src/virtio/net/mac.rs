@@ -39,6 +39,14 @@ impl MacAddress {
         Ok(Self(bytes))
     }
 
+    /// The address of the host's side of a tap whose other side has this one: the same but for its first byte, which is FE,
+    /// or FA where it is FE already. So high, it never becomes the address of a bridge that the tap joins.
+    #[must_use]
+    pub const fn of_host(self) -> Self {
+        let Self([first, b, c, d, e, f]) = self;
+        Self([if first == 0xfe { 0xfa } else { 0xfe }, b, c, d, e, f])
+    }
+
     /// Its bytes.
     #[must_use]
     pub const fn bytes(self) -> [u8; 6] {

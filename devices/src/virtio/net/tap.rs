@@ -41,6 +41,9 @@ pub struct TapOptions {
     pub mask: Option<Ipv4Addr>,
     /// The host's hardware address on it.
     pub host_mac: Option<MacAddress>,
+    /// The guest's. Without a `host_mac`, a tap that was not there before gets one that follows from it, and is the same
+    /// wherever the guest goes on: a guest knows its neighbours by their hardware addresses.
+    pub guest_mac: Option<MacAddress>,
     /// The largest payload of a frame, in bytes.
     pub mtu: Option<u16>,
 }
@@ -249,7 +252,12 @@ impl Tap {
                 Err(error) => Err(self.refused(what, error)),
             }
         };
-        if let Some(mac) = options.host_mac {
+        let made_for = if self.goes_with_its_files() {
+            options.guest_mac
+        } else {
+            None
+        };
+        if let Some(mac) = options.host_mac.or(made_for.map(MacAddress::of_host)) {
             let data = [&ETHERNET.to_ne_bytes()[..], &mac.bytes()].concat();
             call(InterfaceCall::SetHardwareAddress, "this hardware address", &data)?;
         }
@@ -274,6 +282,13 @@ impl Tap {
             call(InterfaceCall::SetFlags, "to be brought up", &up.to_ne_bytes())?;
         }
         Ok(())
+    }
+
+    /// Whether nobody made it to stay.
+    fn goes_with_its_files(&self) -> bool {
+        let mut request = InterfaceRequest::default();
+        let asked = sys::interface(self.pair(0), InterfaceCall::Attached, &mut request);
+        asked.is_ok() && flags_of(&request) & libc::IFF_PERSIST == 0
     }
 
     fn request(&self) -> InterfaceRequest {

@@ -18,11 +18,6 @@ pub(super) fn make(name: &str, config: &NetConfig, context: &Context) -> Result<
         name: name.to_owned(),
         source,
     };
-    let tap = match &config.fds {
-        Some(fds) => Tap::from_queues(files(fds).map_err(failed)?),
-        None => Tap::open(&options(config)),
-    };
-    let tap = tap.map_err(failed)?;
     // What is checked with the configuration is not said again: a text that is none there is none here.
     let mac = config.mac.as_deref().and_then(|mac| mac.parse::<MacAddress>().ok());
     let host = |source| BoardError::NetHost {
@@ -33,6 +28,11 @@ pub(super) fn make(name: &str, config: &NetConfig, context: &Context) -> Result<
         Some(mac) => mac,
         None => MacAddress::random().map_err(host)?,
     };
+    let tap = match &config.fds {
+        Some(fds) => Tap::from_queues(files(fds).map_err(failed)?),
+        None => Tap::open(&options(config, mac)),
+    };
+    let tap = tap.map_err(failed)?;
     tracing::info!(device = name, tap = tap.name(), %mac, "a network card has its tap");
     let limits = config.rate_limiter_config.as_ref();
     let net = Net::new(
@@ -52,7 +52,7 @@ pub(super) fn make(name: &str, config: &NetConfig, context: &Context) -> Result<
     context.virtio(name, Arc::new(net.map_err(host)?))
 }
 
-fn options(config: &NetConfig) -> TapOptions {
+fn options(config: &NetConfig, guest_mac: MacAddress) -> TapOptions {
     let address = |text: &Option<String>| text.as_deref().and_then(|text| text.parse::<Ipv4Addr>().ok());
     TapOptions {
         name: config.tap.clone(),
@@ -61,6 +61,7 @@ fn options(config: &NetConfig) -> TapOptions {
         ip: address(&config.ip),
         mask: address(&config.mask),
         host_mac: config.host_mac.as_deref().and_then(|mac| mac.parse().ok()),
+        guest_mac: Some(guest_mac),
         mtu: config.mtu,
     }
 }

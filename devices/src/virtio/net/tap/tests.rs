@@ -62,6 +62,43 @@ fn a_tap_is_made_as_asked_and_goes_with_its_last_file() {
 }
 
 #[test]
+fn a_tap_that_is_made_for_a_guest_has_the_same_address_each_time() {
+    if !may() {
+        return;
+    }
+    for (guest, host) in [
+        ("52:54:00:00:00:07", "fe:54:00:00:00:07"),
+        ("fe:00:00:00:00:07", "fa:00:00:00:00:07"),
+    ] {
+        let options = TapOptions {
+            guest_mac: Some(guest.parse().unwrap()),
+            ..named("reprise-same", 2)
+        };
+        let tap = Tap::open(&options).unwrap();
+        assert_eq!(fact("reprise-same", "address"), host);
+        drop(tap);
+    }
+}
+
+#[test]
+fn a_tap_that_was_there_keeps_its_address() {
+    if !may() {
+        return;
+    }
+    let there = Tap::open(&named("reprise-kept", 1)).unwrap();
+    sys::set_stays(there.pair(0), true).unwrap();
+    drop(there);
+    let address = fact("reprise-kept", "address");
+    let options = TapOptions {
+        guest_mac: Some("52:54:00:00:00:07".parse().unwrap()),
+        ..named("reprise-kept", 1)
+    };
+    let tap = Tap::open(&options).unwrap();
+    assert_eq!(fact("reprise-kept", "address"), address);
+    sys::set_stays(tap.pair(0), false).unwrap();
+}
+
+#[test]
 fn a_tap_without_a_name_gets_one() {
     if !may() {
         return;
