@@ -36,6 +36,7 @@
 mod ahead;
 mod figures;
 mod needs;
+mod syscalls;
 mod transfer;
 mod vcpu;
 
@@ -57,6 +58,7 @@ use self::ahead::Ahead;
 use self::figures::Figures;
 use self::needs::Parts;
 use self::transfer::Held;
+use super::backing::Backing;
 use super::cpu::Shape;
 use super::error::{KvmError, KvmVcpuError, Named};
 use super::failure::{EmulationFailure, Obtained};
@@ -108,6 +110,8 @@ pub struct Rescuer {
     directly: bool,
     reads: Reads,
     figures: Figures,
+    /// KVM is in software, and leaves SYSCALL half done.
+    halves_syscalls: bool,
 }
 
 /// Clock and chance for rescued instructions: the time-stamp counter as it was when the state was read.
@@ -187,6 +191,7 @@ impl Rescuer {
             directly: false,
             reads: Reads::default(),
             figures: Figures::default(),
+            halves_syscalls: Backing::of_this_host() == Backing::Module("kvm_pvm"),
         }
     }
 
@@ -226,6 +231,13 @@ impl Rescuer {
         }
         let bound = self.ahead.bound(std::mem::replace(&mut self.directly, true));
         self.begin(vcpu, instruction.as_ref(), bound)?;
+        if self.halves_syscalls && syscalls::take_back(vcpu, &mut self.emulator)? {
+            self.figures.count(Mnemonic::Syscall);
+            failure.rip = self.emulator.cpu().rip;
+            failure.bytes.clear();
+            self.failure = Some(failure);
+            return self.go_on(vcpu, Entry::Resume, 1);
+        }
         self.figures
             .count(instruction.map_or(Mnemonic::INVALID, |instruction| instruction.mnemonic()));
         if let Err(refused) = self.emulator.supply(&failure.bytes, Cause::Emulation) {

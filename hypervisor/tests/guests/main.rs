@@ -10,6 +10,7 @@ mod interrupts;
 mod kicks;
 mod registers;
 mod rescues;
+mod rings;
 mod signals;
 mod snapshots;
 mod world;
