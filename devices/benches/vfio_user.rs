@@ -1,12 +1,13 @@
 //! What a register of a device in another process costs: `cargo bench -p reprise-devices --bench vfio_user`.
 //!
 //! * a read, from the bus to the answer, of the example device in a process of its own, beside a message of the same size to a
-//!   process that sends one of the size of the reply back, by nothing but a socket;
+//!   process that sends one of the size of the reply back, by nothing but a socket: some of either in turn, as often as makes
+//!   what else the host does even;
 //! * how fast another thread is while one makes 10,000 reads that are each answered after 1 ms.
 
 use std::env;
 use std::error::Error;
-use std::fs::File;
+use std::fs::{self, File};
 use std::hint::black_box;
 use std::io::{self, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -35,7 +36,8 @@ const SERVES: &str = "REPRISE_BENCH_SERVES";
 /// Bytes of a question for a register of four bytes, and of its answer.
 const QUESTION: usize = 32;
 const ANSWER: usize = 36;
-const ROUNDS: u32 = 20_000;
+const TURNS: usize = 40;
+const ROUNDS: usize = 1_000;
 const LATE_READS: u32 = 10_000;
 
 struct NoMessages;
@@ -57,7 +59,7 @@ impl Process {
     fn start(what: &str, socket: &Path) -> Self {
         let mut command = Command::new(env::current_exe().expect("this program has a path"));
         let child = command.arg(socket).env(SERVES, what).spawn().expect("a process");
-        while !socket.exists() {
+        while !is_listened_on(socket) {
             thread::sleep(Duration::from_millis(1));
         }
         Self(child)
@@ -69,6 +71,14 @@ impl Drop for Process {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
+}
+
+/// Whether connecting to `socket` would do (proc_pid_net(5)): one that is only there yet refuses.
+fn is_listened_on(socket: &Path) -> bool {
+    let sockets = fs::read_to_string("/proc/net/unix").expect("the host's sockets");
+    let listening = |line: &str| line.split_whitespace().nth(3) == Some("00010000");
+    let path = socket.to_str().expect("a path in UTF-8");
+    sockets.lines().any(|line| line.ends_with(path) && listening(line))
 }
 
 /// Sends back an answer's bytes for a question's.
@@ -148,17 +158,20 @@ fn read(function: &Function) -> u64 {
     }
 }
 
-/// The middle one of the times that `round` takes.
-fn median(mut round: impl FnMut()) -> Duration {
-    let mut times: Vec<_> = (0..ROUNDS)
-        .map(|_| {
-            let start = Instant::now();
-            round();
-            start.elapsed()
-        })
-        .collect();
-    times.sort_unstable();
-    times[times.len() / 2]
+/// The middle one.
+fn median<T: PartialOrd + Copy>(values: &mut [T]) -> T {
+    values.sort_unstable_by(|a, b| a.partial_cmp(b).expect("no NaN"));
+    values[values.len() / 2]
+}
+
+/// The middle one of the times, in seconds, that `round` takes.
+fn seconds(mut round: impl FnMut()) -> f64 {
+    let time = |_| {
+        let start = Instant::now();
+        round();
+        start.elapsed().as_secs_f64()
+    };
+    median(&mut (0..ROUNDS).map(time).collect::<Vec<_>>())
 }
 
 fn round_trips(folder: &Path) {
@@ -166,17 +179,25 @@ fn round_trips(folder: &Path) {
     let _echo = Process::start("echo", &socket);
     let mut stream = UnixStream::connect(&socket).expect("a connection");
     let mut answer = [0; ANSWER];
-    let bare = median(|| {
-        stream.write_all(&[0; QUESTION]).expect("a question");
-        stream.read_exact(&mut answer).expect("an answer");
-    });
     let socket = folder.join("device");
     let _process = Process::start("example", &socket);
     let (_device, function) = connect(&socket);
     assert_eq!(read(&function), u64::from(u32::from_le_bytes(*b"RPRS")));
-    let register = median(|| _ = black_box(read(&function)));
-    let ratio = register.as_secs_f64() / bare.as_secs_f64();
-    println!("a register: {register:?}; a bare socket: {bare:?}; ratio {ratio:.2}");
+    let [mut bare, mut register, mut ratios] = [(); 3].map(|()| Vec::new());
+    for _ in 0..TURNS {
+        let own = seconds(|| {
+            stream.write_all(&[0; QUESTION]).expect("a question");
+            stream.read_exact(&mut answer).expect("an answer");
+        });
+        let theirs = seconds(|| _ = black_box(read(&function)));
+        bare.push(own);
+        register.push(theirs);
+        ratios.push(theirs / own);
+    }
+    let [bare, register] = [bare, register].map(|mut times| 1e6 * median(&mut times));
+    let ratio = median(&mut ratios);
+    println!("a register: {register:.1} us; a bare socket: {bare:.1} us; ratio {ratio:.2}");
+    println!("figures: {:?}", Device::counters(&function));
 }
 
 /// How fast another thread is beside reads that are late.

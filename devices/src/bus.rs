@@ -27,7 +27,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 mod ticket;
 
-pub use ticket::{Completion, Ticket};
+pub use ticket::{Carrier, Completion, Ticket};
 
 /// One of the two address spaces of a bus.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

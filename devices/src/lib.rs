@@ -99,7 +99,7 @@ pub mod vhost_user;
 pub mod virtio;
 
 pub use acpi::{Acpi, AcpiState};
-pub use bus::{Bus, BusError, Completion, Device, Response, Space, Ticket};
+pub use bus::{Bus, BusError, Carrier, Completion, Device, Response, Space, Ticket};
 pub use clock::{Clock, HostClock, HostClockState};
 pub use debug_exit::DebugExit;
 pub use debugcon::DebugConsole;

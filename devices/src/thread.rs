@@ -7,8 +7,12 @@ use std::sync::OnceLock;
 pub enum ThreadKind {
     /// It serves a queue of a virtio device: it reads and writes files that are open.
     Queue,
-    /// It carries what a console prints and what is typed into it.
+    /// It carries what a console prints.
     Console,
+    /// It carries what is typed into a console to the guest.
+    Keyboard,
+    /// It speaks with a device in another process, or carries its interrupts.
+    UserDevice,
 }
 
 static HOOK: OnceLock<fn(ThreadKind)> = OnceLock::new();

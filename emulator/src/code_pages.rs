@@ -3,6 +3,8 @@
 //! # Invariants
 //! * While a page has code lines, no CPU holds a translation that lets it write there without asking; every such write
 //!   ends in [`CodePages::written`].
+//! * A page that has code lines has its bit in the map, and others may: who wrote over much of memory, or does not know where,
+//!   looks at a bit for each page and at the pages that have code, and not at all pages.
 //! * A decoded block is valid while its page's generation is the one that was read before the block's bytes.
 //!
 //! # Life of a page
@@ -24,6 +26,8 @@ const LINE: u64 = 64;
 #[derive(Debug)]
 pub struct CodePages {
     pages: Box<[Page]>,
+    /// A bit for each page.
+    map: Box<[AtomicU64]>,
     /// The CPUs that share this memory. Held locked for moments only: who waits for a CPU must not hold it.
     cpus: RwLock<Vec<Arc<Attention>>>,
     /// Held locked while a page is made code, so that the second decoder of a page waits until the first one's eviction
@@ -43,6 +47,7 @@ impl CodePages {
     pub(crate) fn new(pages: usize) -> CodePages {
         CodePages {
             pages: (0..pages).map(|_| Page::default()).collect(),
+            map: (0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect(),
             cpus: RwLock::default(),
             eviction: Mutex::default(),
         }
@@ -79,8 +84,13 @@ impl CodePages {
     /// Declares `lines` of the page as code. Returns once no other CPU can write there without asking; `own_writes` is
     /// called to drop the caller's own translations for writing, if there may be any.
     pub(crate) fn publish(&self, page: usize, lines: u64, me: &Attention, own_writes: impl FnOnce()) {
+        let (word, bit) = (&self.map[page / 64], 1 << (page % 64));
         let page = &self.pages[page];
         page.lines.fetch_or(lines, Ordering::SeqCst);
+        // After the lines: whoever has cleared the bit before looks at them afterwards.
+        if word.load(Ordering::SeqCst) & bit == 0 {
+            word.fetch_or(bit, Ordering::SeqCst);
+        }
         if !page.written.load(Ordering::SeqCst) {
             return;
         }
@@ -125,6 +135,29 @@ impl CodePages {
         }
         page.written.store(true, Ordering::SeqCst);
         page.lines.load(Ordering::SeqCst) == 0
+    }
+
+    /// Says that `count` whole pages from `first` on were written, or may have been.
+    pub(crate) fn written_pages(&self, first: usize, count: usize) {
+        let end = first.saturating_add(count).min(self.pages.len());
+        // As in `written`, for all of them.
+        core::sync::atomic::fence(Ordering::SeqCst);
+        let mut at = first;
+        while at < end {
+            let (word, from) = (at / 64, at % 64);
+            let to = (end - word * 64).min(64);
+            let within = (u64::MAX >> (64 - (to - from))) << from;
+            let map = &self.map[word];
+            if map.load(Ordering::SeqCst) & within != 0 {
+                // Before the lines: whoever sets some afterwards sets the bit again.
+                let mut marked = map.fetch_and(!within, Ordering::SeqCst) & within;
+                while marked != 0 {
+                    self.written(word * 64 + marked.trailing_zeros() as usize, 0, 4096);
+                    marked &= marked - 1;
+                }
+            }
+            at = (word + 1) * 64;
+        }
     }
 
     /// Says that `length` bytes at `offset` of the page were written.
@@ -174,6 +207,41 @@ mod tests {
         pages.written(0, 60, 8);
         assert_eq!(pages.generation(0), 1);
         assert!(!pages.has_code(0) && pages.admit_writer(0));
+    }
+
+    #[test]
+    fn of_many_pages_that_were_written_those_with_code_are_found_and_no_others() {
+        let me = Attention::default();
+        for (first, count) in [
+            (0, 200),
+            (3, 60),
+            (3, 61),
+            (63, 2),
+            (64, 64),
+            (65, 1),
+            (199, 1),
+            (190, 100),
+            (7, 0),
+        ] {
+            let pages = CodePages::new(200);
+            // Twice, for what was found once is found again when there is code again.
+            for round in 1..=2 {
+                let code = (0..200).filter(|page| page % 3 == 0);
+                code.clone().for_each(|page| pages.publish(page, 1, &me, || ()));
+                pages.written_pages(first, count);
+                let of_written = |page: &usize| (first..first + count).contains(page);
+                for page in code {
+                    assert_eq!(
+                        pages.has_code(page),
+                        !of_written(&page),
+                        "{page} of {count} from {first}"
+                    );
+                    let generation = if of_written(&page) { round } else { 0 };
+                    assert_eq!(pages.generation(page), generation, "{page} of {count} from {first}");
+                }
+                assert!((0..200).all(|page| page % 3 == 0 || pages.generation(page) == 0));
+            }
+        }
     }
 
     #[test]

@@ -177,6 +177,11 @@ impl Ram {
         let mut at = gpa;
         let end = gpa.saturating_add(length);
         while at < end {
+            if let Some((first, count)) = self.whole_pages(at, end) {
+                self.code.written_pages(first, count);
+                at += count as u64 * PAGE_SIZE;
+                continue;
+            }
             let page_end = (at | (PAGE_SIZE - 1)).saturating_add(1);
             if let Some(page) = self.page(at) {
                 self.code
@@ -184,6 +189,16 @@ impl Ram {
             }
             at = page_end;
         }
+    }
+
+    /// The first of the whole pages of RAM that `gpa` begins, and how many follow each other before `end`.
+    fn whole_pages(&self, gpa: u64, end: u64) -> Option<(usize, usize)> {
+        let region = |region: &&Region| gpa.wrapping_sub(region.start) < region.length;
+        let region = self.regions.iter().find(region)?;
+        let offset = gpa - region.start;
+        let count = (end - gpa).min(region.length - offset) / PAGE_SIZE;
+        let is_whole = offset.is_multiple_of(PAGE_SIZE) && count > 0;
+        is_whole.then_some((region.first_page + (offset / PAGE_SIZE) as usize, count as usize))
     }
 }
 

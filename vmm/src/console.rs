@@ -92,6 +92,7 @@ pub struct Console {
     output: Arc<Output>,
     /// Only there to be dropped.
     _input: Option<Input>,
+    _place: Option<socket::Place>,
     port: Arc<Port>,
     path: Option<PathBuf>,
 }
@@ -173,11 +174,14 @@ impl Console {
     /// # Errors
     /// [`ConsoleError::Socket`] or [`ConsoleError::SocketInUse`].
     pub fn socket(path: &Path) -> Result<Arc<Self>, ConsoleError> {
-        let listener = socket::Listener::bind(path)?;
+        let (listener, place) = socket::Listener::bind(path)?;
         let output = Output::new(Box::new(listener.sink()))?;
         let port = Port::new();
         let input = listener.input(&port)?;
-        Ok(Self::with(output, port, Some(input), Some(path.to_owned())))
+        Ok(Arc::new(Self {
+            _place: Some(place),
+            ..Self::parts(output, port, Some(input), Some(path.to_owned()))
+        }))
     }
 
     /// A new pseudo-terminal; [`path`](Self::path) is what a terminal program opens.
@@ -244,11 +248,16 @@ impl Console {
     }
 
     fn with(output: Output, port: Arc<Port>, input: Option<Input>, path: Option<PathBuf>) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::parts(output, port, input, path))
+    }
+
+    fn parts(output: Output, port: Arc<Port>, input: Option<Input>, path: Option<PathBuf>) -> Self {
+        Self {
             output: Arc::new(output),
             _input: input,
+            _place: None,
             port,
             path,
-        })
+        }
     }
 }

@@ -39,7 +39,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::config::{ConfigError, ConsoleConfig, VmConfig};
+use crate::config::{ConfigError, ConsoleConfig, RestoredNetConfig, VmConfig};
 use crate::events::Events;
 use crate::machine::MachineEnd;
 use crate::sandbox::Sandbox;
@@ -81,6 +81,8 @@ pub struct Restore {
     pub resume: bool,
     /// Where the serial port leads, instead of where it led when the snapshot was made.
     pub serial: Option<ConsoleConfig>,
+    /// Taps for those network interfaces whose taps were given as file descriptors.
+    pub net_fds: Vec<RestoredNetConfig>,
 }
 
 /// The VMM; copies are handles to the same one.
@@ -466,6 +468,7 @@ impl Inner {
         if let Some(serial) = how.serial {
             snapshot.config_mut().serial = serial;
         }
+        snapshot.config_mut().replace_fds(&how.net_fds)?;
         self.check(snapshot.config())?;
         let prefault = if how.prefault { Prefault::Yes } else { Prefault::No };
         let on_end = self.on_end(control);

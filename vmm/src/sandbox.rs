@@ -98,6 +98,8 @@ struct InForce {
     vcpu: Vec<BpfProgram>,
     queue: Vec<BpfProgram>,
     console: Vec<BpfProgram>,
+    keyboard: Vec<BpfProgram>,
+    user_device: Vec<BpfProgram>,
 }
 
 static IN_FORCE: OnceLock<InForce> = OnceLock::new();
@@ -118,6 +120,8 @@ impl Sandbox {
             vcpu: filters(calls::Filter::Vcpu)?,
             queue: filters(calls::Filter::Queue)?,
             console: filters(calls::Filter::Console)?,
+            keyboard: filters(calls::Filter::Keyboard)?,
+            user_device: filters(calls::Filter::UserDevice)?,
         };
         if self.seccomp != Seccomp::Off {
             trap::explain()?;
@@ -180,6 +184,8 @@ pub fn confine(kind: Kind) {
         Kind::Vcpu => &in_force.vcpu,
         Kind::Device(ThreadKind::Queue) => &in_force.queue,
         Kind::Device(ThreadKind::Console) => &in_force.console,
+        Kind::Device(ThreadKind::Keyboard) => &in_force.keyboard,
+        Kind::Device(ThreadKind::UserDevice) => &in_force.user_device,
     };
     trap::name(kind);
     let confined = || -> Result<(), SandboxError> {

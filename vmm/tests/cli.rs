@@ -295,6 +295,54 @@ fn ctl_prints_answers_and_tells_refusals() {
 }
 
 #[test]
+fn ctl_adds_devices_in_the_words_of_run_and_removes_them() {
+    let serve = Serve::start(&[]);
+    let config = serve.config(r#"{"payload": {"kernel": "/k"}, "balloon": {"size": 0}}"#);
+    assert!(serve.ctl(&["create", &config]).status.success());
+    let info = || -> Value { serde_json::from_slice(&serve.ctl(&["info"]).stdout).unwrap() };
+    for (call, device, section, member, expected) in [
+        ("add-disk", "path=/d,id=d", "disks", "path", "/d"),
+        ("add-net", "tap=tap9,id=n,mtu=1400", "net", "tap", "tap9"),
+        ("add-fs", "tag=share,socket=/f,id=f", "fs", "tag", "share"),
+        ("add-user-device", "socket=/u,id=u", "user_devices", "socket", "/u"),
+    ] {
+        let added = serve.ctl(&[call, device]);
+        assert!(added.status.success(), "{call}: {}", stderr(&added));
+        let own = info()["config"][section].clone();
+        assert_eq!(own.as_array().unwrap().len(), 1, "{call}: {own}");
+        assert_eq!(own[0][member], expected, "{call}: {own}");
+        let id = own[0]["id"].as_str().unwrap();
+        let again = serve.ctl(&[call, device]);
+        assert!(stderr(&again).contains("no other device"), "{call}: {}", stderr(&again));
+        assert!(serve.ctl(&["remove-device", id]).status.success());
+        assert_eq!(info()["config"][section], serde_json::json!([]), "{call}");
+    }
+    assert!(serve.ctl(&["add-vsock", "cid=3,socket=/v,id=v"]).status.success());
+    assert_eq!(info()["config"]["vsock"]["cid"], 3);
+    let second = serve.ctl(&["add-vsock", "cid=4,socket=/w"]);
+    assert!(stderr(&second).contains("one at most"), "{}", stderr(&second));
+    assert!(serve.ctl(&["remove-device", "v"]).status.success());
+    assert_eq!(info()["config"]["vsock"], Value::Null);
+    assert!(serve.ctl(&["resize", "--balloon", "1M"]).status.success());
+    assert_eq!(info()["config"]["balloon"]["size"], 1 << 20);
+
+    assert_eq!(serve.ctl(&["remove-device", "v"]).status.code(), Some(1));
+    let told = stderr(&serve.ctl(&["add-net", "fd=3"]));
+    assert!(told.contains("fd is given"), "{told}");
+    for wrong in [
+        &["add-net", "mtu=many"][..],
+        &["add-net", "fd=3"],
+        &["add-vsock", "socket=/v"],
+        &["add-fs", "/f"],
+        &["add-user-device", "id=u"],
+        &["remove-device"],
+        &["resize"],
+    ] {
+        assert_eq!(serve.ctl(wrong).status.code(), Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
 fn ctl_reads_a_configuration_from_its_input() {
     let serve = Serve::start(&[]);
     let mut create = reprise(&["ctl", "--api-socket", serve.socket.to_str().unwrap(), "create", "-"])

@@ -1,7 +1,7 @@
 //! What confines the process: seccomp and Landlock, in processes that end of it.
 
 use std::fs::{self, File};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::{env, thread};
@@ -81,6 +81,21 @@ fn provoked() {
                 let _ = UnixListener::bind(folder.join("socket"));
             });
         }
+        "keyboard" => {
+            sandbox(Seccomp::On, true, None).enter().unwrap();
+            within(Kind::Device(ThreadKind::Keyboard), &|| {
+                assert!(File::open(&file).is_err());
+                let _ = UnixStream::connect(folder.join("socket"));
+            });
+        }
+        "user" => {
+            sandbox(Seccomp::On, true, None).enter().unwrap();
+            within(Kind::Device(ThreadKind::UserDevice), &|| {
+                assert!(File::open(&file).is_err());
+                assert!(UnixStream::connect(folder.join("nobody")).is_err(), "nobody is there");
+                let _ = fs::remove_file(&file);
+            });
+        }
         "rules" => {
             fs::create_dir(folder.join("inside")).unwrap();
             fs::create_dir(folder.join("readable")).unwrap();
@@ -128,6 +143,16 @@ fn a_vcpu_opens_nothing_but_how_it_is_scheduled_and_ends_the_process_when_it_bin
 #[test]
 fn a_queue_opens_nothing_and_ends_the_process_when_it_binds_a_socket() {
     ended_in("queue", "a device's queue", libc::SYS_bind);
+}
+
+#[test]
+fn what_is_typed_reaches_no_file_and_its_thread_ends_the_process_when_it_connects() {
+    ended_in("keyboard", "a console's input", libc::SYS_socket);
+}
+
+#[test]
+fn a_device_in_another_process_is_looked_for_again_and_its_thread_ends_the_process_when_it_removes_a_file() {
+    ended_in("user", "a device in another process", libc::SYS_unlink);
 }
 
 #[test]

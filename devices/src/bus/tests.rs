@@ -7,6 +7,38 @@ use proptest::prelude::*;
 
 use super::*;
 
+/// Answers when somebody who waits looks for the answer.
+struct Courier(Mutex<Option<Completion>>);
+
+impl Carrier for Courier {
+    fn carry(&self, ticket: &Ticket) {
+        assert_eq!(ticket.try_take(), None, "it is looked for while it is owed");
+        if let Some(completion) = self.0.lock().unwrap().take() {
+            completion.complete(0x1234);
+        }
+    }
+}
+
+#[test]
+fn who_is_about_to_wait_looks_for_the_answer_if_there_is_a_way_and_nobody_else_does() {
+    let carried = || {
+        let (ticket, completion) = Ticket::pair();
+        let courier = Arc::new(Courier(Mutex::new(Some(completion))));
+        ticket.carried_by(courier)
+    };
+    let ticket = carried();
+    assert_eq!(ticket.try_take(), None);
+    ticket.hasten();
+    assert_eq!(ticket.try_take(), Some(0x1234));
+    ticket.hasten();
+    assert_eq!(carried().wait(), 0x1234);
+    assert_eq!(carried().masked(0xff, 0).wait(), 0x34);
+    let (ticket, completion) = Ticket::pair();
+    ticket.hasten();
+    completion.complete(7);
+    assert_eq!(ticket.wait(), 7);
+}
+
 /// Answers with its number in every byte, and remembers what it was asked.
 #[derive(Default)]
 struct Probe {

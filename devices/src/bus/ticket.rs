@@ -7,6 +7,9 @@
 //! - Whether the answer was given or the giving end was dropped can be told apart ([`Ticket::is_lost`]), for those who
 //!   write the log; the guest sees all ones either way.
 //!
+//! - Whoever is about to wait may first look for the answer itself ([`Ticket::hasten`]), if the device has a way to do that: an
+//!   answer that comes soon then takes no detour by another thread. It is no wait, for it ends soon in any case.
+//!
 //! # Life
 //! `Owed` -complete or drop-> `Answered`. A waker set while owed runs once, on the answering thread; one set after the
 //! answer runs at once, on the setting thread.
@@ -17,9 +20,17 @@ use std::time::Duration;
 
 use crate::sync::lock;
 
+/// Who brings answers in on the thread of whoever waits for one.
+pub trait Carrier: Send + Sync {
+    /// Looks for answers until `ticket` has its own, somebody else looks for them, or a moment has passed: no longer than a vCPU
+    /// may be held up.
+    fn carry(&self, ticket: &Ticket);
+}
+
 /// The waiting end of a late answer. Dropping it is allowed: the answer then goes nowhere.
 pub struct Ticket {
     shared: Arc<Shared>,
+    carrier: Option<Arc<dyn Carrier>>,
     keep: u64,
     set: u64,
 }
@@ -59,11 +70,31 @@ impl Ticket {
         (
             Self {
                 shared: Arc::clone(&shared),
+                carrier: None,
                 keep: u64::MAX,
                 set: 0,
             },
             Completion { shared },
         )
+    }
+
+    /// This ticket, whose answer `carrier` may bring in.
+    #[must_use]
+    pub fn carried_by(self, carrier: Arc<dyn Carrier>) -> Self {
+        Self {
+            carrier: Some(carrier),
+            ..self
+        }
+    }
+
+    /// Has the calling thread, which is about to wait, look for the answer itself, if there is a way. Returns soon, with or
+    /// without it.
+    pub fn hasten(&self) {
+        if let Some(carrier) = &self.carrier
+            && self.try_take().is_none()
+        {
+            carrier.carry(self);
+        }
     }
 
     /// The answer, if it is there.
@@ -97,6 +128,7 @@ impl Ticket {
     /// The answer, waiting as long as it takes.
     #[must_use]
     pub fn wait(&self) -> u64 {
+        self.hasten();
         let mut state = lock(&self.shared.state);
         loop {
             if let Some(answer) = self.answer_in(&state) {

@@ -1,6 +1,8 @@
 //! A connection in use: accesses go out as they are made, answers are matched by their ids as they come.
 //!
 //! # Invariants
+//! - What arrives is read by one at a time: the link's thread, or for a moment whoever waits for an answer ([`Carrier`]). The
+//!   latter has the thread not woken, and leaves to it whatever is no answer to be taken at once.
 //! - Whoever asks waits for nobody: what the socket does not take at once is kept and sent by the link's thread, and an answer
 //!   comes through a [`Ticket`].
 //! - Accesses reach the process in the order in which they were made, each once. A write is posted: it is done when the socket
@@ -14,26 +16,29 @@
 //! connected -socket closed-> gone -[`REDIAL`], again and again-> connected; -protocol broken-> cut off. Dropped, it ends its
 //! thread.
 
+mod line;
+mod reader;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
 use rustix::io::Errno;
-use rustix::net::RecvFlags;
 
 use super::error::VfioUserError;
-use super::session;
-use super::wire::{self, Body, Header, Inbox, MAX_DATA, RegionAccess, command, flag, message, words};
-use crate::bus::{Completion, Response, Ticket};
+use super::wire::{self, Inbox, MAX_DATA, RegionAccess, command, flag, message, words};
+use crate::bus::{Carrier, Response, Ticket};
 use crate::sync::lock;
 use crate::thread::{ThreadKind, begin};
 use crate::virtio::Dma;
+use line::{Line, Owed};
+use reader::{Reader, Watch};
 
 /// How long a process may stay away before it is looked for again.
 const REDIAL: Duration = Duration::from_millis(500);
@@ -43,8 +48,6 @@ const MAX_OWED: usize = 4096;
 const MAX_UNSENT: usize = 4096;
 /// Bytes of answers that may wait for room in the socket before no more questions are read.
 const MAX_BACKLOG: usize = 4 * MAX_DATA;
-/// EINVAL: what a process is told that reaches for memory which is not there.
-const INVALID: u32 = 22;
 /// The id of commands that are not to be replied to.
 const POSTED: u16 = 0;
 
@@ -55,6 +58,7 @@ struct Counters {
     dma: AtomicU64,
     dma_refused: AtomicU64,
     reconnections: AtomicU64,
+    carried: AtomicU64,
 }
 
 /// A process, as the devices' side sees it.
@@ -67,6 +71,10 @@ struct Shared {
     name: String,
     dma: Dma,
     state: Mutex<State>,
+    /// Taken before `state` if both are.
+    reader: Mutex<Reader>,
+    /// Has the thread told when there is something to read.
+    watch: Watch,
     /// Rung when there is something to send, or the thread shall look at its flags.
     bell: OwnedFd,
     ended: AtomicBool,
@@ -82,31 +90,6 @@ struct State {
     line: Option<Line>,
 }
 
-struct Line {
-    stream: Arc<UnixStream>,
-    last_id: u16,
-    owed: HashMap<u16, Owed>,
-    unsent: VecDeque<Unsent>,
-    /// Bytes in `unsent`.
-    backlog: usize,
-}
-
-/// An answer that is owed.
-struct Owed {
-    command: u16,
-    /// The access, if it is one, whose reply repeats it.
-    access: Option<RegionAccess>,
-    completion: Completion,
-}
-
-/// A message that is not, or not all, in the socket.
-struct Unsent {
-    bytes: Vec<u8>,
-    sent: usize,
-    /// Who is told when it is.
-    told: Option<Completion>,
-}
-
 /// How a link comes to a connection: the first, and those after the process was gone.
 pub(super) type Redial = Box<dyn FnMut(&OwnedFd) -> Result<(UnixStream, Inbox), VfioUserError> + Send>;
 
@@ -118,6 +101,14 @@ impl Link {
                 name: name.to_owned(),
                 dma,
                 state: Mutex::default(),
+                reader: Mutex::new(Reader {
+                    inbox: Inbox::default(),
+                    held: false,
+                    broken: None,
+                    asleep: 0,
+                    bytes: vec![0; 64 << 10],
+                }),
+                watch: Watch(epoll::create(epoll::CreateFlags::CLOEXEC)?),
                 bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
                 ended: AtomicBool::new(false),
                 paused: AtomicBool::new(false),
@@ -130,11 +121,11 @@ impl Link {
 
     /// Goes on with `stream`, of which `inbox` has arrived, and has `redial` make a new connection when that is gone.
     pub fn start(&mut self, stream: UnixStream, inbox: Inbox, redial: Redial) -> io::Result<()> {
-        let stream = self.shared.connected(stream);
+        let stream = self.shared.connected(stream, inbox)?;
         let theirs = Arc::clone(&self.shared);
         let thread = thread::Builder::new().name(self.shared.name.clone()).spawn(move || {
-            begin(ThreadKind::Queue);
-            theirs.run(stream, inbox, redial);
+            begin(ThreadKind::UserDevice);
+            theirs.run(stream, redial);
         })?;
         self.thread = Some(thread);
         Ok(())
@@ -208,6 +199,7 @@ impl Link {
             ("dma", load(&counters.dma)),
             ("dma_refused", load(&counters.dma_refused)),
             ("reconnections", load(&counters.reconnections)),
+            ("carried", load(&counters.carried)),
             ("connected", self.is_connected().into()),
         ]
     }
@@ -243,8 +235,12 @@ impl Shared {
         let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
     }
 
-    fn connected(&self, stream: UnixStream) -> Arc<UnixStream> {
+    /// Goes on with `stream`, of which `inbox` has arrived.
+    fn connected(&self, stream: UnixStream, inbox: Inbox) -> Result<Arc<UnixStream>, Errno> {
         let stream = Arc::new(stream);
+        let mut reader = lock(&self.reader);
+        self.watch.add(&stream)?;
+        (reader.inbox, reader.held, reader.broken) = (inbox, false, None);
         lock(&self.state).line = Some(Line {
             stream: Arc::clone(&stream),
             last_id: 0,
@@ -252,12 +248,23 @@ impl Shared {
             unsent: VecDeque::new(),
             backlog: 0,
         });
-        stream
+        Ok(stream)
+    }
+
+    /// What arrives, unless somebody else reads it.
+    fn try_reader(&self) -> Option<MutexGuard<'_, Reader>> {
+        match self.reader.try_lock() {
+            Ok(reader) => Some(reader),
+            // Valid at each step, so a panic elsewhere is not ours to spread.
+            Err(TryLockError::Poisoned(reader)) => Some(reader.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     /// Sends a command whose reply is the answer.
-    fn ask(&self, command: u16, body: &[u8], access: Option<RegionAccess>) -> Response {
+    fn ask(self: &Arc<Self>, command: u16, body: &[u8], access: Option<RegionAccess>) -> Response {
         let (ticket, completion) = Ticket::pair();
+        let ticket = ticket.carried_by(Arc::clone(self) as Arc<dyn Carrier>);
         let mut state = lock(&self.state);
         // Without a line the completion is dropped, which answers.
         if let Some(line) = state.line.as_mut() {
@@ -298,11 +305,12 @@ impl Shared {
         Response::Later(ticket)
     }
 
-    fn run(&self, mut stream: Arc<UnixStream>, mut inbox: Inbox, mut redial: Redial) {
+    fn run(&self, mut stream: Arc<UnixStream>, mut redial: Redial) {
         loop {
-            let Err(stop) = self.serve(&stream, &mut inbox) else {
+            let Err(stop) = self.serve(&stream) else {
                 return;
             };
+            self.watch.remove(&stream);
             // Whoever waits is answered as the line goes, and may ask again: not with the lock held.
             let line = lock(&self.state).line.take();
             drop(line);
@@ -318,10 +326,13 @@ impl Shared {
                 if !self.rest(comes_back) {
                     return;
                 }
-                match redial(&self.bell) {
-                    Ok((new, arrived)) => {
-                        stream = self.connected(new);
-                        inbox = arrived;
+                let again = redial(&self.bell).and_then(|(new, arrived)| {
+                    let connected = self.connected(new, arrived);
+                    connected.map_err(|error| VfioUserError::Socket { source: error.into() })
+                });
+                match again {
+                    Ok(new) => {
+                        stream = new;
                         self.counters.reconnections.fetch_add(1, Relaxed);
                         tracing::info!(device = self.name, "a device in another process is there again");
                         break;
@@ -361,33 +372,33 @@ impl Shared {
     }
 
     /// Reads and writes until the connection or the link ends.
-    fn serve(&self, stream: &UnixStream, inbox: &mut Inbox) -> Result<(), Stop> {
-        let mut bytes = vec![0; 64 << 10];
-        // A message that cannot be served before the machine goes on, and whatever is behind it.
-        let mut held = false;
+    fn serve(&self, stream: &UnixStream) -> Result<(), Stop> {
         loop {
             if self.ended.load(Relaxed) {
                 return Err(Stop::Ended);
             }
-            let paused = self.paused.load(Relaxed);
-            if !held || !paused {
-                held = self.take(inbox, paused)?;
-            }
+            // Whoever reads in our place rings when there is something left to do.
+            let held = match self.try_reader() {
+                Some(mut reader) => {
+                    self.go_on(&mut reader)?;
+                    reader.held
+                }
+                None => false,
+            };
             let mut told = Vec::new();
             let (sends, reads) = {
                 let mut state = lock(&self.state);
                 let line = state.line.as_mut().ok_or(Stop::Ended)?;
                 line.flush(&mut told)?;
-                (!line.unsent.is_empty(), line.backlog < MAX_BACKLOG && !held)
+                (!line.unsent.is_empty(), line.has_room() && !held)
             };
             // Whoever is told may ask again: not with the lock held.
             told.into_iter().for_each(|told| told.complete(0));
-            let mut wanted = PollFlags::empty();
-            wanted.set(PollFlags::IN, reads);
-            wanted.set(PollFlags::OUT, sends);
+            let wanted = |wanted, flag| if wanted { flag } else { PollFlags::empty() };
             let mut fds = [
-                PollFd::from_borrowed_fd(stream.as_fd(), wanted),
+                PollFd::from_borrowed_fd(stream.as_fd(), wanted(sends, PollFlags::OUT)),
                 PollFd::from_borrowed_fd(self.bell.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.watch.0.as_fd(), wanted(reads, PollFlags::IN)),
             ];
             match poll(&mut fds, None) {
                 Ok(_) => {}
@@ -397,165 +408,22 @@ impl Shared {
             if !fds[1].revents().is_empty() {
                 self.hush();
             }
-            let seen = fds[0].revents();
-            if seen.intersects(PollFlags::IN) {
-                match rustix::net::recv(stream, &mut bytes[..], RecvFlags::DONTWAIT) {
-                    Ok((0, _)) => return Err(Stop::Broken(VfioUserError::Gone)),
-                    Ok((length, _)) => inbox.push(&bytes[..length]),
-                    Err(Errno::AGAIN | Errno::INTR) => {}
-                    Err(Errno::CONNRESET) => return Err(Stop::Broken(VfioUserError::Gone)),
-                    Err(error) => return Err(Stop::Broken(VfioUserError::Socket { source: error.into() })),
-                }
-            } else if seen.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL) {
+            let gone = fds[0]
+                .revents()
+                .intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL);
+            // What a process has said before it went counts: who reads in our place is waited for then.
+            let reader = match (reads, gone) {
+                (true, true) => Some(lock(&self.reader)),
+                (true, false) if !fds[2].revents().is_empty() => self.try_reader(),
+                (false, true) => return Err(Stop::Broken(VfioUserError::Gone)),
+                _ => None,
+            };
+            if let Some(mut reader) = reader
+                && !self.receive(stream, &mut reader)?
+                && gone
+            {
                 return Err(Stop::Broken(VfioUserError::Gone));
             }
         }
-    }
-
-    /// Takes the messages that have arrived; true if one has to wait until the machine goes on.
-    fn take(&self, inbox: &mut Inbox, paused: bool) -> Result<bool, VfioUserError> {
-        while let Some((header, body)) = inbox.next()? {
-            if header.is_reply() {
-                self.answered(header, body)?;
-            } else if paused {
-                inbox.put_back(header);
-                return Ok(true);
-            } else {
-                self.asked(header, body)?;
-            }
-        }
-        Ok(false)
-    }
-
-    /// The process has answered.
-    fn answered(&self, header: Header, body: &[u8]) -> Result<(), VfioUserError> {
-        if header.id == POSTED && header.is_error() {
-            // A write that failed, of which nobody wanted to know.
-            self.counters.refused.fetch_add(1, Relaxed);
-            return Ok(());
-        }
-        let owed = {
-            let mut state = lock(&self.state);
-            state.line.as_mut().and_then(|line| line.owed.remove(&header.id))
-        };
-        let Some(owed) = owed.filter(|owed| owed.command == header.command) else {
-            let (id, command) = (header.id, header.command);
-            let what = format!("it answers command {command} with id {id}, which nobody asked");
-            return Err(VfioUserError::lie(what));
-        };
-        if header.is_error() {
-            self.counters.refused.fetch_add(1, Relaxed);
-            owed.completion.complete(u64::MAX);
-            return Ok(());
-        }
-        let value = match owed.access {
-            None => 0,
-            Some(access) => {
-                let data = body.strip_prefix(&access.bytes());
-                let Some(data) = data.filter(|data| data.len() == access.count as usize) else {
-                    return Err(VfioUserError::lie("it answers another access than was made"));
-                };
-                let mut value = [0; 8];
-                value[..data.len()].copy_from_slice(data);
-                u64::from_le_bytes(value)
-            }
-        };
-        owed.completion.complete(value);
-        Ok(())
-    }
-
-    /// The process asks for something.
-    fn asked(&self, header: Header, body: &[u8]) -> Result<(), VfioUserError> {
-        let reply = |parts: &[&[u8]]| message(header.id, header.command, flag::REPLY, 0, parts);
-        let served = match header.command {
-            command::DMA_READ | command::DMA_WRITE => self.dma(header, body)?.map(|parts| reply(&[&parts])),
-            _ => None,
-        };
-        let bytes = served.unwrap_or_else(|| {
-            self.counters.dma_refused.fetch_add(1, Relaxed);
-            message(header.id, header.command, flag::REPLY | flag::ERROR, INVALID, &[])
-        });
-        if header.flags & flag::NO_REPLY == 0 {
-            let mut state = lock(&self.state);
-            if let Some(line) = state.line.as_mut() {
-                line.send(self, bytes);
-            }
-        }
-        Ok(())
-    }
-
-    /// Carries out an access to guest memory; what its reply says, or `None` if it is refused.
-    fn dma(&self, header: Header, body: &[u8]) -> Result<Option<Vec<u8>>, VfioUserError> {
-        let mut rest = Body(body);
-        let (Some(address), Some(count)) = (rest.u64(), rest.u64()) else {
-            return Err(VfioUserError::lie("an access to memory is too short"));
-        };
-        let data = rest.rest();
-        let mut reply = Vec::from(&body[..16]);
-        let length = usize::try_from(count).ok().filter(|length| *length <= MAX_DATA);
-        let Some(length) = length.filter(|_| self.master.load(Relaxed)) else {
-            return Ok(None);
-        };
-        let done = if header.command == command::DMA_READ {
-            reply.resize(16 + length, 0);
-            self.dma.read(address, &mut reply[16..])
-        } else if data.len() == length {
-            self.dma.write(address, data)
-        } else {
-            return Err(VfioUserError::lie("a write to memory has another length than it says"));
-        };
-        self.counters.dma.fetch_add(1, Relaxed);
-        Ok(done.is_ok().then_some(reply))
-    }
-}
-
-impl Line {
-    /// An id that no command has which is not answered; `None` if too many are not.
-    fn free_id(&mut self) -> Option<u16> {
-        if self.owed.len() >= MAX_OWED {
-            return None;
-        }
-        loop {
-            self.last_id = self.last_id.checked_add(1).unwrap_or(1);
-            if !self.owed.contains_key(&self.last_id) {
-                return Some(self.last_id);
-            }
-        }
-    }
-
-    /// Sends `bytes` behind all others. What fails is found by the link's thread too.
-    fn send(&mut self, of: &Shared, bytes: Vec<u8>) {
-        let sent = match self.unsent.is_empty() {
-            true => session::send(&self.stream, &bytes, &[]).unwrap_or(0),
-            false => 0,
-        };
-        if sent < bytes.len() {
-            self.backlog += bytes.len();
-            self.unsent.push_back(Unsent {
-                bytes,
-                sent,
-                told: None,
-            });
-            of.ring();
-        }
-    }
-
-    /// Sends what could not be sent; those to be told go to `told`.
-    fn flush(&mut self, told: &mut Vec<Completion>) -> Result<(), VfioUserError> {
-        while let Some(first) = self.unsent.front_mut() {
-            match session::send(&self.stream, &first.bytes[first.sent..], &[]) {
-                Ok(length) => first.sent += length,
-                Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
-                Err(Errno::PIPE | Errno::CONNRESET) => return Err(VfioUserError::Gone),
-                Err(error) => return Err(VfioUserError::Socket { source: error.into() }),
-            }
-            if first.sent == first.bytes.len()
-                && let Some(done) = self.unsent.pop_front()
-            {
-                self.backlog -= done.bytes.len();
-                told.extend(done.told);
-            }
-        }
-        Ok(())
     }
 }

@@ -262,8 +262,9 @@ impl Guest {
     }
 }
 
-/// The answer of a ticket that is answered soon.
+/// The answer of a ticket that is answered soon, waited for as a vCPU does.
 fn soon(ticket: &Ticket) -> u64 {
+    ticket.hasten();
     ticket.wait_timeout(Duration::from_secs(30)).expect("no answer")
 }
 
@@ -322,6 +323,19 @@ fn what_is_the_device_s_in_configuration_space_is_written_there() {
     );
     assert_eq!(written(0x10, 4, 0xd000_0000), [], "a BAR is nobody else's business");
     assert_eq!(written(0x3c, 1, 9), []);
+}
+
+#[test]
+fn who_waits_for_an_answer_brings_it_in() {
+    let guest = Guest::new(|_, _| Act::AsItShould);
+    let carried = || {
+        let counters = guest.device.counters();
+        counters.into_iter().find(|(name, _)| *name == "carried").unwrap().1
+    };
+    eventually("an answer that is brought in", || {
+        assert_eq!(soon(&guest.read(8, 4)), 0x5a5a_5a5a);
+        carried() > 0
+    });
 }
 
 #[test]

@@ -230,6 +230,7 @@ async fn vm_restore(caller: Caller, JsonBody(config): JsonBody<RestoreConfig>) -
         prefault: config.prefault,
         resume: config.resume,
         serial: None,
+        net_fds: config.net_fds,
     };
     caller.call(move |vmm| vmm.restore(&source, how)).await?;
     Ok(StatusCode::NO_CONTENT)

@@ -9,7 +9,10 @@ use serde::Serialize;
 
 use super::{Failure, client, options, print_json};
 use crate::api::ApiSocket;
-use crate::config::{DiskConfig, RestoreConfig, VmRemoveDevice, VmResize, VmResizeDisk, VmSnapshotConfig, parse_size};
+use crate::config::{
+    DiskConfig, FsConfig, NetConfig, RestoreConfig, UserDeviceConfig, VmRemoveDevice, VmResize, VmResizeDisk,
+    VmSnapshotConfig, VsockConfig, parse_size,
+};
 use crate::lifecycle::{VmInfo, VmState};
 
 /// Calls the REST API of a running `reprise`.
@@ -71,6 +74,30 @@ enum Call {
         #[arg(value_parser = |text: &str| options::disk(text).map(Box::new))]
         disk: Box<DiskConfig>,
     },
+    /// Adds a network card, as `run --net` says it. Its tap is opened by the server: file descriptors cannot be given.
+    AddNet {
+        /// The network card: TAP or tap=TAP,…
+        #[arg(value_parser = |text: &str| options::net(text).map(Box::new))]
+        net: Box<NetConfig>,
+    },
+    /// Adds sockets between guest and host, as `run --vsock` says it.
+    AddVsock {
+        /// The sockets: cid=N,socket=PATH,…
+        #[arg(value_parser = options::vsock)]
+        vsock: VsockConfig,
+    },
+    /// Adds a share by virtio-fs, as `run --fs` says it.
+    AddFs {
+        /// The share: tag=NAME,socket=PATH,…
+        #[arg(value_parser = options::fs)]
+        fs: FsConfig,
+    },
+    /// Adds a PCI device in another process, as `run --user-device` says it.
+    AddUserDevice {
+        /// Its socket: PATH or socket=PATH,…
+        #[arg(value_parser = options::user_device)]
+        device: UserDeviceConfig,
+    },
     /// Removes a device: at once, or as soon as the guest lets go of it.
     RemoveDevice {
         /// Its name, as `info` has it.
@@ -112,6 +139,10 @@ impl Call {
             Self::Snapshot { .. } => ("PUT", "vm.snapshot"),
             Self::Restore { .. } => ("PUT", "vm.restore"),
             Self::AddDisk { .. } => ("PUT", "vm.add-disk"),
+            Self::AddNet { .. } => ("PUT", "vm.add-net"),
+            Self::AddVsock { .. } => ("PUT", "vm.add-vsock"),
+            Self::AddFs { .. } => ("PUT", "vm.add-fs"),
+            Self::AddUserDevice { .. } => ("PUT", "vm.add-user-device"),
             Self::RemoveDevice { .. } => ("PUT", "vm.remove-device"),
             Self::ResizeDisk { .. } => ("PUT", "vm.resize-disk"),
             Self::Resize { .. } => ("PUT", "vm.resize"),
@@ -132,6 +163,13 @@ impl Call {
                 ..RestoreConfig::default()
             }),
             Self::AddDisk { disk } => json(disk),
+            Self::AddNet { net } if net.fds.is_some() => Err(Failure::usage(
+                "fd is given; expected a tap's name, for the server has no file descriptors of ours",
+            )),
+            Self::AddNet { net } => json(net),
+            Self::AddVsock { vsock } => json(vsock),
+            Self::AddFs { fs } => json(fs),
+            Self::AddUserDevice { device } => json(device),
             Self::RemoveDevice { id } => json(&VmRemoveDevice { id: id.clone() }),
             Self::ResizeDisk { id, size } => json(&VmResizeDisk {
                 id: id.clone(),

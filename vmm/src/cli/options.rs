@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::config::{
     BalloonConfig, ConfigError, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, FsConfig,
-    LandlockConfig, MemoryConfig, NetConfig, RateLimitGroupConfig, RngConfig, UserDeviceConfig, VsockConfig, from_json,
-    parse_size,
+    LandlockConfig, MemoryConfig, NetConfig, RateLimitGroupConfig, RestoredNetConfig, RngConfig, UserDeviceConfig,
+    VsockConfig, from_json, parse_size,
 };
 use crate::lifecycle::chain;
 
@@ -80,16 +80,32 @@ pub(super) fn net(text: &str) -> Result<NetConfig, String> {
     if object.get("tap").is_some_and(|tap| tap == "") {
         object.remove("tap");
     }
-    if let Some(fds) = object.get("fds").and_then(Value::as_str) {
-        let list = fds
-            .strip_prefix('[')
-            .and_then(|list| list.strip_suffix(']'))
-            .unwrap_or(fds);
-        let numbers: Result<Vec<i32>, _> = list.split(',').map(str::parse).collect();
-        let numbers = numbers.map_err(|_| format!("fd is {fds:?}; expected a number, or several like [3,4]"))?;
-        object.insert("fds".to_owned(), Value::from(numbers));
-    }
+    numbers(&mut object)?;
     read(object)
+}
+
+/// Reads `id=NAME,fd=N` or `id=NAME,fd=[N,M]`: file descriptors for a network card that is restored.
+pub(super) fn net_fds(text: &str) -> Result<RestoredNetConfig, String> {
+    let mut object = members_with(text, "id", &[("fd", "fds")], &["id", "fds"])?;
+    let count = numbers(&mut object)?;
+    object.insert("num_fds".to_owned(), count.into());
+    read(object)
+}
+
+/// Has `fds` be the numbers that its text stands for, and counts them.
+fn numbers(object: &mut Map<String, Value>) -> Result<usize, String> {
+    let Some(fds) = object.get("fds").and_then(Value::as_str) else {
+        return Ok(0);
+    };
+    let list = fds
+        .strip_prefix('[')
+        .and_then(|list| list.strip_suffix(']'))
+        .unwrap_or(fds);
+    let numbers: Result<Vec<i32>, _> = list.split(',').map(str::parse).collect();
+    let numbers = numbers.map_err(|_| format!("fd is {fds:?}; expected a number, or several like [3,4]"))?;
+    let count = numbers.len();
+    object.insert("fds".to_owned(), Value::from(numbers));
+    Ok(count)
 }
 
 /// Reads `id=NAME,…` with rate limits as [`with_rate_limits`] has them.
@@ -384,6 +400,19 @@ mod tests {
             "a,b",
         ] {
             assert!(net(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_tap_for_a_restored_card_is_a_name_and_file_descriptors() {
+        let given = net_fds("id=net0,fd=[3,4]").unwrap();
+        assert_eq!(
+            (given.id.as_str(), given.num_fds, given.fds),
+            ("net0", 2, Some(vec![3, 4]))
+        );
+        assert_eq!(net_fds("net0,fd=7").unwrap().fds, Some(vec![7]));
+        for text in ["fd=3", "net0,fd=x", "net0,fd=[]", "net0,tap=t"] {
+            assert!(net_fds(text).is_err(), "{text}");
         }
     }
 

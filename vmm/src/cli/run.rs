@@ -9,7 +9,8 @@ use super::{Failure, Host, USAGE, options, serve, usage_of};
 use crate::api::{ApiServer, ApiSocket};
 use crate::config::{
     BalloonConfig, ConsoleConfig, ConsoleMode, CpusConfig, DelayConfig, DiskConfig, FsConfig, LandlockConfig,
-    MemoryConfig, NetConfig, PayloadConfig, RateLimitGroupConfig, RngConfig, UserDeviceConfig, VmConfig, VsockConfig,
+    MemoryConfig, NetConfig, PayloadConfig, RateLimitGroupConfig, RestoredNetConfig, RngConfig, UserDeviceConfig,
+    VmConfig, VsockConfig,
 };
 use crate::lifecycle::{End, Restore, Vmm, VmmError, WhenGuestEnds};
 use crate::machine::MachineOptions;
@@ -80,6 +81,10 @@ pub(super) struct Run {
     /// Read all memory of the snapshot at once; the folder is not needed afterwards.
     #[arg(long, requires = "restore", conflicts_with = "kernel")]
     prefault: bool,
+    /// A tap for a network card of the snapshot whose tap was given as file descriptors: id=NAME,fd=N or fd=[N,M]. Repeat it for
+    /// several.
+    #[arg(long, value_name = "TAP", value_parser = options::net_fds, num_args = 1.., requires = "restore", conflicts_with = "kernel")]
+    net_fds: Vec<RestoredNetConfig>,
     /// Serve the REST API too: a path, path=FILE, or fd=N for an inherited listening socket.
     #[arg(long, value_name = "SOCKET")]
     api_socket: Option<ApiSocket>,
@@ -150,6 +155,7 @@ impl Run {
                 prefault: self.prefault,
                 resume: true,
                 serial: self.serial,
+                net_fds: self.net_fds,
             };
             return vmm.restore(folder, how);
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use reprise_devices::thread::{ThreadKind, begin};
 use reprise_devices::virtio::ConsoleSize;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::{Errno, read, write};
@@ -45,9 +46,10 @@ impl Input {
             port: Arc::clone(port),
             stop: Arc::clone(&stop),
         };
-        let thread = thread::Builder::new()
-            .name("console-in".into())
-            .spawn(move || work(&feed))?;
+        let thread = thread::Builder::new().name("console-in".into()).spawn(move || {
+            begin(ThreadKind::Keyboard);
+            work(&feed);
+        })?;
         Ok(Self {
             stop,
             thread: Some(thread),

@@ -18,7 +18,6 @@ const KEPT: usize = 64 << 10;
 
 /// A socket that is listened on.
 pub struct Listener {
-    path: PathBuf,
     socket: UnixListener,
     shared: Arc<Mutex<Shared>>,
 }
@@ -32,7 +31,7 @@ struct Shared {
 
 impl Listener {
     /// Listens at `path`. A socket that nobody listens on any more is replaced.
-    pub fn bind(path: &Path) -> Result<Self, ConsoleError> {
+    pub fn bind(path: &Path) -> Result<(Self, Place), ConsoleError> {
         let socket = listen(path).map_err(|error| match error {
             ListenError::InUse => ConsoleError::SocketInUse { path: path.to_owned() },
             ListenError::System(source) => ConsoleError::Socket {
@@ -40,11 +39,11 @@ impl Listener {
                 source,
             },
         })?;
-        Ok(Self {
-            path: path.to_owned(),
+        let listener = Self {
             socket,
             shared: Arc::default(),
-        })
+        };
+        Ok((listener, Place(path.to_owned())))
     }
 
     /// Where output goes.
@@ -74,10 +73,14 @@ impl Listener {
     }
 }
 
-impl Drop for Listener {
+/// Where it is found. Dropped, there is nothing: by whoever made it, since the thread that listens may touch no files.
+#[derive(Debug)]
+pub struct Place(PathBuf);
+
+impl Drop for Place {
     fn drop(&mut self) {
         // Somebody may have removed it before us.
-        let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(&self.0);
     }
 }
 

@@ -322,6 +322,8 @@ impl Seat {
     /// Parks `vcpu` until the answer that `ticket` is for is there, and the machine runs. Whenever the vCPU is
     /// [called](Gate::call), it is asked whether it still waits; if not, the answer is counted as stale when it comes.
     pub fn park(&self, parked: Parked, ticket: Ticket, vcpu: &dyn Vcpu) -> Waited {
+        // Still running, for the gate: it ends before anybody can mind.
+        ticket.hasten();
         ticket.on_ready(self.gate.look());
         let mut state = self.gate.lock();
         let place = &mut state.seats[self.index];

@@ -11,8 +11,18 @@ pub(super) enum Filter {
     Vcpu,
     /// Of a device's queue.
     Queue,
-    /// Of a console.
+    /// Of what a console prints.
     Console,
+    /// Of what is typed into a console.
+    Keyboard,
+    /// Of a device in another process.
+    UserDevice,
+}
+
+impl Filter {
+    /// Those of threads that serve a guest.
+    #[cfg(test)]
+    const THREADS: [Self; 5] = [Self::Vcpu, Self::Queue, Self::Console, Self::Keyboard, Self::UserDevice];
 }
 
 /// Whose ioctls there are: the second lowest byte of their numbers.
@@ -106,12 +116,16 @@ const QUEUE: &[c_long] = &[
     SYS_timerfd_settime,
 ];
 
-/// A console besides.
-const CONSOLE: &[c_long] = &[SYS_accept4, SYS_unlink, SYS_epoll_wait, SYS_epoll_ctl];
+/// What is typed besides: a socket's clients come and go.
+const KEYBOARD: &[c_long] = &[SYS_accept4];
+
+/// A device in another process besides: it is looked for again when its process was gone, and its interrupts are waited for.
+const USER_DEVICE: &[c_long] = &[SYS_socket, SYS_connect, SYS_epoll_ctl, SYS_epoll_wait, SYS_epoll_pwait];
 
 /// The whole process besides all of these: it opens files, makes threads, serves its API, writes snapshots, and confines its
 /// threads.
 const PROCESS: &[c_long] = &[
+    SYS_unlink,
     SYS_access,
     SYS_faccessat,
     SYS_faccessat2,
@@ -158,10 +172,12 @@ const PROCESS: &[c_long] = &[
 /// The calls that `filter` lets through whatever their arguments.
 pub(super) fn of(filter: Filter) -> Vec<c_long> {
     let lists: &[&[c_long]] = match filter {
-        Filter::Process => &[EVERY, VCPU, QUEUE, CONSOLE, PROCESS],
+        Filter::Process => &[EVERY, VCPU, QUEUE, KEYBOARD, USER_DEVICE, PROCESS],
         Filter::Vcpu => &[EVERY, VCPU],
         Filter::Queue => &[EVERY, QUEUE],
-        Filter::Console => &[EVERY, CONSOLE],
+        Filter::Console => &[EVERY],
+        Filter::Keyboard => &[EVERY, KEYBOARD],
+        Filter::UserDevice => &[EVERY, USER_DEVICE],
     };
     lists.concat()
 }
@@ -173,6 +189,10 @@ pub(super) fn ioctls(filter: Filter) -> &'static [u64] {
         Filter::Vcpu => &[ioctl::KVM],
         Filter::Queue => &[ioctl::TERMINAL, ioctl::BLOCK, ioctl::KVM],
         Filter::Console => &[ioctl::TERMINAL],
+        // The size of the window, and the line of the serial port.
+        Filter::Keyboard => &[ioctl::TERMINAL, ioctl::KVM],
+        // That a socket does not block, and where interrupts lead.
+        Filter::UserDevice => &[ioctl::TERMINAL, ioctl::KVM],
     }
 }
 
@@ -180,7 +200,7 @@ pub(super) fn ioctls(filter: Filter) -> &'static [u64] {
 pub(super) fn refused(filter: Filter) -> &'static [c_long] {
     match filter {
         Filter::Process | Filter::Vcpu => &[],
-        Filter::Queue | Filter::Console => &[SYS_openat],
+        Filter::Queue | Filter::Console | Filter::Keyboard | Filter::UserDevice => &[SYS_openat],
     }
 }
 
@@ -190,7 +210,7 @@ mod tests {
 
     #[test]
     fn no_list_lets_a_program_be_started_or_another_process_be_touched() {
-        for filter in [Filter::Process, Filter::Vcpu, Filter::Queue, Filter::Console] {
+        for filter in [&[Filter::Process][..], &Filter::THREADS].concat() {
             let calls = of(filter);
             for never in [
                 SYS_execve,
@@ -208,7 +228,7 @@ mod tests {
     #[test]
     fn a_thread_that_serves_a_guest_may_do_less_than_the_process_and_cannot_widen_it() {
         let process = of(Filter::Process);
-        for filter in [Filter::Vcpu, Filter::Queue, Filter::Console] {
+        for filter in Filter::THREADS {
             let calls = of(filter);
             assert!(calls.iter().all(|call| process.contains(call)), "{filter:?}");
             for not_theirs in [
@@ -224,6 +244,21 @@ mod tests {
                 ioctls(filter)
                     .iter()
                     .all(|whose| ioctls(Filter::Process).contains(whose))
+            );
+        }
+    }
+
+    #[test]
+    fn who_has_no_files_reaches_none_by_position_and_who_has_no_sockets_makes_none() {
+        for filter in [Filter::Console, Filter::Keyboard, Filter::UserDevice] {
+            for files in [SYS_pread64, SYS_pwrite64, SYS_fallocate, SYS_ftruncate, SYS_fsync] {
+                assert!(!of(filter).contains(&files), "{filter:?} {files}");
+            }
+        }
+        for filter in [Filter::Vcpu, Filter::Console, Filter::Keyboard] {
+            assert!(
+                !of(filter).contains(&SYS_socket) && !of(filter).contains(&SYS_connect),
+                "{filter:?}"
             );
         }
     }

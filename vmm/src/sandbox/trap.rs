@@ -28,6 +28,8 @@ pub(super) fn name(kind: Kind) {
         Kind::Vcpu => "a vCPU",
         Kind::Device(ThreadKind::Queue) => "a device's queue",
         Kind::Device(ThreadKind::Console) => "a console",
+        Kind::Device(ThreadKind::Keyboard) => "a console's input",
+        Kind::Device(ThreadKind::UserDevice) => "a device in another process",
     });
 }
 

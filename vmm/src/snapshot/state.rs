@@ -16,7 +16,7 @@ use super::{SnapshotError, memory};
 const FORMAT: &str = "reprise-snapshot";
 
 /// Counts changes of the format: of this file, of the memory's, of the machine's state.
-pub(super) const VERSION: u64 = 2;
+pub(super) const VERSION: u64 = 3;
 
 /// The machine's state, and what the other files must be.
 #[derive(Debug, Serialize, Deserialize)]

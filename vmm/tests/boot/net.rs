@@ -12,7 +12,7 @@ use crate::serve::Serve;
 use crate::wait::{Background, EVENTUALLY, accepted};
 
 /// Whether taps can be made here; if not, it is said aloud.
-fn may_make_taps() -> bool {
+pub fn may_make_taps() -> bool {
     let options = TapOptions {
         pairs: 1,
         ..TapOptions::default()
@@ -35,7 +35,7 @@ fn noise(length: usize) -> Vec<u8> {
 }
 
 /// Sends bytes to the guest and takes them back, each over a connection of its own.
-fn exchange(console: &mut Console, host: &str, length: usize) {
+pub fn exchange(console: &mut Console, host: &str, length: usize) {
     let bytes = noise(length);
     let listener = TcpListener::bind((host, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -1,10 +1,11 @@
-//! The example device, a process of its own, in machines of another process: what a guest sees of it, and what becomes of the
+//! Devices in processes of their own, in machines of another process: what a guest sees of the example, and what becomes of the
 //! guest when it stops, dies, and comes back.
 
 #[path = "../../../devices/examples/user_device.rs"]
 mod example;
 mod guest;
 mod process;
+mod table;
 
 use std::path::Path;
 use std::process::{Command, Stdio};

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -33,16 +33,7 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let kernel = folder.path().join("kernel");
         fs::write(&kernel, image(code)).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_reprise"))
-            .args(["serve", "--hypervisor", "soft", "--api-socket"])
-            .arg(folder.path().join("api"))
-            .arg("--event-monitor")
-            .arg(format!("path={}", folder.path().join("events").display()))
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        let world = Self { child, folder };
-        eventually("the API socket", || UnixStream::connect(world.path("api")).is_ok());
+        let world = Self::serve(folder);
         let config = json!({
             "cpus": {"boot_vcpus": vcpus, "max_vcpus": vcpus},
             "memory": {"size": 16 << 20},
@@ -53,6 +44,33 @@ impl World {
         let (status, body) = world.call("PUT", "vm.create", &config.to_string());
         assert_eq!(status, 204, "{body}");
         world.put("vm.boot");
+        world
+    }
+
+    /// A program that serves, with nothing to run.
+    fn serve(folder: TempDir) -> Self {
+        let child = Command::new(env!("CARGO_BIN_EXE_reprise"))
+            .args(["serve", "--hypervisor", "soft", "--api-socket"])
+            .arg(folder.path().join("api"))
+            .arg("--event-monitor")
+            .arg(format!("path={}", folder.path().join("events").display()))
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        let world = Self { child, folder };
+        eventually("the API socket", || UnixStream::connect(world.path("api")).is_ok());
+        world
+    }
+
+    /// Kills it, and goes on from a snapshot in another process.
+    pub fn restored(mut self, snapshot: &Path) -> Self {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let folder = std::mem::replace(&mut self.folder, tempfile::tempdir().unwrap());
+        let world = Self::serve(folder);
+        let source = json!({"source_url": format!("file://{}", snapshot.display()), "resume": true});
+        let (status, body) = world.call("PUT", "vm.restore", &source.to_string());
+        assert_eq!(status, 204, "{body}");
         world
     }
 

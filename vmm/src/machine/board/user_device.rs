@@ -152,7 +152,7 @@ impl Relay {
         let thread = thread::Builder::new()
             .name("user-interrupts".to_owned())
             .spawn(move || {
-                begin(ThreadKind::Queue);
+                begin(ThreadKind::UserDevice);
                 theirs.run();
             })?;
         Ok(Self {

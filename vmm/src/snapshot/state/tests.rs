@@ -55,18 +55,21 @@ fn every_byte_counts() {
 }
 
 #[test]
-fn a_newer_version_is_told_by_both_numbers_whatever_else_it_says() {
-    for text in [
-        r#"{"format":"reprise-snapshot","version":3}"#,
-        r#"{"version":3,"signature":"x","format":"reprise-snapshot","content":{"vcpus":[]},"crc32":{}}"#,
-    ] {
-        let refused = read(text.as_bytes());
-        assert!(
-            matches!(refused, Err(SnapshotError::Version { found: 3, reads: 2, .. })),
-            "{refused:?}"
-        );
-        let told = refused.unwrap_err().to_string();
-        assert!(told.contains("version 3") && told.contains("version 2"), "{told}");
+fn a_newer_and_an_older_version_are_told_by_both_numbers_whatever_else_they_say() {
+    for other in [1, 2, VERSION + 1, u64::MAX] {
+        for rest in ["", r#","signature":"x","content":{"vcpus":[]},"crc32":{}"#] {
+            let text = format!(r#"{{"format":"reprise-snapshot","version":{other}{rest}}}"#);
+            let refused = read(text.as_bytes());
+            assert!(
+                matches!(refused, Err(SnapshotError::Version { found, reads: VERSION, .. }) if found == other),
+                "{refused:?}"
+            );
+            let told = refused.unwrap_err().to_string();
+            assert!(
+                told.contains(&format!("version {other} ")) && told.ends_with(&format!("version {VERSION}")),
+                "{told}"
+            );
+        }
     }
 }
 

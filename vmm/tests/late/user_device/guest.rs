@@ -20,7 +20,7 @@ const ID: i32 = 0x00fe_1b36;
 const RPRS: i32 = i32::from_le_bytes(*b"RPRS");
 
 /// Looks for the device, makes it a bus master, enables its MSI-X, and has EDI point to BAR 0.
-fn find(a: &mut CodeAssembler) -> Result<(), IcedError> {
+pub fn find(a: &mut CodeAssembler) -> Result<(), IcedError> {
     let [mut next, mut found] = [(); 2].map(|()| a.create_label());
     let config = |a: &mut CodeAssembler, register: i32| -> Result<(), IcedError> {
         a.mov(dx, 0xcf8)?;
