@@ -1,5 +1,6 @@
 #!/bin/bash
-# Measures disk and network throughput in Reprise's soft CPU and in QEMU's TCG, side by side, and prints the ratios.
+# Measures disk and network throughput in Reprise's soft CPU, interpreting and translating (translate=on), and in QEMU's TCG, side
+# by side, and prints the ratios to QEMU.
 #
 # usage: scripts/bench-io.sh [disk|net]
 #
@@ -7,7 +8,8 @@
 # the same raw image and the same tap, and the medians are compared. The image lies in IMAGES (/dev/shm, so that no disk of the host
 # is measured); the guest reads and writes it past its own page cache. QEMU is Debian's qemu-system-x86, machine q35 with virtio-pci;
 # QEMU=FILE takes another one, QEMU_DISK and QEMU_NET replace its options for the two devices. HYPERVISOR=kvm measures Reprise on
-# KVM against nobody, and MACHINES=reprise or MACHINES=qemu only one of them; SKIP_BUILD=1 takes the binary that is there. Needs root for the tap, and a C compiler for what runs in the guest.
+# KVM against nobody, MACHINES names some of "reprise translated qemu" to measure only those, and SKIP_BUILD=1 takes the binary that
+# is there. Needs root for the tap, and a C compiler for what runs in the guest.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -107,15 +109,20 @@ measure() {
 # The machines as programs of their own, so that the one that is started is the one that is ended.
 make_machines() {
     local common='what=$1; case $what in'
-    cat >"$work/reprise.sh" <<MACHINE
+    local machine cpus
+    for machine in reprise translated; do
+        case $machine in translated) cpus=2,translate=on ;; *) cpus=2 ;; esac
+        cat >"$work/$machine.sh" <<MACHINE
 #!/bin/sh
 $common
 disk) set -- --disk path=$image,image_type=raw ;;
 net) set -- --net tap=$tap ;;
 esac
-exec "$reprise" run --hypervisor $hypervisor --cpus 2 --memory 512M --serial tty --kernel $guest/vmlinux \
+exec "$reprise" run --hypervisor $hypervisor --cpus $cpus --memory 512M --serial tty --kernel $guest/vmlinux \
     --initramfs $work/\$what.initramfs --cmdline 'console=ttyS0 quiet reprise.quiet reprise.run="sh /root/'\$what'"' "\$@"
 MACHINE
+        chmod +x "$work/$machine.sh"
+    done
     cat >"$work/qemu.sh" <<MACHINE
 #!/bin/sh
 $common
@@ -126,10 +133,10 @@ exec "$qemu" -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m 512 -nodefa
     -serial stdio -kernel $guest/vmlinuz -initrd $work/\$what.initramfs \
     -append 'console=ttyS0 quiet reprise.quiet reprise.run="sh /root/'\$what'"' "\$@"
 MACHINE
-    chmod +x "$work/reprise.sh" "$work/qemu.sh"
+    chmod +x "$work/qemu.sh"
 }
 
-case $hypervisor in soft) machines=${MACHINES:-reprise qemu} ;; *) machines=reprise ;; esac
+case $hypervisor in soft) machines=${MACHINES:-reprise translated qemu} ;; *) machines=reprise ;; esac
 
 # Measures $1 with each machine in turn, RUNS times, and prints the medians in units of $2 ("NAME UNITS WORD" lines) a second.
 compare() {
@@ -159,17 +166,22 @@ compare() {
             for (i = 1; i <= n; i++) for (j = i + 1; j <= n; j++) if (list[j] < list[i]) { t = list[i]; list[i] = list[j]; list[j] = t }
             return list[int((n + 1) / 2)]
         }
+        # What machine `m` does of job `i` in a second; 0 if it was not measured.
+        function rate(m, i,    key) { key = m " " name[i]; return key in values ? amount[i] / median(key) : 0 }
         BEGIN { n = split(units, unit, ";"); for (i = 1; i <= n; i++) { split(unit[i], u, " "); name[i] = u[1]; amount[i] = u[2]; word[i] = u[3] } }
         { values[$1 " " $2] = values[$1 " " $2] " " $3 }
         END {
             for (i = 1; i <= n; i++) {
-                ours = ("reprise " name[i]) in values; theirs = ("qemu " name[i]) in values
-                a = ours ? amount[i] / median("reprise " name[i]) : 0
-                b = theirs ? amount[i] / median("qemu " name[i]) : 0
                 line = name[i] ":"
-                if (ours) line = line sprintf(" reprise %.0f %s", a, word[i])
-                if (theirs) line = line sprintf(" qemu-tcg %.0f %s", b, word[i])
-                print line (ours && theirs ? sprintf(" ratio %.2f", a / b) : "")
+                theirs = rate("qemu", i)
+                if (theirs) line = line sprintf(" qemu-tcg %.0f %s", theirs, word[i])
+                for (j = 1; j <= 2; j++) {
+                    ours = rate(j == 1 ? "reprise" : "translated", i)
+                    if (ours) line = line sprintf(", %s %.0f %s", j == 1 ? "reprise" : "reprise translate=on", ours, word[i])
+                    if (ours && theirs) line = line sprintf(" (ratio %.2f)", ours / theirs)
+                }
+                sub(/:,/, ":", line)
+                print line
             }
         }' "$work/$what.all"
 }

@@ -183,8 +183,9 @@ pub fn operate(bytes: &[u8]) -> usize {
     let script = bytes.to_vec();
     let process = thread::spawn(move || {
         let Ok((stream, _)) = listener.accept() else { return };
-        // Should the client wait for somebody who waits for it.
-        let _ = stream.set_read_timeout(Some(Duration::from_secs(2)));
+        // Should the client wait for somebody who waits for it: soon where that is to be expected.
+        let patience = if honest_first < 64 { 50 } else { 2000 };
+        let _ = stream.set_read_timeout(Some(Duration::from_millis(patience)));
         drop(listener);
         let _gone = serve(stream, &script, honest_first);
     });

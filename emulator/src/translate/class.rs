@@ -75,6 +75,16 @@ pub(super) fn class(instruction: &Instruction) -> Option<Class> {
         Mnemonic::Nop | Mnemonic::Pause | Mnemonic::Endbr64 | Mnemonic::Lfence | Mnemonic::Sfence => Class::Nothing,
         Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta => Class::Nothing,
         Mnemonic::Prefetchw if code == Code::Prefetchw_m8 => Class::Nothing,
+        // As these the decoder reads ENDBR64, NOP r/m and the prefetches: every function of a kernel begins with one.
+        Mnemonic::Reservednop => match code {
+            // With a register operand they fault.
+            Code::Reservednop_rm16_r16_0F0D | Code::Reservednop_rm32_r32_0F0D | Code::Reservednop_rm64_r64_0F0D
+                if instruction.op0_kind() != OpKind::Memory =>
+            {
+                return None;
+            }
+            _ => Class::Nothing,
+        },
         Mnemonic::Lea if code != Code::Lea_r16_m => Class::Address,
         Mnemonic::Push => match code {
             Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_rm64 => Class::Push,
@@ -304,9 +314,35 @@ fn host_has(feature: CpuidFeature) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::Code;
+    use iced_x86::{Code, Decoder};
 
     use super::*;
+    use crate::table::decoder_options;
+
+    #[test]
+    fn what_functions_begin_and_are_padded_with_costs_nothing() {
+        let class_of = |bytes: &[u8]| {
+            let instruction = Decoder::new(64, bytes, decoder_options(|_| true)).decode();
+            assert_eq!(instruction.len(), bytes.len());
+            class(&instruction)
+        };
+        let nothings: [&[u8]; 7] = [
+            // ENDBR64
+            &[0xf3, 0x0f, 0x1e, 0xfa],
+            // NOP
+            &[0x66, 0x90],
+            &[0x0f, 0x1f, 0x44, 0x00, 0x00],
+            &[0x66, 0x2e, 0x0f, 0x1f, 0x84, 0x00, 0x00, 0x00, 0x00, 0x00],
+            // PREFETCHT0, PREFETCHNTA, PREFETCHW
+            &[0x0f, 0x18, 0x08],
+            &[0x0f, 0x18, 0x00],
+            &[0x0f, 0x0d, 0x08],
+        ];
+        for bytes in nothings {
+            assert_eq!(class_of(bytes), Some(Class::Nothing), "{bytes:02x?}");
+        }
+        assert_eq!(class_of(&[0x0f, 0x0d, 0xc8]), None, "PREFETCHW of a register faults");
+    }
 
     #[test]
     fn what_is_said_not_to_look_at_mxcsr_moves_or_is_of_integers() {

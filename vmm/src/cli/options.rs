@@ -58,7 +58,8 @@ pub(super) fn delay(text: &str) -> Result<DelayConfig, String> {
 /// Reads `PATH` or `path=PATH,readonly=on,…` with the names of [`DiskConfig`].
 pub(super) fn disk(text: &str) -> Result<DiskConfig, String> {
     const WORDS: [&str; 6] = ["path", "id", "serial", "image_type", "vhost_socket", "rate_limit_group"];
-    read(with_rate_limits(members_with(text, "path", &[], &WORDS)?)?)
+    const ALIASES: [(&str, &str); 1] = [("socket", "vhost_socket")];
+    read(with_rate_limits(members_with(text, "path", &ALIASES, &WORDS)?)?)
 }
 
 /// Reads `TAP` or `tap=TAP,ip=ADDRESS,…` with the names of [`NetConfig`], `fd=N` or `fd=[N,M]` for queues that are open already,
@@ -335,6 +336,8 @@ mod tests {
         assert_eq!(odd.path, Some("1G".into()));
         assert_eq!((odd.id.as_deref(), odd.serial.as_deref()), (Some("on"), Some("0012")));
         assert!(odd.readonly && !odd.sparse);
+        let served = disk("vhost_user=on,socket=/s").unwrap();
+        assert_eq!((served.vhost_user, served.vhost_socket.as_deref()), (true, Some("/s")));
         assert_eq!((odd.num_queues, odd.queue_size), (4, 1024));
         for text in [
             "path=/d,readonly=maybe",

@@ -1,7 +1,7 @@
 //! Network interfaces.
 
 use reprise_devices::virtio::MacAddress;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use utoipa::ToSchema;
 
 use super::RateLimiterConfig;
@@ -20,7 +20,11 @@ pub struct NetConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mask: Option<String>,
     /// The guest's hardware address. Default: a random one, administered locally.
-    #[serde(default = "NetConfig::random_mac", skip_serializing_if = "Option::is_none")]
+    #[serde(
+        default = "NetConfig::random_mac",
+        deserialize_with = "mac_or_random",
+        skip_serializing_if = "Option::is_none"
+    )]
     pub mac: Option<String>,
     /// The host's hardware address on the tap. Default: a tap that is there keeps its own; one that is made has the guest's,
     /// with FE in place of the first byte, so that the guest finds the same neighbour when it goes on elsewhere.
@@ -88,6 +92,11 @@ impl NetConfig {
     const fn default_queue_size() -> u16 {
         256
     }
+}
+
+/// An address that is spelled out as null is the default too: made now, it is the same wherever the guest goes on.
+fn mac_or_random<'de, D: Deserializer<'de>>(de: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::deserialize(de)?.or_else(NetConfig::random_mac))
 }
 
 /// Which side of a vhost-user socket the VMM is.

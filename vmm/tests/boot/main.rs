@@ -16,6 +16,7 @@ mod log;
 mod models;
 mod net;
 mod serve;
+mod served;
 mod snapshot;
 mod translated;
 mod wait;
