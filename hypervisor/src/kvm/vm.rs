@@ -268,6 +268,10 @@ impl Vm for KvmVm {
         Ok(signals::doorbell(&self.machine, at, event)?)
     }
 
+    fn has_kernel_events(&self) -> bool {
+        true
+    }
+
     fn log_writes(&self, on: bool) -> Result<(), HypervisorError> {
         let Machine { fd, ram, dirty, .. } = &*self.machine;
         Ok(dirty.log(fd, ram, on)?)

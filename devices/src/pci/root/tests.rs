@@ -378,7 +378,9 @@ proptest! {
     ) {
         let (bus, root) = root();
         let names = ["one", "two"];
-        let functions = names.map(|name| function(name, 0x1000).0);
+        let made = names.map(|name| function(name, 0x1000));
+        let functions = made.each_ref().map(|(function, ..)| Arc::clone(function));
+        let mut told = [None; 2];
         for function in &functions {
             root.add(Arc::clone(function)).unwrap();
         }
@@ -394,6 +396,13 @@ proptest! {
             let found = names.map(|name| places(&bus, name));
             for (wanted, found) in wanted.iter().zip(&found) {
                 prop_assert!(found.iter().all(|start| Some(*start) == *wanted));
+            }
+            for ((told, (_, scratch, _)), found) in told.iter_mut().zip(&made).zip(&found) {
+                for (_, address) in scratch.take_placed() {
+                    prop_assert!(told.is_none() || address.is_none(), "it leaves its place first");
+                    *told = address;
+                }
+                prop_assert_eq!(*told, found.first().copied());
             }
             let free = |address: &u64| address.checked_add(0xfff).is_some_and(|last| last < ECAM || *address >= ECAM + ECAM_LENGTH);
             match wanted {
