@@ -73,7 +73,7 @@ pub struct Machine {
 
 /// A virtual machine on KVM.
 pub struct KvmVm {
-    machine: Arc<Machine>,
+    pub(super) machine: Arc<Machine>,
     /// Which vCPUs were made.
     made: Mutex<Box<[bool]>>,
 }
