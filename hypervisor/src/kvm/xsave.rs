@@ -28,7 +28,7 @@ impl Layout {
         let mut offsets = [0; 64];
         for (number, size, offset) in components {
             let (size, offset) = (size as usize, offset as usize);
-            let fits = size != 0 && offset >= fpu::EXTENDED_START && offset % 4 == 0 && offset + size <= SIZE;
+            let fits = size != 0 && offset >= fpu::EXTENDED_START && offset.is_multiple_of(4) && offset + size <= SIZE;
             if let Some(place) = offsets.get_mut(number as usize)
                 && fits
             {
