@@ -49,6 +49,12 @@ pub trait Messages: Send + Sync {
     /// Delivers `message`.
     fn send(&self, message: Message);
 
+    /// Delivers the message of a function's `vector`, which is not masked: `message`, to which it was [routed](Self::route).
+    fn signal(&self, vector: u16, message: Message) {
+        let _ = vector;
+        self.send(message);
+    }
+
     /// Says where the messages of a function's `vector` go from now on; `None` if they are not to be sent, because the vector is
     /// masked or the function's messages are off. Told once for each change. Of use to those who let somebody else, such as
     /// the host's kernel, signal in the function's name.

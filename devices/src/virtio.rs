@@ -11,6 +11,8 @@
 //! - Whatever a guest puts into its rings, a handler sees a [`Chain`] of no more segments than the queue has descriptors,
 //!   those that it may read before those that it may write. A chain that is none is given back unused and counted; a ring that
 //!   is none stops its device, which then asks to be reset.
+//! - Where somebody else rings the bell for the guest ([`Doorbells`]), that is as if the guest had written to the device, but that
+//!   no vCPU comes out for it.
 //! - What a device writes to guest memory goes through [`Dma`], which tells whoever keeps decoded instructions.
 //!
 //! # Life
@@ -24,6 +26,7 @@ pub mod chain;
 pub mod console;
 pub mod device;
 pub mod dma;
+pub mod doorbells;
 mod interrupts;
 pub mod net;
 mod queue;
@@ -42,6 +45,7 @@ pub use device::{
     ConfigChange, DeviceKind, DeviceStateError, Handled, QueueHandler, RemoteQueue, ResizeError, VirtioDevice,
 };
 pub use dma::{Dma, DmaError, MemoryWatcher};
+pub use doorbells::Doorbells;
 pub use net::{MacAddress, Net, NetOptions, Tap, TapError, TapOptions};
 pub use rate_limiter::{Bucket, RateLimiter, RateLimits};
 pub use rng::Rng;

@@ -87,6 +87,12 @@ pub trait Vm: Send + Sync {
         Err(HypervisorError::Unsupported { what: "a doorbell" })
     }
 
+    /// Whether the host's kernel serves [message events](Self::message_event) and [doorbells](Self::doorbell), and so sooner than
+    /// the devices of this process would hear of an exit.
+    fn has_kernel_events(&self) -> bool {
+        false
+    }
+
     /// Begins (true) or ends (false) to log which pages of guest memory are written.
     ///
     /// # Errors

@@ -34,6 +34,12 @@ pub trait Registers: Send + Sync {
         let _ = master;
     }
 
+    /// Says that BAR `bar` begins at guest-physical `address` from now on, or that its accesses come from nowhere, or from somebody
+    /// who is to see all of them (`None`). The root is locked: whoever is told calls nothing of PCI.
+    fn placed(&self, bar: u8, address: Option<u64>) {
+        let _ = (bar, address);
+    }
+
     /// Called before `size` bytes at `offset` of `config` are read, for capabilities whose bytes are not just memory. The
     /// configuration space is locked.
     fn before_config_read(&self, config: &mut ConfigSpace, offset: u64, size: u8) {
@@ -233,6 +239,11 @@ impl Function {
     /// Puts an address into a BAR, as firmware does.
     pub(super) fn set_address(&self, bar: Bar, address: u64) {
         lock(&self.config).set_address(bar, address);
+    }
+
+    /// Says where a BAR is on the bus.
+    pub(crate) fn placed(&self, bar: u8, address: Option<u64>) {
+        self.registers.placed(bar, address);
     }
 
     /// The bus's offset of the first byte of `bar`.

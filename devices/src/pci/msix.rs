@@ -155,7 +155,7 @@ impl Msix {
             return;
         };
         if may {
-            self.messages.send(entry.message());
+            self.messages.signal(vector, entry.message());
         } else {
             entry.pending = true;
         }
@@ -311,18 +311,19 @@ impl Msix {
         state.pending || self.messages.is_pending(vector as u16)
     }
 
-    /// Sends what is pending and may be sent, and tells the vector's route if it is another one now.
+    /// Tells the vector's route if it is another one now, and then sends what is pending and may be sent.
     fn settle(&self, inner: &mut Inner, vector: usize) {
         let may = inner.may(vector);
         let entry = &mut inner.vectors[vector];
         let route = may.then(|| entry.message());
-        if may && entry.pending {
-            entry.pending = false;
-            self.messages.send(entry.message());
-        }
         if inner.routes[vector] != route {
             inner.routes[vector] = route;
             self.messages.route(vector as u16, route);
+        }
+        if let Some(message) = route
+            && std::mem::take(&mut entry.pending)
+        {
+            self.messages.signal(vector as u16, message);
         }
     }
 }

@@ -5,7 +5,7 @@
 //! to the same registers. When a write changes what a BAR decodes, the range on the bus follows before the write is answered.
 //!
 //! # Invariants
-//! - One lock orders all changes of ranges; it is never held while a device is called.
+//! - One lock orders all changes of ranges; it is never held while a device is called, but to tell it where its BARs are.
 //! - A BAR that found its place taken is tried again whenever any BAR moves.
 //!
 //! # Life
@@ -162,6 +162,8 @@ struct Slot {
     function: Arc<Function>,
     /// What is on the bus in the function's name: itself, or what was wrapped around it.
     device: Arc<dyn Device>,
+    /// What was wrapped around it is to see every access.
+    wrapped: bool,
     /// By BAR: where it is on the bus.
     placed: BTreeMap<u8, u64>,
     /// The addresses that its BARs were given at first.
@@ -230,6 +232,7 @@ impl PciRoot {
             Slot {
                 function,
                 device,
+                wrapped: false,
                 placed,
                 given,
             },
@@ -246,6 +249,7 @@ impl PciRoot {
             let number = *number;
             let slot = slots.taken.remove(&number)?;
             slots.free(&slot.given);
+            slot.leave_all();
             if let Some(bus) = self.bus.upgrade() {
                 for start in slot.placed.values() {
                     bus.remove(Space::Memory, *start);
@@ -288,6 +292,8 @@ impl PciRoot {
         let Some(slot) = slots.taken.values_mut().find(|slot| slot.function.name() == name) else {
             return false;
         };
+        slot.leave_all();
+        slot.wrapped = true;
         slot.device = wrap(Arc::clone(&slot.device));
         let wrapped = Arc::clone(&slot.device);
         if let Some(bus) = self.bus.upgrade() {
@@ -403,6 +409,7 @@ impl PciRoot {
                 let placed = slot.placed.get(&bar.index).copied();
                 if placed != address {
                     if let Some(start) = placed {
+                        slot.function.placed(bar.index, None);
                         bus.remove(Space::Memory, start);
                         slot.placed.remove(&bar.index);
                     }
@@ -416,7 +423,12 @@ impl PciRoot {
             };
             let device = Arc::clone(&slot.device);
             match bus.insert_part(Space::Memory, address, bar.size, device, Function::first_offset(bar)) {
-                Ok(()) => _ = slot.placed.insert(bar.index, address),
+                Ok(()) => {
+                    slot.placed.insert(bar.index, address);
+                    if !slot.wrapped {
+                        slot.function.placed(bar.index, Some(address));
+                    }
+                }
                 Err(error) => tracing::debug!(
                     device = slot.function.name(),
                     bar = bar.index,
@@ -437,6 +449,15 @@ impl PciRoot {
         let (bus, function, register) = (address >> 16 & 0xff, address >> 8 & 0xff, address & 0xfc);
         let enabled = address & u64::from(ENABLE) != 0;
         (enabled && bus == 0).then_some(function * spec::EXTENDED_LENGTH + register)
+    }
+}
+
+impl Slot {
+    /// Says of all BARs that they are nowhere.
+    fn leave_all(&self) {
+        for bar in self.placed.keys() {
+            self.function.placed(*bar, None);
+        }
     }
 }
 

@@ -6,11 +6,12 @@ use std::sync::Mutex;
 use super::{Message, Messages, Registers};
 use crate::bus::Response;
 
-/// Remembers the messages sent and the routes told.
+/// Remembers the messages sent and the routes told, and that a vector's messages go to where they were routed.
 #[derive(Default)]
 pub(crate) struct Inbox {
     sent: Mutex<Vec<Message>>,
     routes: Mutex<Vec<(u16, Option<Message>)>>,
+    now: Mutex<BTreeMap<u16, Option<Message>>>,
 }
 
 impl Inbox {
@@ -30,7 +31,14 @@ impl Messages for Inbox {
         self.sent.lock().unwrap().push(message);
     }
 
+    fn signal(&self, vector: u16, message: Message) {
+        let routed = self.now.lock().unwrap().get(&vector).copied().flatten();
+        assert_eq!(routed, Some(message), "where vector {vector} was routed");
+        self.send(message);
+    }
+
     fn route(&self, vector: u16, message: Option<Message>) {
+        self.now.lock().unwrap().insert(vector, message);
         self.routes.lock().unwrap().push((vector, message));
     }
 }
@@ -40,6 +48,14 @@ impl Messages for Inbox {
 pub(crate) struct Scratch {
     bytes: Mutex<BTreeMap<(u8, u64), u8>>,
     pub(crate) master: Mutex<Vec<bool>>,
+    placed: Mutex<Vec<(u8, Option<u64>)>>,
+}
+
+impl Scratch {
+    /// Where BARs were put since the last call.
+    pub(crate) fn take_placed(&self) -> Vec<(u8, Option<u64>)> {
+        std::mem::take(&mut self.placed.lock().unwrap())
+    }
 }
 
 impl Registers for Scratch {
@@ -58,5 +74,9 @@ impl Registers for Scratch {
 
     fn set_master(&self, master: bool) {
         self.master.lock().unwrap().push(master);
+    }
+
+    fn placed(&self, bar: u8, address: Option<u64>) {
+        self.placed.lock().unwrap().push((bar, address));
     }
 }

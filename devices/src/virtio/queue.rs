@@ -10,23 +10,24 @@
 //! go.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
 use virtio_queue::{Error, Queue, QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Bytes, GuestAddress};
+use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
 use super::chain::Segments;
 use super::device::{Handled, QueueHandler};
 use super::dma::Dma;
 use super::interrupts::Interrupts;
 use crate::sync::lock;
+use crate::sys;
 use crate::thread::{ThreadKind, begin};
 
 /// Requests served before the driver is told, if there are always more.
@@ -47,6 +48,19 @@ pub(super) struct QueueCounters {
     pub(super) malformed: AtomicU64,
     pub(super) notifications: AtomicU64,
     pub(super) interrupts: AtomicU64,
+    /// How often this process has rung the bells.
+    rung: AtomicU64,
+    /// How often they were heard.
+    heard: AtomicU64,
+}
+
+impl QueueCounters {
+    /// How often somebody else has rung a bell: the host's kernel, for the guest.
+    pub(super) fn doorbells(&self) -> u64 {
+        // In this order none is counted that this process rings meanwhile.
+        let heard = self.heard.load(Ordering::SeqCst);
+        heard.saturating_sub(self.rung.load(Ordering::SeqCst))
+    }
 }
 
 /// The registers' end of a queue's thread. Dropped, it ends the thread.
@@ -66,7 +80,7 @@ struct Shared {
     idle: Condvar,
     /// The thread shall let go as soon as the request that it serves is done.
     leave: AtomicBool,
-    bell: OwnedFd,
+    bell: EventFd,
 }
 
 #[derive(Default)]
@@ -113,7 +127,7 @@ impl QueueThread {
             }),
             idle: Condvar::new(),
             leave: AtomicBool::new(false),
-            bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
+            bell: EventFd::new(EFD_CLOEXEC | EFD_NONBLOCK)?,
         });
         let theirs = Arc::clone(&shared);
         // The kernel shows the first 15 bytes.
@@ -130,6 +144,11 @@ impl QueueThread {
     /// The driver has made buffers available.
     pub(super) fn notify(&self) {
         self.shared.ring();
+    }
+
+    /// Whoever writes to this event notifies, too.
+    pub(super) fn bell(&self) -> &EventFd {
+        &self.shared.bell
     }
 
     /// Serves `queue` from now on, for a driver that has accepted `features`.
@@ -220,7 +239,18 @@ enum Served {
 impl Shared {
     /// Rings the bell. It can only fail for having been rung 2^64 - 2 times since the thread last looked.
     fn ring(&self) {
-        let _ = rustix::io::write(&self.bell, &1_u64.to_ne_bytes());
+        self.counters.rung.fetch_add(1, Ordering::SeqCst);
+        let _ = self.bell.write(1);
+    }
+
+    /// Hushes the bell.
+    fn hear(&self) -> io::Result<()> {
+        match self.bell.read() {
+            Ok(times) => _ = self.counters.heard.fetch_add(times, Ordering::SeqCst),
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
     /// Has the thread let go, also if it only looks on while another process serves.
@@ -303,7 +333,7 @@ impl Shared {
     /// Waits until the bell has rung, or the source can be read if somebody awaits it.
     fn wait(&self, handler: &dyn QueueHandler, awaits: bool) -> io::Result<()> {
         let source = handler.source().filter(|_| awaits);
-        let mut fds = vec![PollFd::from_borrowed_fd(self.bell.as_fd(), PollFlags::IN)];
+        let mut fds = vec![PollFd::from_borrowed_fd(sys::borrow(&self.bell), PollFlags::IN)];
         fds.extend(source.map(|source| PollFd::from_borrowed_fd(source, PollFlags::IN)));
         match poll(&mut fds, None) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -317,10 +347,7 @@ impl Shared {
         {
             thread::sleep(Duration::from_millis(10));
         }
-        match rustix::io::read(&self.bell, &mut [0; 8]) {
-            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
+        self.hear()
     }
 
     fn serve(

@@ -11,7 +11,7 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use virtio_bindings::virtio_config as bits;
@@ -20,6 +20,7 @@ use virtio_queue::{Queue, QueueState, QueueT};
 
 use super::device::{ConfigChange, ResizeError, VirtioDevice};
 use super::dma::Dma;
+use super::doorbells::{Doorbells, Kept};
 use super::interrupts::Interrupts;
 use super::queue::{QueueCounters, QueueThread};
 use crate::bus::Response;
@@ -136,6 +137,9 @@ pub struct VirtioPci {
     queues: Vec<QueueThread>,
     counters: Arc<QueueCounters>,
     resets: AtomicU64,
+    /// Who notifies in the guest's place, and what it does so for.
+    doorbells: OnceLock<Arc<dyn Doorbells>>,
+    bells: Mutex<Vec<Kept>>,
     /// Where in configuration space the access window is.
     window: u8,
 }
@@ -202,6 +206,8 @@ impl VirtioPci {
             queues,
             counters,
             resets: AtomicU64::new(0),
+            doorbells: OnceLock::new(),
+            bells: Mutex::default(),
             window,
         });
         let place = MsixPlace {
@@ -220,6 +226,12 @@ impl VirtioPci {
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// Has `doorbells` take the driver's notifications from now on, before they are accesses of this device. To be called before
+    /// it is on a bus; it is given them once.
+    pub fn take_notifications_by(&self, doorbells: Arc<dyn Doorbells>) {
+        let _given_before = self.doorbells.set(doorbells);
     }
 
     /// What the register device_status reads as.
@@ -436,6 +448,18 @@ impl Registers for VirtioPci {
         }
     }
 
+    fn placed(&self, _bar: u8, address: Option<u64>) {
+        let Some(doorbells) = self.doorbells.get() else { return };
+        let mut bells = lock(&self.bells);
+        // The old ones first: the new may be at the same address.
+        bells.clear();
+        let Some(start) = address else { return };
+        for (queue, index) in self.queues.iter().zip(0..) {
+            // The other queues' notifications are accesses then.
+            bells.extend(doorbells.keep(start + NOTIFY + NOTIFY_MULTIPLIER * index, queue.bell()));
+        }
+    }
+
     fn before_config_read(&self, config: &mut ConfigSpace, offset: u64, size: u8) {
         if !self.is_window(offset, size) {
             return;
@@ -458,10 +482,12 @@ impl Registers for VirtioPci {
 
     fn counters(&self) -> Vec<(&'static str, u64)> {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let doorbells = self.counters.doorbells();
         let mut figures = vec![
             ("requests", load(&self.counters.requests)),
             ("malformed", load(&self.counters.malformed)),
-            ("notifications", load(&self.counters.notifications)),
+            ("notifications", load(&self.counters.notifications) + doorbells),
+            ("doorbells", doorbells),
             ("interrupts", load(&self.counters.interrupts)),
             ("resets", load(&self.resets)),
         ];

@@ -2,6 +2,7 @@
 
 use kvm_bindings::{
     KVM_MP_STATE_HALTED, KVM_MP_STATE_INIT_RECEIVED, KVM_MP_STATE_RUNNABLE, KVM_MP_STATE_UNINITIALIZED, kvm_mp_state,
+    kvm_xsave,
 };
 use kvm_ioctls::VcpuFd;
 use reprise_emulator::Cpu;
@@ -43,7 +44,9 @@ pub fn read(vcpu: &VcpuFd, shape: &Shape, beside: &Cpu) -> Result<Box<Cpu>, KvmV
     if shape.has_xsave {
         registers::read_extended(&mut cpu, &vcpu.get_xcrs().of_vcpu("KVM_GET_XCRS")?);
     }
-    *cpu.fpu = xsave::read(&shape.layout, &vcpu.get_xsave().of_vcpu("KVM_GET_XSAVE")?);
+    let mut area = kvm_xsave::default();
+    sys::get_xsave(vcpu, &mut area).of_vcpu("KVM_GET_XSAVE")?;
+    xsave::read(&shape.layout, &area, &mut cpu.fpu);
     shape.msrs.read(vcpu, &mut cpu.msr)?;
     events::read(&mut cpu, &vcpu.get_vcpu_events().of_vcpu("KVM_GET_VCPU_EVENTS")?);
     cpu.refresh();
@@ -65,7 +68,9 @@ pub fn write(vcpu: &VcpuFd, shape: &Shape, cpu: &Cpu) -> Result<(), KvmVcpuError
     if shape.has_xsave {
         vcpu.set_xcrs(&registers::write_extended(cpu)).of_vcpu("KVM_SET_XCRS")?;
     }
-    sys::set_xsave(vcpu, &xsave::write(&shape.layout, &cpu.fpu)).of_vcpu("KVM_SET_XSAVE")?;
+    let mut area = kvm_xsave::default();
+    xsave::write(&shape.layout, &cpu.fpu, &mut area);
+    sys::set_xsave(vcpu, &area).of_vcpu("KVM_SET_XSAVE")?;
     vcpu.set_debug_regs(&registers::write_debug(cpu))
         .of_vcpu("KVM_SET_DEBUGREGS")?;
     shape.msrs.write(vcpu, &cpu.msr)?;

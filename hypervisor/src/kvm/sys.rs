@@ -421,6 +421,21 @@ pub fn complete(vcpu: &VcpuFd) -> io::Result<()> {
 /// KVM_RUN: _IO(KVMIO, 0x80).
 const KVM_RUN: libc::c_ulong = 0xae80;
 
+/// Stores x87 and vector state where the caller has room for it: it is too large to be passed from hand to hand.
+///
+/// # Errors
+/// What KVM says.
+pub fn get_xsave(vcpu: &VcpuFd, area: &mut kvm_xsave) -> Result<(), kvm_ioctls::Error> {
+    // SAFETY: KVM writes the 4096 bytes of the structure, of which every value is valid, and nothing else.
+    match unsafe { libc::ioctl(vcpu.as_raw_fd(), KVM_GET_XSAVE, std::ptr::from_mut(area)) } {
+        0.. => Ok(()),
+        _ => Err(kvm_ioctls::Error::last()),
+    }
+}
+
+/// KVM_GET_XSAVE: _IOR(KVMIO, 0xa4, struct kvm_xsave).
+const KVM_GET_XSAVE: libc::c_ulong = 0x9000_aea4;
+
 /// Loads x87 and vector state.
 ///
 /// # Errors

@@ -545,3 +545,6 @@ impl Vcpu for KvmVcpu {
         figures
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -73,7 +73,7 @@ pub struct Machine {
 
 /// A virtual machine on KVM.
 pub struct KvmVm {
-    machine: Arc<Machine>,
+    pub(super) machine: Arc<Machine>,
     /// Which vCPUs were made.
     made: Mutex<Box<[bool]>>,
 }
@@ -266,6 +266,10 @@ impl Vm for KvmVm {
 
     fn doorbell(&self, at: DoorbellAddress, event: &EventFd) -> Result<Doorbell, HypervisorError> {
         Ok(signals::doorbell(&self.machine, at, event)?)
+    }
+
+    fn has_kernel_events(&self) -> bool {
+        true
     }
 
     fn log_writes(&self, on: bool) -> Result<(), HypervisorError> {

@@ -12,6 +12,9 @@ const SIZE: usize = 4096;
 
 /// XSTATE_BV, the first field of the header.
 const XSTATE_BV: usize = fpu::LEGACY_SIZE;
+const MXCSR: usize = 24;
+/// ST(0) to ST(7), 16 bytes each.
+const REGISTERS: usize = 32;
 
 /// Where this host's processor has each state component, by number; 0 if it has not.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,7 +28,7 @@ impl Layout {
         let mut offsets = [0; 64];
         for (number, size, offset) in components {
             let (size, offset) = (size as usize, offset as usize);
-            let fits = size != 0 && offset >= fpu::EXTENDED_START && offset + size <= SIZE;
+            let fits = size != 0 && offset >= fpu::EXTENDED_START && offset.is_multiple_of(4) && offset + size <= SIZE;
             if let Some(place) = offsets.get_mut(number as usize)
                 && fits
             {
@@ -46,92 +49,74 @@ impl Layout {
 }
 
 /// What KVM's area says. Components that are in their initial configuration are not stored there.
-pub fn read(layout: &Layout, from: &kvm_xsave) -> Fpu {
-    let mut area = [0; SIZE];
-    for (bytes, word) in area.chunks_exact_mut(4).zip(from.region) {
-        bytes.copy_from_slice(&word.to_le_bytes());
-    }
-    let number = |at: usize, size: usize| {
-        let mut bytes = [0; 8];
-        bytes[..size].copy_from_slice(&area[at..at + size]);
-        u64::from_le_bytes(bytes)
-    };
-    let stored = number(XSTATE_BV, 8);
-    let mut to = Fpu::default();
+pub fn read(layout: &Layout, from: &kvm_xsave, to: &mut Fpu) {
+    let area = &from.region;
+    let stored = quadword(area, XSTATE_BV);
+    *to = Fpu::default();
     to.init();
     if stored & fpu::X87 != 0 {
-        to.control = number(0, 2) as u16;
-        to.status = number(2, 2) as u16;
-        to.tags = number(4, 1) as u8;
-        to.opcode = number(6, 2) as u16 & 0x7ff;
-        to.ip = number(8, 8);
-        to.dp = number(16, 8);
+        (to.control, to.status) = (area[0] as u16, (area[0] >> 16) as u16);
+        (to.tags, to.opcode) = (area[1] as u8, (area[1] >> 16) as u16 & 0x7ff);
+        to.ip = quadword(area, 8);
+        to.dp = quadword(area, 16);
         for i in 0..8 {
-            let at = 32 + 16 * usize::from(i);
+            let at = REGISTERS + 16 * usize::from(i);
             let place = to.physical(i);
             to.registers[place] = F80 {
-                significand: number(at, 8),
-                sign_exponent: number(at + 8, 2) as u16,
+                significand: quadword(area, at),
+                sign_exponent: quadword(area, at + 8) as u16,
             };
         }
     }
     if stored & (fpu::SSE | fpu::AVX) != 0 {
-        to.mxcsr = number(24, 4) as u32;
+        to.mxcsr = area[MXCSR / 4];
     }
     for component in COMPONENTS.iter().filter(|component| stored & component.bit != 0) {
-        let Some(mut at) = layout.offset(component) else {
-            continue;
-        };
-        for register in component.registers.clone() {
-            for quadword in component.quadwords.clone() {
-                to.vectors[register][quadword] = number(at, 8);
-                at += 8;
-            }
+        if let Some(at) = layout.offset(component) {
+            let values = (at..).step_by(8).map(|at| quadword(area, at));
+            component.set_values(to, component.registers.clone(), values);
         }
     }
-    to
 }
 
-/// The area as KVM takes it; everything that is not in `from` is in its initial configuration.
-pub fn write(layout: &Layout, from: &Fpu) -> kvm_xsave {
-    let mut area = [0; SIZE];
-    let mut put =
-        |at: usize, size: usize, value: u64| area[at..at + size].copy_from_slice(&value.to_le_bytes()[..size]);
-    put(0, 2, from.control.into());
-    put(2, 2, from.status.into());
-    put(4, 1, from.tags.into());
-    put(6, 2, (from.opcode & 0x7ff).into());
-    put(8, 8, from.ip);
-    put(16, 8, from.dp);
-    put(24, 4, from.mxcsr.into());
+/// Puts `from` where KVM takes it. What else is in the area stays.
+pub fn write(layout: &Layout, from: &Fpu, to: &mut kvm_xsave) {
+    let area = &mut to.region;
+    area[0] = u32::from(from.control) | u32::from(from.status) << 16;
+    area[1] = u32::from(from.tags) | u32::from(from.opcode & 0x7ff) << 16;
+    put(area, 8, from.ip);
+    put(area, 16, from.dp);
+    area[MXCSR / 4] = from.mxcsr;
     for i in 0..8 {
-        let at = 32 + 16 * usize::from(i);
+        let at = REGISTERS + 16 * usize::from(i);
         let F80 {
             significand,
             sign_exponent,
         } = from.registers[from.physical(i)];
-        put(at, 8, significand);
-        put(at + 8, 2, sign_exponent.into());
+        put(area, at, significand);
+        put(area, at + 8, sign_exponent.into());
     }
-    let mut stored = fpu::X87;
+    let mut stored = quadword(area, XSTATE_BV) | fpu::X87;
     for component in COMPONENTS {
-        let Some(mut at) = layout.offset(component) else {
+        let Some(at) = layout.offset(component) else {
             continue;
         };
         stored |= component.bit;
-        for register in component.registers.clone() {
-            for quadword in component.quadwords.clone() {
-                put(at, 8, from.vectors[register][quadword]);
-                at += 8;
-            }
+        let values = component.values(from, component.registers.clone());
+        for (at, value) in (at..).step_by(8).zip(values) {
+            put(area, at, value);
         }
     }
-    put(XSTATE_BV, 8, stored);
-    let mut to = kvm_xsave::default();
-    for (word, bytes) in to.region.iter_mut().zip(area.chunks_exact(4)) {
-        *word = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    }
-    to
+    put(area, XSTATE_BV, stored);
+}
+
+/// Eight bytes at `at`, a multiple of 4.
+fn quadword(area: &[u32], at: usize) -> u64 {
+    u64::from(area[at / 4]) | u64::from(area[at / 4 + 1]) << 32
+}
+
+fn put(area: &mut [u32], at: usize, value: u64) {
+    (area[at / 4], area[at / 4 + 1]) = (value as u32, (value >> 32) as u32);
 }
 
 #[cfg(test)]
@@ -163,15 +148,54 @@ mod tests {
         fpu
     }
 
+    /// A processor with AVX-512 and protection keys, whose components lie where SDM and processors have them.
+    fn all() -> Layout {
+        let places = [
+            (2, 256, 576),
+            (5, 64, 1088),
+            (6, 512, 1152),
+            (7, 1024, 1664),
+            (9, 8, 2688),
+        ];
+        Layout::new(places.into_iter())
+    }
+
+    fn written(layout: &Layout, fpu: &Fpu) -> kvm_xsave {
+        let mut area = kvm_xsave::default();
+        write(layout, fpu, &mut area);
+        area
+    }
+
+    fn through(layout: &Layout, area: &kvm_xsave) -> Fpu {
+        let mut fpu = Fpu::default();
+        read(layout, area, &mut fpu);
+        fpu
+    }
+
     #[test]
     fn what_is_written_is_read() {
         let layout = Layout::new(std::iter::empty());
-        assert_eq!(read(&layout, &write(&layout, &busy())), busy());
+        assert_eq!(through(&layout, &written(&layout, &busy())), busy());
+    }
+
+    #[test]
+    fn each_component_holds_its_own_registers() {
+        let mut fpu = busy();
+        for (i, vector) in fpu.vectors.iter_mut().enumerate() {
+            *vector = std::array::from_fn(|quadword| 0x1000 + 8 * i as u64 + quadword as u64);
+        }
+        fpu.k = std::array::from_fn(|i| 0x2000 + i as u64);
+        fpu.pkru = 0x5555_5554;
+        let area = written(&all(), &fpu);
+        assert_eq!(area.region[1088 / 4 + 2], 0x2001, "k1");
+        assert_eq!(area.region[2688 / 4], 0x5555_5554);
+        assert_eq!(area.region[XSTATE_BV / 4], 0x2e7);
+        assert_eq!(through(&all(), &area), fpu);
     }
 
     #[test]
     fn x87_registers_are_stored_from_the_top_of_the_stack_on() {
-        let area = write(&Layout::new(std::iter::empty()), &busy());
+        let area = written(&Layout::new(std::iter::empty()), &busy());
         // ST(0) is physical register 5.
         assert_eq!(area.region[8], 6);
         assert_eq!(area.region[10], 0x4005);
@@ -179,12 +203,20 @@ mod tests {
 
     #[test]
     fn components_that_are_not_stored_are_initial() {
-        let layout = Layout::new(std::iter::empty());
-        let mut area = write(&layout, &busy());
+        let mut area = written(&all(), &busy());
         area.region[XSTATE_BV / 4] = 0;
         let mut initial = Fpu::default();
         initial.init();
-        assert_eq!(read(&layout, &area), initial);
+        assert_eq!(through(&all(), &area), initial);
+    }
+
+    #[test]
+    fn what_nobody_here_knows_of_stays() {
+        let mut area = kvm_xsave::default();
+        (area.region[XSTATE_BV / 4], area.region[900]) = (1 << 11, 0x1234);
+        write(&all(), &busy(), &mut area);
+        assert_eq!((area.region[XSTATE_BV / 4], area.region[900]), (0xae7, 0x1234));
+        assert_eq!(through(&all(), &area), busy());
     }
 
     #[test]

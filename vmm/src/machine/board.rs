@@ -32,6 +32,7 @@ mod limits;
 mod net;
 mod pci;
 mod rng;
+mod signals;
 mod user_device;
 mod vsock;
 

@@ -242,6 +242,50 @@ fn a_wrapped_function_stays_wrapped_wherever_its_bar_goes() {
 }
 
 #[test]
+fn a_device_is_told_where_its_bar_is_and_when_it_is_nowhere() {
+    let (bus, root) = root();
+    let (one, scratch, _) = function("one", 0x1000);
+    root.add(one).unwrap();
+    root.add(function("two", 0x1000).0).unwrap();
+    assert_eq!(scratch.take_placed(), [], "memory space is off");
+    for device in [1, 2] {
+        write(&bus, ecam(device, 4), 2, 2);
+    }
+    assert_eq!(scratch.take_placed(), [(0, Some(LOW))]);
+    write(&bus, ecam(1, 4), 2, 6);
+    write(&bus, ecam(1, 0x10), 4, LOW);
+    assert_eq!(scratch.take_placed(), [], "it has not moved");
+    write(&bus, ecam(1, 0x10), 4, 0xd000_0000);
+    assert_eq!(scratch.take_placed(), [(0, None), (0, Some(0xd000_0000))]);
+    let second = places(&bus, "two")[0];
+    write(&bus, ecam(1, 0x10), 4, second);
+    assert_eq!(scratch.take_placed(), [(0, None)], "somebody else is there");
+    assert_eq!(root.remove("two"), Some(2));
+    assert_eq!(scratch.take_placed(), [(0, Some(second))]);
+    let saved = root.state();
+    write(&bus, ecam(1, 4), 2, 0);
+    assert_eq!(scratch.take_placed(), [(0, None)]);
+    root.restore(&saved).unwrap();
+    assert_eq!(scratch.take_placed(), [(0, Some(second))]);
+    assert_eq!(root.remove("one"), Some(1));
+    assert_eq!(scratch.take_placed(), [(0, None)]);
+}
+
+#[test]
+fn what_is_wrapped_around_a_function_sees_every_access_so_its_bars_are_nowhere_for_itself() {
+    let (bus, root) = root();
+    let (function, scratch, _) = function("disk", 0x1000);
+    root.add(function).unwrap();
+    write(&bus, ecam(1, 4), 2, 2);
+    assert_eq!(scratch.take_placed(), [(0, Some(LOW))]);
+    assert!(root.wrap("disk", |device| device));
+    assert_eq!(scratch.take_placed(), [(0, None)]);
+    write(&bus, ecam(1, 0x10), 4, 0xd000_0000);
+    assert!(scratch.take_placed().iter().all(|(_, address)| address.is_none()));
+    assert_eq!(places(&bus, "disk"), [0xd000_0000]);
+}
+
+#[test]
 fn a_state_of_other_functions_is_refused_and_changes_nothing() {
     let (_bus, one) = root();
     one.add(function("disk", 0x1000).0).unwrap();
@@ -334,7 +378,9 @@ proptest! {
     ) {
         let (bus, root) = root();
         let names = ["one", "two"];
-        let functions = names.map(|name| function(name, 0x1000).0);
+        let made = names.map(|name| function(name, 0x1000));
+        let functions = made.each_ref().map(|(function, ..)| Arc::clone(function));
+        let mut told = [None; 2];
         for function in &functions {
             root.add(Arc::clone(function)).unwrap();
         }
@@ -350,6 +396,13 @@ proptest! {
             let found = names.map(|name| places(&bus, name));
             for (wanted, found) in wanted.iter().zip(&found) {
                 prop_assert!(found.iter().all(|start| Some(*start) == *wanted));
+            }
+            for ((told, (_, scratch, _)), found) in told.iter_mut().zip(&made).zip(&found) {
+                for (_, address) in scratch.take_placed() {
+                    prop_assert!(told.is_none() || address.is_none(), "it leaves its place first");
+                    *told = address;
+                }
+                prop_assert_eq!(*told, found.first().copied());
             }
             let free = |address: &u64| address.checked_add(0xfff).is_some_and(|last| last < ECAM || *address >= ECAM + ECAM_LENGTH);
             match wanted {

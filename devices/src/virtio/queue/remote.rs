@@ -78,7 +78,7 @@ impl Shared {
             for told in &told[..count] {
                 match told.data() {
                     BELL => {
-                        let _was_silent = rustix::io::read(&self.bell, &mut [0; 8]);
+                        self.hear()?;
                         self.given(shadow, segments);
                         remote.kick();
                     }

@@ -3,7 +3,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use super::super::testing::{BUFFERS, Driver, EVENT_IDX, RING_RESET, VERSION_1, eventually, rings};
 use super::super::{Chain, ChainError, DeviceKind, VirtioDevice};
 use super::*;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use vm_memory::{Bytes, GuestAddress};
 
 /// A device whose handler says when it has begun a request, and waits for leave to finish it.

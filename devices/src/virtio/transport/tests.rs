@@ -1,9 +1,12 @@
 use proptest::prelude::*;
 
-use super::super::testing::{BUFFERS, Driver, RING_RESET as RESET, VERSION_1 as V1, rings};
+use super::super::testing::{BUFFERS, Driver, RING_RESET as RESET, VERSION_1 as V1, eventually, rings};
 use super::super::{DeviceKind, DeviceStateError, QueueHandler, Rng};
 use super::*;
+use std::collections::BTreeMap;
 use std::path::Path;
+
+use vmm_sys_util::eventfd::EventFd;
 
 fn driver() -> Driver {
     Driver::new(Arc::new(Rng::open(Path::new("/dev/urandom")).unwrap()))
@@ -342,6 +345,72 @@ fn the_window_in_configuration_space_leads_to_the_registers() {
     }
 }
 
+/// A kernel that takes notifications, of the first queues of a device only.
+#[derive(Default)]
+struct Kernel {
+    bells: Arc<Mutex<BTreeMap<u64, EventFd>>>,
+}
+
+struct KeptBell(Arc<Mutex<BTreeMap<u64, EventFd>>>, u64);
+
+impl Drop for KeptBell {
+    fn drop(&mut self) {
+        lock(&self.0).remove(&self.1);
+    }
+}
+
+impl Kernel {
+    fn addresses(&self) -> Vec<u64> {
+        lock(&self.bells).keys().copied().collect()
+    }
+}
+
+impl Doorbells for Kernel {
+    fn keep(&self, address: u64, bell: &EventFd) -> Option<Kept> {
+        let mut bells = lock(&self.bells);
+        assert!(!bells.contains_key(&address), "the old one is gone before");
+        if bells.len() == 1 {
+            return None;
+        }
+        bells.insert(address, bell.try_clone().unwrap());
+        Some(Box::new(KeptBell(Arc::clone(&self.bells), address)))
+    }
+}
+
+#[test]
+fn a_queue_s_bell_hangs_where_the_bar_is_as_long_as_it_is_there() {
+    let driver = configured();
+    let kernel = Arc::new(Kernel::default());
+    driver.function.placed(0, Some(0xc000_0000));
+    assert!(kernel.addresses().is_empty(), "nobody takes notifications");
+    driver.device.take_notifications_by(Arc::clone(&kernel) as _);
+    driver.function.placed(0, Some(0xc000_0000));
+    assert_eq!(kernel.addresses(), [0xc000_3000], "the second is refused");
+    driver.function.placed(0, Some(0xd000_0000));
+    assert_eq!(kernel.addresses(), [0xd000_3000]);
+    driver.function.placed(0, None);
+    assert!(kernel.addresses().is_empty());
+    driver.function.placed(0, Some(0xd000_0000));
+    drop(driver);
+    assert!(kernel.addresses().is_empty());
+}
+
+#[test]
+fn a_bell_that_the_kernel_rings_is_a_notification_and_counted_as_both() {
+    let mut driver = driver();
+    let kernel = Arc::new(Kernel::default());
+    driver.device.take_notifications_by(Arc::clone(&kernel) as _);
+    driver.function.placed(0, Some(0xc000_0000));
+    driver.run(V1);
+    driver.request(0, &[(BUFFERS, 16, true)]);
+    assert_eq!((driver.counter("notifications"), driver.counter("doorbells")), (1, 0));
+    driver.offer(0, &[(BUFFERS, 16, true)]);
+    lock(&kernel.bells)[&0xc000_3000].write(1).unwrap();
+    eventually("the answer", || driver.used(0) == 2);
+    assert_eq!((driver.counter("notifications"), driver.counter("doorbells")), (2, 1));
+    assert_eq!(driver.inbox.take().len(), 2);
+}
+
 #[test]
 fn a_device_goes_on_from_its_state_in_another_machine() {
     let mut old = driver();
@@ -362,7 +431,7 @@ fn a_device_goes_on_from_its_state_in_another_machine() {
     assert_eq!(new.device.state().unwrap(), device);
     assert_eq!((new.status(), new.inbox.take()), (0xf, vec![]));
     new.device.set_paused(false, Duration::ZERO);
-    super::super::testing::eventually("what was offered before", || new.used(0) == 2);
+    eventually("what was offered before", || new.used(0) == 2);
     new.notify(0);
     drop(old);
 }

@@ -4,7 +4,7 @@
 //! KVM takes them in its next KVM_RUN. The other parts cost a call each, which on a software KVM is more than half of what an
 //! exit costs.
 
-use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_mp_state, kvm_sregs, kvm_vcpu_events, kvm_xcrs};
+use kvm_bindings::{KVM_MP_STATE_HALTED, kvm_mp_state, kvm_sregs, kvm_vcpu_events, kvm_xcrs, kvm_xsave};
 use kvm_ioctls::{SyncReg, VcpuFd};
 use reprise_emulator::cpu::{Activity, Fpu, Msrs};
 use reprise_emulator::{Cpu, Emulator};
@@ -25,6 +25,8 @@ pub struct Held {
     system: kvm_sregs,
     events: kvm_vcpu_events,
     fpu: Box<Fpu>,
+    /// Vector registers as KVM gave them, with what the emulator does not know of.
+    area: Box<kvm_xsave>,
     xcr0: u64,
     debug: [u64; 6],
     msrs: Box<Msrs>,
@@ -38,6 +40,7 @@ impl Held {
             system: kvm_sregs::default(),
             events: kvm_vcpu_events::default(),
             fpu: Box::default(),
+            area: Box::default(),
             xcr0: 0,
             debug: [0; 6],
             msrs: Box::default(),
@@ -57,7 +60,7 @@ impl Held {
         emulator: &mut Emulator,
     ) -> Result<Option<u64>, KvmVcpuError> {
         let came = vcpu.sync_regs();
-        let vectors = Vectors::get(vcpu, shape, parts)?;
+        let extended = self.fetch(vcpu, shape, parts)?;
         let debug = match parts.has(Parts::DEBUG) {
             true => Some(vcpu.get_debug_regs().of_vcpu("KVM_GET_DEBUGREGS")?),
             false => None,
@@ -76,7 +79,7 @@ impl Held {
                 // Breakpoints are KVM's business then, as those of instructions that it emulates are.
                 None => (cpu.dr6, cpu.dr7) = (DR6_RESET, DR7_RESET),
             }
-            vectors.put(cpu);
+            self.put(shape, parts, extended.as_ref(), cpu);
             cpu.msr = specific;
             cpu.activity = Activity::Running;
             events::read(cpu, &came.events);
@@ -84,9 +87,6 @@ impl Held {
         let cpu = emulator.cpu();
         self.parts = parts;
         (self.system, self.events) = translated(cpu, &came.sregs, &came.events);
-        if parts.has(Parts::VECTORS) {
-            (*self.fpu).clone_from(&cpu.fpu);
-        }
         (self.xcr0, self.debug) = (cpu.xcr0, debug_registers(cpu));
         if parts.has(Parts::MSRS) {
             (*self.msrs).clone_from(&cpu.msr);
@@ -105,14 +105,10 @@ impl Held {
         parts: Parts,
         emulator: &mut Emulator,
     ) -> Result<(), KvmVcpuError> {
-        let vectors = Vectors::get(vcpu, shape, parts)?;
-        emulator.change(|cpu| vectors.put(cpu));
-        let cpu = emulator.cpu();
-        if parts.has(Parts::VECTORS) {
-            (*self.fpu).clone_from(&cpu.fpu);
-        }
+        let extended = self.fetch(vcpu, shape, parts)?;
+        emulator.change(|cpu| self.put(shape, parts, extended.as_ref(), cpu));
         if parts.has(Parts::EXTENDED) {
-            self.xcr0 = cpu.xcr0;
+            self.xcr0 = emulator.cpu().xcr0;
         }
         self.parts = self.parts.with(parts);
         Ok(())
@@ -126,7 +122,8 @@ impl Held {
         let came = vcpu.sync_regs();
         let (system, pending) = translated(cpu, &came.sregs, &came.events);
         if self.parts.has(Parts::VECTORS) && *self.fpu != *cpu.fpu {
-            sys::set_xsave(vcpu, &xsave::write(&shape.layout, &cpu.fpu)).of_vcpu("KVM_SET_XSAVE")?;
+            xsave::write(&shape.layout, &cpu.fpu, &mut self.area);
+            sys::set_xsave(vcpu, &self.area).of_vcpu("KVM_SET_XSAVE")?;
         }
         if self.parts.has(Parts::EXTENDED) && self.xcr0 != cpu.xcr0 {
             vcpu.set_xcrs(&registers::write_extended(cpu)).of_vcpu("KVM_SET_XCRS")?;
@@ -171,6 +168,28 @@ impl Held {
         vcpu.set_vcpu_events(&came.events).of_vcpu("KVM_SET_VCPU_EVENTS")
     }
 
+    /// Fetches vector registers and XCR0, as far as they are among `parts`.
+    fn fetch(&mut self, vcpu: &VcpuFd, shape: &Shape, parts: Parts) -> Result<Option<kvm_xcrs>, KvmVcpuError> {
+        if parts.has(Parts::VECTORS) {
+            sys::get_xsave(vcpu, &mut self.area).of_vcpu("KVM_GET_XSAVE")?;
+        }
+        Ok(match parts.has(Parts::EXTENDED) && shape.has_xsave {
+            true => Some(vcpu.get_xcrs().of_vcpu("KVM_GET_XCRS")?),
+            false => None,
+        })
+    }
+
+    /// Gives the processor what was fetched.
+    fn put(&mut self, shape: &Shape, parts: Parts, extended: Option<&kvm_xcrs>, cpu: &mut Cpu) {
+        if let Some(extended) = extended {
+            registers::read_extended(cpu, extended);
+        }
+        if parts.has(Parts::VECTORS) {
+            xsave::read(&shape.layout, &self.area, &mut cpu.fpu);
+            (*self.fpu).clone_from(&cpu.fpu);
+        }
+    }
+
     /// Puts what the emulator holds, in `from`, over what was read from KVM.
     pub fn overlay(&self, from: &Cpu, to: &mut Cpu) {
         to.gpr.clone_from(&from.gpr);
@@ -192,35 +211,6 @@ impl Held {
             to.msr = from.msr.clone();
         }
         to.refresh();
-    }
-}
-
-/// Vector registers and XCR0, as far as they are asked for.
-struct Vectors {
-    fpu: Option<Fpu>,
-    extended: Option<kvm_xcrs>,
-}
-
-impl Vectors {
-    fn get(vcpu: &VcpuFd, shape: &Shape, parts: Parts) -> Result<Self, KvmVcpuError> {
-        let fpu = match parts.has(Parts::VECTORS) {
-            true => Some(xsave::read(&shape.layout, &vcpu.get_xsave().of_vcpu("KVM_GET_XSAVE")?)),
-            false => None,
-        };
-        let extended = match parts.has(Parts::EXTENDED) && shape.has_xsave {
-            true => Some(vcpu.get_xcrs().of_vcpu("KVM_GET_XCRS")?),
-            false => None,
-        };
-        Ok(Self { fpu, extended })
-    }
-
-    fn put(self, cpu: &mut Cpu) {
-        if let Some(extended) = &self.extended {
-            registers::read_extended(cpu, extended);
-        }
-        if let Some(fpu) = self.fpu {
-            *cpu.fpu = fpu;
-        }
     }
 }
 

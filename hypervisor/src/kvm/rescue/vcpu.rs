@@ -80,10 +80,12 @@ impl KvmVcpu {
     /// # Errors
     /// [`VcpuError`] if it cannot be finished here either.
     pub(in super::super) fn rescue(&mut self, failure: EmulationFailure) -> Result<Option<VmExit>, VcpuError> {
-        let beside = self.beside.msr.clone();
-        let rescuer = self.rescuer();
-        rescuer.emulator.change(|cpu| cpu.msr = beside);
+        self.rescuer();
         let mut rescuer = self.rescuer.take().expect("it was just made");
+        // Mostly they are what the last rescue left there. A change has the emulator forget what it can keep otherwise.
+        if rescuer.emulator.cpu().msr != self.beside.msr {
+            rescuer.emulator.change(|cpu| cpu.msr.clone_from(&self.beside.msr));
+        }
         let step = rescuer.rescue(&mut self.fd, failure);
         self.rescued(rescuer, step)
     }

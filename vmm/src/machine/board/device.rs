@@ -3,12 +3,13 @@
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use reprise_devices::pci::{Function, Message, Messages};
+use reprise_devices::pci::{Function, Messages};
 use reprise_devices::virtio::{self, Dma, ResizeError, VirtioDevice, VirtioPci, VirtioState};
 use reprise_hypervisor::{GuestMemory, Vm};
 use serde::{Deserialize, Serialize};
 
 use super::limits::Groups;
+use super::signals::{self, Direct, Events};
 use super::{BoardError, BoardStateError, balloon, console, disk, fs, net, rng, user_device, vsock};
 use crate::config::DeviceSpec;
 use crate::console::Console;
@@ -32,7 +33,11 @@ pub(super) struct Context {
 impl Context {
     /// Where a device sends its interrupts.
     pub(super) fn messages(&self) -> Arc<dyn Messages> {
-        Arc::new(Signals(Arc::clone(&self.vm)))
+        let vm = Arc::clone(&self.vm);
+        match vm.has_kernel_events() {
+            true => Arc::new(Events::new(vm)),
+            false => Arc::new(Direct(vm)),
+        }
     }
 
     /// Whether another process can map the memory that a device called `name` has it use.
@@ -49,6 +54,9 @@ impl Context {
     /// Puts `device` behind virtio's PCI transport.
     pub(super) fn virtio(&self, name: &str, device: Arc<dyn VirtioDevice>) -> Result<Made, BoardError> {
         let (device, function) = VirtioPci::new(name, device, self.dma.clone(), self.messages())?;
+        if self.vm.has_kernel_events() {
+            device.take_notifications_by(Arc::new(signals::Bells(Arc::clone(&self.vm))));
+        }
         Ok(Made {
             function: Arc::new(function),
             device,
@@ -150,14 +158,5 @@ impl PciDevice for VirtioPci {
     #[cfg(test)]
     fn device_status(&self) -> u8 {
         self.device_status()
-    }
-}
-
-/// Carries messages to the hypervisor's local APICs.
-struct Signals(Arc<dyn Vm>);
-
-impl Messages for Signals {
-    fn send(&self, message: Message) {
-        self.0.signal_msi(message.address, message.data);
     }
 }

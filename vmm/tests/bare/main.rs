@@ -1,9 +1,11 @@
 //! Whole machines that run a few instructions of our own instead of a kernel: how a guest ends, and what becomes of one
 //! that misbehaves.
 
-#[path = "../../hypervisor/tests/backends/mod.rs"]
+#[path = "../../../hypervisor/tests/backends/mod.rs"]
 mod backends;
+#[path = "../code/mod.rs"]
 mod code;
+mod notifications;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -14,7 +16,7 @@ use std::time::Duration;
 use iced_x86::code_asm::*;
 use reprise_hypervisor::kvm::Backing;
 use reprise_hypervisor::{Hypervisor, HypervisorKind};
-use reprise_vmm::config::{CpusConfig, MemoryConfig, PayloadConfig, VmConfig};
+use reprise_vmm::config::{CpusConfig, DelayConfig, MemoryConfig, PayloadConfig, VmConfig};
 use reprise_vmm::console::Console;
 use reprise_vmm::machine::{Machine, MachineEnd, MachineOptions};
 use tempfile::TempDir;
@@ -49,6 +51,10 @@ struct Guest {
 
 impl Guest {
     fn on(hypervisor: &dyn Hypervisor, code: &[u8]) -> Self {
+        Self::with(hypervisor, code, Vec::new())
+    }
+
+    fn with(hypervisor: &dyn Hypervisor, code: &[u8], delays: Vec<DelayConfig>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let kernel: PathBuf = folder.path().join("kernel");
         std::fs::write(&kernel, image(code)).unwrap();
@@ -59,6 +65,7 @@ impl Guest {
                 kernel: Some(kernel),
                 ..PayloadConfig::default()
             },
+            delays,
             ..VmConfig::default()
         };
         let printed = Printed::default();
