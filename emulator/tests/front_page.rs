@@ -1,4 +1,4 @@
-//! The table on the crate's front page says what the code does. `REPRISE_BLESS=1` writes it anew.
+//! The tables on the crate's front page say what the code does. `REPRISE_BLESS=1` writes the first anew.
 
 use std::fmt::Write;
 use std::path::Path;
@@ -164,4 +164,42 @@ fn the_front_page_says_what_is_executed() {
     }
     let page = std::fs::read_to_string(&path).unwrap_or_default();
     assert_eq!(page, table, "{} is old: REPRISE_BLESS=1", path.display());
+}
+
+/// The text of all Rust sources under `folder`.
+fn sources(folder: &Path, text: &mut String) {
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            sources(&path, text);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            text.push_str(&std::fs::read_to_string(&path).expect("text"));
+        }
+    }
+}
+
+#[test]
+fn each_row_of_the_order_of_faults_names_tests_that_there_are() {
+    let crate_folder = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut text = String::new();
+    for folder in ["src", "tests", "../vmm/tests/processor"] {
+        sources(&crate_folder.join(folder), &mut text);
+    }
+    let table = std::fs::read_to_string(crate_folder.join("src/faults.md")).expect("text");
+    let rows = table.lines().filter(|line| line.starts_with("| ")).skip(1);
+    let mut names = 0;
+    for row in rows {
+        let proofs = row.trim_end_matches(" |").rsplit('|').next().expect("a column");
+        let before = names;
+        for name in proofs.split('`').skip(1).step_by(2) {
+            let head = format!("fn {name}()");
+            let found = text
+                .match_indices(&head)
+                .any(|(at, _)| text[..at].trim_end().ends_with("#[test]"));
+            assert!(found, "{name}");
+            names += 1;
+        }
+        assert!(names > before, "{row}");
+    }
+    assert!(names > 40, "{names}");
 }
