@@ -248,3 +248,38 @@ fn a_port_is_refused_before_a_string_is_looked_at_and_asked_after_it() {
         }
     }
 }
+
+#[test]
+fn elements_lie_behind_each_other_beyond_what_the_address_size_reaches() {
+    both(|mut world| {
+        world.user();
+        // vmaskmovps xmm0, xmm1, [edi]: the second element.
+        world.code(USER, 64, |a| a.db(&[0x67, 0xc4, 0xe2, 0x71, 0x2c, 0x07]));
+        world.change(|cpu| {
+            cpu.cr4.0 |= Cr4::OSXSAVE;
+            cpu.xcr0 = 7;
+            cpu.gpr.set(gpr::RDI, 0xffff_ffff);
+            cpu.fpu.vectors[1] = [1 << 63, 0, 0, 0, 0, 0, 0, 0];
+        });
+        assert_eq!(world.run_to_handler(), PF);
+        assert_eq!(world.cpu().cr2, 0x1_0000_0003);
+    });
+}
+
+#[test]
+fn an_operand_of_which_nothing_is_selected_is_aligned_and_may_be_anywhere() {
+    // vmovdqa32 [rdi] {k6}, zmm0, and HLT, which is not for level 3.
+    for (address, code) in [(NOT_CANONICAL, 6), (NOWHERE, 6), (NOT_CANONICAL + 4, 0)] {
+        both(|mut world| {
+            world.user();
+            world.code(USER, 64, |a| a.db(&[0x62, 0xf1, 0x7d, 0x4e, 0x7f, 0x07, 0xf4]));
+            world.change(|cpu| {
+                cpu.cr4.0 |= Cr4::OSXSAVE;
+                cpu.xcr0 = 0xe7;
+                cpu.gpr.set(gpr::RDI, address);
+            });
+            assert_eq!(world.run_to_handler(), GP);
+            assert_eq!(world.frame(true).rip, USER + code);
+        });
+    }
+}
