@@ -44,46 +44,44 @@ fn raised(code: Code, change: impl Fn(&mut Cpu)) -> u64 {
 
 #[test]
 fn a_trap_comes_before_an_interrupt_and_that_before_the_breakpoint_on_the_next_instruction() {
-    both(|mut world| {
-        world.code(CODE, 64, |a| {
-            a.nop()?;
-            a.nop()?;
-            a.nop()
-        });
-        world.change(|cpu| {
-            cpu.flags.set_bits(flags::TF | flags::IF);
-            cpu.dr[0] = CODE + 1;
-            cpu.dr7 = 0x402;
-        });
-        assert_eq!(world.emulator.run_at_most(Entry::Resume, 1).unwrap(), Exit::Attention);
-        assert!(!world.cpu().accepts_interrupts(), "in the handler of the single step");
-        assert_eq!(world.cpu().rip, HANDLERS + DB * 16);
-        assert_eq!((world.frame(false).rip, world.cpu().dr6 & 0x400f), (CODE + 1, 0x4000));
-        // The same without the step: the interrupt first, and the breakpoint when it has returned.
-        world.change(|cpu| {
-            cpu.rip = CODE;
-            cpu.flags.set_bits(flags::IF);
-        });
-        assert_eq!(world.emulator.run_at_most(Entry::Resume, 1).unwrap(), Exit::Attention);
-        assert!(world.emulator.inject(Event::external(0x40)));
-        assert_eq!(world.run_to_handler(), 0x40);
-        assert_eq!(world.frame(false).rip, CODE + 1);
-        world.emulator.wake();
-        assert_eq!(world.run_to_handler(), DB);
-        assert_eq!((world.frame(false).rip, world.cpu().dr6 & 0xf), (CODE + 1, 1));
+    let mut world = World::new(0x10_0000);
+    world.code(CODE, 64, |a| {
+        a.nop()?;
+        a.nop()?;
+        a.nop()
     });
+    world.change(|cpu| {
+        cpu.flags.set_bits(flags::TF | flags::IF);
+        cpu.dr[0] = CODE + 1;
+        cpu.dr7 = 0x402;
+    });
+    assert_eq!(world.emulator.run_at_most(Entry::Resume, 1).unwrap(), Exit::Attention);
+    assert!(!world.cpu().accepts_interrupts(), "in the handler of the single step");
+    assert_eq!(world.cpu().rip, HANDLERS + DB * 16);
+    assert_eq!((world.frame(false).rip, world.cpu().dr6 & 0x400f), (CODE + 1, 0x4000));
+    // The same without the step: the interrupt first, and the breakpoint when it has returned.
+    world.change(|cpu| {
+        cpu.rip = CODE;
+        cpu.flags.set_bits(flags::IF);
+    });
+    assert_eq!(world.emulator.run_at_most(Entry::Resume, 1).unwrap(), Exit::Attention);
+    assert!(world.emulator.inject(Event::external(0x40)));
+    assert_eq!(world.run_to_handler(), 0x40);
+    assert_eq!(world.frame(false).rip, CODE + 1);
+    world.emulator.wake();
+    assert_eq!(world.run_to_handler(), DB);
+    assert_eq!((world.frame(false).rip, world.cpu().dr6 & 0xf), (CODE + 1, 1));
 }
 
 #[test]
 fn an_nmi_that_comes_after_a_single_step_interrupts_its_handler() {
-    both(|mut world| {
-        world.code(CODE, 64, |a| a.nop());
-        world.change(|cpu| cpu.flags.set_bits(flags::TF));
-        assert_eq!(world.emulator.run_at_most(Entry::Resume, 1).unwrap(), Exit::Attention);
-        assert!(world.emulator.inject(Event::nmi()));
-        assert_eq!(world.run_to_handler(), NMI);
-        assert_eq!(world.frame(false).rip, HANDLERS + DB * 16);
-    });
+    let mut world = World::new(0x10_0000);
+    world.code(CODE, 64, |a| a.nop());
+    world.change(|cpu| cpu.flags.set_bits(flags::TF));
+    assert_eq!(world.emulator.run_at_most(Entry::Resume, 1).unwrap(), Exit::Attention);
+    assert!(world.emulator.inject(Event::nmi()));
+    assert_eq!(world.run_to_handler(), NMI);
+    assert_eq!(world.frame(false).rip, HANDLERS + DB * 16);
 }
 
 #[test]
