@@ -296,6 +296,7 @@ impl Careful {
     pub(crate) fn unstage(&mut self) {
         self.stores.clear();
         self.flush = Flush::None;
+        self.watched = 0;
     }
 
     /// The instruction has retired: its stores can be made.

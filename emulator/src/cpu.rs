@@ -98,6 +98,10 @@ pub struct Cpu {
     pub activity: Activity,
     /// What the last instruction holds off.
     pub shadow: Shadow,
+    /// Breakpoints on data that have been met and are yet to be told, as DR6 has them: a load of SS holds them up for one
+    /// instruction, and a software interrupt until it is delivered.
+    #[serde(default)]
+    pub breakpoints: u8,
     /// An NMI is being handled; the next waits for IRET.
     pub nmi_blocked: bool,
     /// An exception or interrupt that is to be delivered before the next instruction.
@@ -138,6 +142,7 @@ impl Cpu {
             fpu: Box::new(Fpu::default()),
             activity: Activity::Running,
             shadow: Shadow::None,
+            breakpoints: 0,
             nmi_blocked: false,
             event: None,
             view: View::default(),
@@ -185,6 +190,17 @@ impl Cpu {
     /// Non-maskable interrupts can be taken at this instruction boundary.
     pub fn accepts_nmi(&self) -> bool {
         !self.nmi_blocked && self.shadow != Shadow::MovSs && self.event.is_none()
+    }
+
+    /// A virtual interrupt waits for a program that is ready for it: VIP and VIF are both set where they count. That is #GP(0)
+    /// at the beginning of an instruction (SDM Vol. 3, Class 2: Maskable Hardware Interrupt Handling in Virtual-8086 Mode).
+    pub(crate) fn has_waiting_interrupt(&self) -> bool {
+        let extension = if self.flags.any(flags::VM) { Cr4::VME } else { Cr4::PVI };
+        self.flags.any(flags::VIP)
+            && self.flags.any(flags::VIF)
+            && self.cpl() == 3
+            && self.flags.iopl() < 3
+            && self.cr4.any(extension)
     }
 
     /// RIP as it is after an instruction that ends at `next`: truncated to the code size.

@@ -81,6 +81,8 @@ pub struct Emulator {
     limit: u64,
     /// The count below which a whole block can be executed before that.
     block_limit: u64,
+    /// How many events may have been delivered, ever, when it comes out.
+    event_limit: u64,
     /// The fast way is not taken.
     careful_only: bool,
     /// Come out as soon as interrupts can be taken.
@@ -132,6 +134,9 @@ pub struct Counters {
 }
 
 impl Emulator {
+    /// Deliveries of events that [`run_at_most`](Self::run_at_most) allows for however few instructions.
+    pub const DELIVERIES: u64 = 64;
+
     /// A CPU in state `cpu` that executes from `ram` and announces itself as `cpuid` says.
     pub fn new(cpu: Cpu, ram: Arc<Ram>, host: Arc<dyn Host>, model: Arc<Model>, cpuid: Arc<CpuidTable>) -> Emulator {
         let attention = Arc::new(Attention::default());
@@ -150,6 +155,7 @@ impl Emulator {
             kept: None,
             limit: u64::MAX,
             block_limit: u64::MAX,
+            event_limit: u64::MAX,
             careful_only: false,
             window: false,
             nmi_window: false,
@@ -341,14 +347,19 @@ impl Emulator {
     }
 
     /// As [`run`](Self::run), but comes out with [`Exit::Attention`] after `instructions` at the latest (what repeats
-    /// may count once for many iterations; deliveries of events do not count). Nothing is in flight then.
+    /// may count once for many iterations). Deliveries of events are counted by themselves: after as many, or
+    /// [`DELIVERIES`](Self::DELIVERIES) if that is more, it comes out too, since exceptions may follow each other without an
+    /// instruction between them, for ever. Nothing is in flight then.
     ///
     /// # Errors
     /// As [`run`](Self::run).
     pub fn run_at_most(&mut self, entry: Entry, instructions: u64) -> Result<Exit, Error> {
         self.set_limit(self.counters.instructions.saturating_add(instructions));
+        let deliveries = instructions.max(Self::DELIVERIES);
+        self.event_limit = self.counters.events.saturating_add(deliveries);
         let exit = self.run(entry);
         self.set_limit(u64::MAX);
+        self.event_limit = u64::MAX;
         exit
     }
 
@@ -375,7 +386,8 @@ impl Emulator {
                     return Ok(Exit::Attention);
                 }
             }
-            if self.counters.instructions >= self.limit && self.cpu.event.is_none() {
+            let is_enough = self.counters.instructions >= self.limit || self.counters.events >= self.event_limit;
+            if is_enough && self.cpu.event.is_none() {
                 return Ok(Exit::Attention);
             }
             if self.window && self.cpu.accepts_interrupts() {
@@ -410,8 +422,9 @@ impl Emulator {
 
     /// Executes instructions until something is to be looked at.
     fn advance(&mut self) -> Result<Pass, Error> {
-        // Single steps and breakpoints are the careful way's business.
-        if self.cpu.flags.any(flags::TF) || self.careful_only || debug::is_armed(&self.cpu) {
+        // Single steps and breakpoints are the careful way's business, and so is what only a return or a task switch brings about.
+        let is_debugged = self.cpu.flags.any(flags::TF) || debug::is_armed(&self.cpu) || self.cpu.breakpoints != 0;
+        if is_debugged || self.careful_only || self.cpu.has_waiting_interrupt() {
             return self.pass();
         }
         // RF is over with the instruction that it was for. A fault sets it again, and so does what repeats.

@@ -111,16 +111,15 @@ pub fn check<M: Access>(cpu: &Cpu, m: &mut M, at: Linear, length: u64, usage: Us
 #[inline(always)]
 pub fn aligned<M, A: Addressing>(cpu: &Cpu, op: &Op<M>, size: u64, alignment: u64, usage: Use) -> Result<Linear, Stop> {
     let at = A::linear(cpu, op, size, usage);
-    let is_aligned = match &at {
+    let fits = match &at {
         Ok(at) => at.address.is_multiple_of(alignment),
-        Err(_) => would_be_aligned(cpu, op, alignment),
+        Err(_) => is_aligned(cpu, op, alignment),
     };
-    if is_aligned { at } else { Err(Exception::gp(0).into()) }
+    if fits { at } else { Err(Exception::gp(0).into()) }
 }
 
 /// The linear address of a memory operand, allowed or not, is a multiple of `alignment`.
-#[cold]
-fn would_be_aligned<M>(cpu: &Cpu, op: &Op<M>, alignment: u64) -> bool {
+pub fn is_aligned<M>(cpu: &Cpu, op: &Op<M>, alignment: u64) -> bool {
     let base = match cpu.view.is_long() {
         true => cpu.view.flat_base[usize::from(op.seg() & 7)],
         false => cpu.segments[Seg::from_number(op.seg())].base,

@@ -177,8 +177,25 @@ impl Shape {
 }
 
 /// A page-directory-pointer entry of PAE paging that is present has a reserved bit set: 2:1, 8:5, 63:MAXPHYADDR.
-pub(crate) fn is_bad_pointer(entry: u64) -> bool {
+fn is_bad_pointer(entry: u64) -> bool {
     entry & PRESENT != 0 && entry & (!((1 << PHYSICAL_BITS) - 1) | POINTER_RESERVED) != 0
+}
+
+/// Looks at the page-directory-pointer entries, which PAE paging loads with CR3 (SDM Vol. 3, PDPTE Registers): whether one of
+/// them cannot be loaded. What is loaded is not kept: as AMD's processors with nested paging do, the walk reads them again.
+///
+/// # Errors
+/// [`Stop`]: whatever keeps `tables` from answering.
+pub(crate) fn has_bad_pointers(tables: &mut impl Tables, cr3: u64, cr4: Cr4) -> Result<bool, Stop> {
+    if !cr4.any(Cr4::PAE) {
+        return Ok(false);
+    }
+    for at in (cr3 & 0xffff_ffe0..).step_by(8).take(4) {
+        if is_bad_pointer(tables.entry(at, 8)?) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Translates `linear`.

@@ -14,7 +14,7 @@ use crate::cpu::segment::{LDT, TSS16_AVAILABLE, TSS16_BUSY, TSS32_AVAILABLE, TSS
 use crate::cpu::{Cpu, Cr0, Seg, Segment, flags};
 use crate::descriptor::{self, Descriptor, fault, is_null, rpl};
 use crate::event::{self, Event, Exception, Source};
-use crate::paging::Intent;
+use crate::paging::{Intent, has_bad_pointers};
 use crate::stack::Stack;
 
 /// The busy bit of a TSS descriptor's type.
@@ -184,7 +184,13 @@ pub(crate) fn switch(
     // What has just been saved is what a task finds that returns to itself.
     let state = State::read(cpu, m, &tss.segment)?;
     let mut task = state.load(cpu, &tss.segment, reason);
-    let begun = begin(&mut task, m, &state, new, reason);
+    // Page-directory-pointer entries are loaded with another CR3. What those with reserved bits raise the manual does not say:
+    // here it is #TS(0), as in Bochs.
+    let begun = if task.cr3 != cpu.cr3 && has_bad_pointers(m, task.cr3, task.cr4)? {
+        Err(Exception::with_code(event::TS, 0).into())
+    } else {
+        begin(&mut task, m, &state, new, reason)
+    };
     match begun {
         Ok(()) => {}
         Err(Stop::Fault(exception)) => task.event = Some(first_event(m, exception, reason.external())),

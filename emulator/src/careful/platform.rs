@@ -4,6 +4,7 @@ use super::parts::{Place, ones};
 use super::{Careful, Flush};
 use crate::access::{Linear, Stop};
 use crate::cpu::{Cpu, Seg};
+use crate::debug::Watched;
 use crate::event::Exception;
 use crate::paging::{Intent, Privilege};
 use crate::replay::{Kind, Question};
@@ -111,6 +112,7 @@ impl Careful {
     /// # Errors
     /// As [`Access::store`](crate::access::Access::store).
     pub fn store_at<T: Word>(&mut self, cpu: &Cpu, cpl: u8, at: Linear, value: T) -> Result<(), Stop> {
+        self.watch(cpu, at.address, T::SIZE as u64, Watched::Write);
         let place = self.place_at::<T>(cpu, cpl, at, Intent::Write)?;
         self.stage_place(place, value.zero_extend())
     }
@@ -127,6 +129,7 @@ impl Careful {
     /// # Errors
     /// As [`Access::store_bytes`](crate::access::Access::store_bytes).
     pub(crate) fn store_unaligned(&mut self, cpu: &Cpu, at: Linear, bytes: &[u8]) -> Result<(), Stop> {
+        self.watch(cpu, at.address, bytes.len() as u64, Watched::Write);
         let place = self.place(cpu, at, bytes.len() as u64, Intent::Write, Privilege::of(cpu.cpl()))?;
         self.write_bytes(place, bytes)
     }
@@ -136,6 +139,7 @@ impl Careful {
     /// # Errors
     /// As [`Access::load`](crate::access::Access::load).
     pub fn load_at<T: Word>(&mut self, cpu: &Cpu, cpl: u8, at: Linear) -> Result<T, Stop> {
+        self.watch(cpu, at.address, T::SIZE as u64, Watched::Read);
         let place = self.place_at::<T>(cpu, cpl, at, Intent::Read)?;
         Ok(T::truncate(self.load_place(place)?))
     }

@@ -56,6 +56,9 @@ impl Cpu {
         if self.msr.xss != 0 {
             return refuse("IA32_XSS", self.msr.xss);
         }
+        if self.breakpoints & !0xf != 0 {
+            return refuse("DR6", self.breakpoints.into());
+        }
         if self.fpu.mxcsr & !fpu::MXCSR_MASK != 0 {
             return refuse("MXCSR", self.fpu.mxcsr.into());
         }

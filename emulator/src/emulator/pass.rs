@@ -60,6 +60,10 @@ impl Emulator {
         if begins && !resuming && shadow != Shadow::MovSs && self.meets_breakpoint() {
             return Ok(Pass::Done);
         }
+        if begins && self.cpu.has_waiting_interrupt() {
+            self.fault(Exception::gp(0), 0);
+            return Ok(Pass::Done);
+        }
         // RF is over with the instruction that it was for, unless that is IRET, or one that repeats.
         self.cpu.flags.assign(flags::RF, false);
         let outcome = self.execute();
@@ -73,24 +77,11 @@ impl Emulator {
             Ok(()) | Err(Stop::Next | Stop::Jumped | Stop::Taken | Stop::Stay) => {
                 self.counters.instructions += 1;
                 self.end_shadow(shadow);
-                // The trap after an instruction that loads SS is lost (SDM Vol. 3, Masking Exceptions and Interrupts).
-                let watched = u64::from(self.careful.watched);
-                if (stepping || watched != 0) && self.cpu.shadow != Shadow::MovSs && self.cpu.event.is_none() {
-                    if watched != 0 {
-                        self.cpu.dr6 = self.cpu.dr6 & !DR6_BREAKPOINTS | watched;
-                    }
-                    if stepping {
-                        self.cpu.dr6 |= DR6_BS;
-                    }
-                    let vector = event::DB;
-                    let source = Source::Trap;
-                    self.cpu.event = Some(Event {
-                        vector,
-                        source,
-                        error_code: None,
-                        cr2: None,
-                        length: 0,
-                    });
+                self.cpu.breakpoints |= self.careful.watched;
+                // Behind a load of SS the single step is lost, and breakpoints that it has met wait for the next instruction
+                // (SDM Vol. 3, Masking Exceptions and Interrupts When Switching Stacks).
+                if self.cpu.shadow != Shadow::MovSs && self.cpu.event.is_none() {
+                    self.trap(stepping);
                 }
                 Ok(self.retire())
             }
@@ -101,6 +92,27 @@ impl Emulator {
             }
             Err(stop) => self.interrupted(stop),
         }
+    }
+
+    /// Raises #DB if a breakpoint on data has been met, or after a single step.
+    fn trap(&mut self, stepping: bool) {
+        let met = u64::from(core::mem::take(&mut self.cpu.breakpoints));
+        if !stepping && met == 0 {
+            return;
+        }
+        if met != 0 {
+            self.cpu.dr6 = self.cpu.dr6 & !DR6_BREAKPOINTS | met;
+        }
+        if stepping {
+            self.cpu.dr6 |= DR6_BS;
+        }
+        self.cpu.event = Some(Event {
+            vector: event::DB,
+            source: Source::Trap,
+            error_code: None,
+            cr2: None,
+            length: 0,
+        });
     }
 
     /// The instruction is not over: RF keeps a breakpoint on it away, and whoever interrupts it sees RF set (SDM Vol. 3,
@@ -203,6 +215,16 @@ impl Emulator {
             match deliver::deliver(&mut self.cpu, &mut self.careful, current) {
                 Ok(()) => {
                     self.counters.events += 1;
+                    // A software interrupt is an instruction, whose breakpoints are told behind it; an exception takes the place
+                    // of the instruction that they were told after.
+                    if !matches!(current.source, Source::Software | Source::Privileged) {
+                        self.cpu.breakpoints = 0;
+                    }
+                    self.cpu.breakpoints |= self.careful.watched;
+                    // The new task's first exception comes before them.
+                    if self.cpu.event.is_none() {
+                        self.trap(false);
+                    }
                     return Ok(self.retire());
                 }
                 Err(Stop::Fault(exception)) => {
@@ -212,6 +234,7 @@ impl Emulator {
                         Combined::Shutdown => {
                             self.careful.abandon();
                             self.cpu.event = None;
+                            self.cpu.breakpoints = 0;
                             self.cpu.activity = Activity::Shutdown;
                             return Ok(Pass::Done);
                         }

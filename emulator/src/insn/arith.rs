@@ -1,13 +1,16 @@
-//! Addition, subtraction and logic: ADD OR ADC SBB AND SUB XOR CMP TEST, INC DEC NEG NOT, XADD, CMPXCHG, CMPXCHG8B/16B.
+//! Addition, subtraction and logic: ADD OR ADC SBB AND SUB XOR CMP TEST. `unary`: INC DEC NEG NOT. `exchange`: XADD, CMPXCHG,
+//! CMPXCHG8B/16B.
 //!
 //! Each operation is a result and the carries out of every bit; logic is an addition without carries. A LOCK prefix turns
 //! the read and the write of the destination into one atomic operation.
 
+mod exchange;
+mod unary;
+
 use iced_x86::Code;
 
 use crate::access::{Access, Outcome};
-use crate::cpu::{Cpu, flags, gpr};
-use crate::event::Exception;
+use crate::cpu::Cpu;
 use crate::op::{Attr, Op};
 use crate::operand::{Addressing, Flat, General, Use};
 use crate::table::Table;
@@ -218,183 +221,6 @@ fn compare_memory_immediate<M: Access, O: Binary, T: Word, A: Addressing>(
     Ok(())
 }
 
-/// An operation on one operand.
-trait Unary: 'static {
-    /// The result.
-    fn compute(a: u64) -> u64;
-    /// Records the flags.
-    fn record<T: Word>(cpu: &mut Cpu, a: u64);
-}
-
-/// INC.
-struct Inc;
-/// DEC.
-struct Dec;
-/// NEG.
-struct Neg;
-/// NOT.
-struct Not;
-
-impl Unary for Inc {
-    #[inline(always)]
-    fn compute(a: u64) -> u64 {
-        a.wrapping_add(1)
-    }
-
-    #[inline(always)]
-    fn record<T: Word>(cpu: &mut Cpu, a: u64) {
-        let (result, carries) = sum(a, 1, 0);
-        cpu.flags.set_arithmetic_keep_carry::<T>(result, carries);
-    }
-}
-
-impl Unary for Dec {
-    #[inline(always)]
-    fn compute(a: u64) -> u64 {
-        a.wrapping_sub(1)
-    }
-
-    #[inline(always)]
-    fn record<T: Word>(cpu: &mut Cpu, a: u64) {
-        let (result, carries) = difference(a, 1, 0);
-        cpu.flags.set_arithmetic_keep_carry::<T>(result, carries);
-    }
-}
-
-impl Unary for Neg {
-    #[inline(always)]
-    fn compute(a: u64) -> u64 {
-        a.wrapping_neg()
-    }
-
-    #[inline(always)]
-    fn record<T: Word>(cpu: &mut Cpu, a: u64) {
-        let (result, carries) = difference(0, a, 0);
-        cpu.flags.set_arithmetic::<T>(result, carries);
-    }
-}
-
-impl Unary for Not {
-    #[inline(always)]
-    fn compute(a: u64) -> u64 {
-        !a
-    }
-
-    #[inline(always)]
-    fn record<T: Word>(_: &mut Cpu, _: u64) {}
-}
-
-fn unary_register<M: Access, O: Unary, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
-    let a = cpu.gpr.read::<T>(op.r1);
-    cpu.gpr.write::<T>(op.r1, O::compute(a));
-    O::record::<T>(cpu, a);
-    Ok(())
-}
-
-fn unary_memory<M: Access, O: Unary, T: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
-    let at = A::linear(cpu, op, T::SIZE as u64, Use::Write)?;
-    let a = if op.attr.any(Attr::LOCK) {
-        m.atomic::<T, _>(cpu, at, |old| {
-            (Some(T::truncate(O::compute(old.zero_extend()))), old.zero_extend())
-        })?
-    } else {
-        m.update::<T, _>(cpu, at, |old| {
-            (T::truncate(O::compute(old.zero_extend())), old.zero_extend())
-        })?
-    };
-    O::record::<T>(cpu, a);
-    Ok(())
-}
-
-fn xadd_registers<M: Access, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
-    let (a, b) = (cpu.gpr.read::<T>(op.r1), cpu.gpr.read::<T>(op.r2));
-    let result = apply::<Add, T>(cpu, a, b);
-    // The destination is written last: it wins where both are one register.
-    cpu.gpr.write::<T>(op.r2, a);
-    cpu.gpr.write::<T>(op.r1, result);
-    Ok(())
-}
-
-fn xadd_memory<M: Access, T: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
-    let at = A::linear(cpu, op, T::SIZE as u64, Use::Write)?;
-    let b = cpu.gpr.read::<T>(op.r1);
-    let add = |old: T| T::truncate(old.zero_extend().wrapping_add(b));
-    let old = if op.attr.any(Attr::LOCK) {
-        m.atomic::<T, _>(cpu, at, |old| (Some(add(old)), old))?
-    } else {
-        m.update::<T, _>(cpu, at, |old| (add(old), old))?
-    };
-    apply::<Add, T>(cpu, old.zero_extend(), b);
-    cpu.gpr.write::<T>(op.r1, old.zero_extend());
-    Ok(())
-}
-
-/// The register that a comparison leaves alone keeps its upper half, too, at 32 bits: so does the processor.
-fn cmpxchg_registers<M: Access, T: Word>(cpu: &mut Cpu, _: &mut M, op: &Op<M>) -> Outcome {
-    let (accumulator, old) = (cpu.gpr.read::<T>(gpr::RAX), cpu.gpr.read::<T>(op.r1));
-    apply::<Sub, T>(cpu, accumulator, old);
-    if accumulator == old {
-        let new = cpu.gpr.read::<T>(op.r2);
-        cpu.gpr.write::<T>(op.r1, new);
-    } else {
-        cpu.gpr.write::<T>(gpr::RAX, old);
-    }
-    Ok(())
-}
-
-fn cmpxchg_memory<M: Access, T: Word, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
-    let at = A::linear(cpu, op, T::SIZE as u64, Use::Write)?;
-    let accumulator = T::truncate(cpu.gpr.read::<T>(gpr::RAX));
-    let new = T::truncate(cpu.gpr.read::<T>(op.r1));
-    let old = if op.attr.any(Attr::LOCK) {
-        m.atomic::<T, _>(cpu, at, |old| ((old == accumulator).then_some(new), old))?
-    } else {
-        m.update::<T, _>(cpu, at, |old| (if old == accumulator { new } else { old }, old))?
-    };
-    apply::<Sub, T>(cpu, accumulator.zero_extend(), old.zero_extend());
-    if old != accumulator {
-        cpu.gpr.write::<T>(gpr::RAX, old.zero_extend());
-    }
-    Ok(())
-}
-
-/// CMPXCHG8B. Locked or not, it is one atomic operation.
-fn cmpxchg8b<M: Access, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
-    let at = A::linear(cpu, op, 8, Use::Write)?;
-    let pair = |high: u8, low: u8| cpu.gpr.read::<u32>(high) << 32 | cpu.gpr.read::<u32>(low);
-    let (expected, new) = (pair(gpr::RDX, gpr::RAX), pair(gpr::RCX, gpr::RBX));
-    let old = m.atomic::<u64, _>(cpu, at, |old| ((old == expected).then_some(new), old))?;
-    if old != expected {
-        cpu.gpr.write::<u32>(gpr::RAX, old);
-        cpu.gpr.write::<u32>(gpr::RDX, old >> 32);
-    }
-    set_zero(cpu, old == expected);
-    Ok(())
-}
-
-/// CMPXCHG16B. Locked or not, it is one atomic operation.
-fn cmpxchg16b<M: Access, A: Addressing>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
-    let at = A::linear(cpu, op, 16, Use::Write)?;
-    if !at.address.is_multiple_of(16) {
-        return Err(Exception::gp(0).into());
-    }
-    let pair = |high: u8, low: u8| u128::from(cpu.gpr.get(high)) << 64 | u128::from(cpu.gpr.get(low));
-    let (expected, new) = (pair(gpr::RDX, gpr::RAX), pair(gpr::RCX, gpr::RBX));
-    let old = m.compare_exchange_16(cpu, at, expected, new)?;
-    if old != expected {
-        cpu.gpr.set(gpr::RAX, old as u64);
-        cpu.gpr.set(gpr::RDX, (old >> 64) as u64);
-    }
-    set_zero(cpu, old == expected);
-    Ok(())
-}
-
-/// Sets ZF and keeps the other flags.
-fn set_zero(cpu: &mut Cpu, zero: bool) {
-    let status = cpu.flags.status() & !flags::ZF;
-    cpu.flags.set_status(if zero { status | flags::ZF } else { status });
-}
-
 /// Rows of one width: `op rm, r`, `op r, rm`, `op accumulator, imm`, and all forms of `op rm, imm`.
 fn binary<M: Access, O: Binary, T: Word>(
     table: &mut Table<M>,
@@ -459,37 +285,6 @@ fn compare<M: Access, O: Binary, T: Word>(
     }
 }
 
-fn unary<M: Access, O: Unary>(table: &mut Table<M>, codes: [Code; 4]) {
-    fn width<M: Access, O: Unary, T: Word>(table: &mut Table<M>, code: Code) {
-        table.rm_flat(
-            code,
-            unary_register::<M, O, T>,
-            unary_memory::<M, O, T, General>,
-            unary_memory::<M, O, T, Flat>,
-        );
-    }
-    let [byte, word, dword, qword] = codes;
-    width::<M, O, u8>(table, byte);
-    width::<M, O, u16>(table, word);
-    width::<M, O, u32>(table, dword);
-    width::<M, O, u64>(table, qword);
-}
-
-fn exchanges<M: Access, T: Word>(table: &mut Table<M>, xadd: Code, cmpxchg: Code) {
-    table.rm_flat(
-        xadd,
-        xadd_registers::<M, T>,
-        xadd_memory::<M, T, General>,
-        xadd_memory::<M, T, Flat>,
-    );
-    table.rm_flat(
-        cmpxchg,
-        cmpxchg_registers::<M, T>,
-        cmpxchg_memory::<M, T, General>,
-        cmpxchg_memory::<M, T, Flat>,
-    );
-}
-
 /// Adds the rows of this family.
 #[rustfmt::skip]
 pub(super) fn fill<M: Access>(table: &mut Table<M>) {
@@ -532,19 +327,6 @@ pub(super) fn fill<M: Access>(table: &mut Table<M>) {
     compare::<M, And, u32>(table, Test_rm32_r32, None, Test_EAX_imm32, &[Test_rm32_imm32, Test_rm32_imm32_F7r1]);
     compare::<M, And, u64>(table, Test_rm64_r64, None, Test_RAX_imm32, &[Test_rm64_imm32, Test_rm64_imm32_F7r1]);
 
-    unary::<M, Inc>(table, [Inc_rm8, Inc_rm16, Inc_rm32, Inc_rm64]);
-    unary::<M, Dec>(table, [Dec_rm8, Dec_rm16, Dec_rm32, Dec_rm64]);
-    unary::<M, Neg>(table, [Neg_rm8, Neg_rm16, Neg_rm32, Neg_rm64]);
-    unary::<M, Not>(table, [Not_rm8, Not_rm16, Not_rm32, Not_rm64]);
-    table.plain(Inc_r16, unary_register::<M, Inc, u16>);
-    table.plain(Inc_r32, unary_register::<M, Inc, u32>);
-    table.plain(Dec_r16, unary_register::<M, Dec, u16>);
-    table.plain(Dec_r32, unary_register::<M, Dec, u32>);
-
-    exchanges::<M, u8>(table, Xadd_rm8_r8, Cmpxchg_rm8_r8);
-    exchanges::<M, u16>(table, Xadd_rm16_r16, Cmpxchg_rm16_r16);
-    exchanges::<M, u32>(table, Xadd_rm32_r32, Cmpxchg_rm32_r32);
-    exchanges::<M, u64>(table, Xadd_rm64_r64, Cmpxchg_rm64_r64);
-    table.rm_flat(Cmpxchg8b_m64, cmpxchg8b::<M, General>, cmpxchg8b::<M, General>, cmpxchg8b::<M, Flat>);
-    table.rm_flat(Cmpxchg16b_m128, cmpxchg16b::<M, General>, cmpxchg16b::<M, General>, cmpxchg16b::<M, Flat>);
+    unary::fill(table);
+    exchange::fill(table);
 }

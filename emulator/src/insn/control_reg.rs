@@ -10,7 +10,7 @@ use crate::insn::segment::check_umip;
 use crate::insn::xsave;
 use crate::op::Op;
 use crate::operand::{Addressing, General, Use, effective_address};
-use crate::paging::{PHYSICAL_BITS, Tables, is_bad_pointer, is_canonical};
+use crate::paging::{PHYSICAL_BITS, has_bad_pointers, is_canonical};
 use crate::table::Table;
 use crate::word::Word;
 use iced_x86::Code;
@@ -171,19 +171,11 @@ fn write_cr3(cpu: &mut Cpu, m: &mut Careful, value: u64) -> Result<(), Stop> {
     Ok(())
 }
 
-/// Looks at the page-directory-pointer entries, which PAE paging loads with CR3 (SDM Vol. 3, PDPTE Registers). What is loaded
-/// is not kept: as AMD's processors with nested paging do, the walk reads them again.
-///
 /// # Errors
-/// #GP(0): a reserved bit is set in one that is present.
+/// #GP(0): a page-directory-pointer entry that is present has a reserved bit set.
 fn check_pointers(m: &mut Careful, cr3: u64, cr4: Cr4) -> Result<(), Stop> {
-    if !cr4.any(Cr4::PAE) {
-        return Ok(());
-    }
-    for at in (cr3 & 0xffff_ffe0..).step_by(8).take(4) {
-        if is_bad_pointer(m.entry(at, 8)?) {
-            return Err(Exception::gp(0).into());
-        }
+    if has_bad_pointers(m, cr3, cr4)? {
+        return Err(Exception::gp(0).into());
     }
     Ok(())
 }
@@ -248,14 +240,17 @@ fn lmsw_memory(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
 }
 
 /// The debug register that `number` names; 4 and 5 are 6 and 7, unless debug extensions make them undefined.
+///
+/// # Errors
+/// #UD, #GP(0), #DB.
 fn debug_register(cpu: &mut Cpu, number: u8) -> Result<u8, Stop> {
-    check_privilege(cpu)?;
     let number = match number {
         4 | 5 if cpu.cr4.any(Cr4::DE) => return Err(Exception::ud().into()),
         4 | 5 => number + 2,
         0..=7 => number,
         _ => return Err(Exception::ud().into()),
     };
+    check_privilege(cpu)?;
     if cpu.dr7 & DR7_GD != 0 {
         // The fault tells its reason in DR6.
         cpu.dr6 |= DR6_BD;

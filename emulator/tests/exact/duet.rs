@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use reprise_emulator::cpu::{Cr0, gpr};
 use reprise_emulator::{
-    Answer, Attention, Cause, Cpu, Direction, Entry, Error, Event, Exit, Reply, Request, SupplyError,
+    Answer, Attention, Cause, Cpu, Direction, Emulator, Entry, Error, Event, Exit, Reply, Request, SupplyError,
 };
 
 use crate::dice::Dice;
@@ -397,7 +397,7 @@ impl Duet<'_> {
     }
 }
 
-/// Gets a machine out that delivers one exception after the other, for ever: no instruction ends then, and nobody calls.
+/// Gets a machine out that delivers one exception after the other, or repeats one instruction, for ever: nobody calls then.
 pub struct Watch {
     watched: Arc<Mutex<Option<Watched>>>,
 }
@@ -426,12 +426,13 @@ impl Watch {
         Watch { watched }
     }
 
-    /// Lets a machine run; `None` if it had to be called.
+    /// Lets a machine run; `None` if it had to be called, or would deliver one exception after the other.
     pub fn over(&self, world: &mut World, entry: Entry, steps: u64) -> Option<Result<Exit, Error>> {
         let watched = || self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         *watched() = Some((Instant::now(), world.emulator.attention().clone()));
+        let before = world.emulator.counters().events;
         let exit = world.emulator.run_at_most(entry, steps);
-        let in_time = watched().take().is_some();
-        in_time.then_some(exit)
+        let ends = watched().take().is_some() && world.emulator.counters().events - before < Emulator::DELIVERIES;
+        ends.then_some(exit)
     }
 }

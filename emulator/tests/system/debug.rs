@@ -1,5 +1,6 @@
 //! Breakpoints and RF (SDM Vol. 3, Debug, Branch Profile, TSC).
 
+use iced_x86::IcedError;
 use iced_x86::code_asm::*;
 use reprise_emulator::cpu::{Cr4, flags, gpr};
 use reprise_emulator::{Event, Exit};
@@ -145,6 +146,95 @@ fn mov_to_ss_holds_off_a_breakpoint_on_the_next_instruction() {
         arm(&mut world, CODE + 7, 0);
         assert_eq!(world.run_to_handler(), 6);
         assert_eq!(world.get(gpr::RCX), 1);
+    });
+}
+
+/// MOV SS from where a breakpoint watches, then what `write` says.
+fn watched_load_of_ss(world: &mut World, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) {
+    world.write(DATA, 2, u64::from(DATA0));
+    world.code(CODE, 64, |a| {
+        a.mov(ss, word_ptr(DATA))?;
+        write(a)
+    });
+    arm(world, DATA, 0b0111);
+}
+
+#[test]
+fn what_a_load_of_ss_meets_is_told_behind_the_next_instruction() {
+    for stepping in [false, true] {
+        both(|mut world| {
+            watched_load_of_ss(&mut world, |a| {
+                a.inc(ecx)?;
+                a.ud2()
+            });
+            world.change(|cpu| cpu.flags.set_bits(if stepping { flags::TF } else { 0 }));
+            assert_eq!(world.run_to_handler(), DB);
+            assert_eq!((world.get(gpr::RCX), world.frame(false).rip), (1, CODE + 7 + 2));
+            let step = if stepping { 1 << 14 } else { 0 };
+            assert_eq!(world.cpu().dr6, NONE | 1 | step);
+            assert_eq!(world.cpu().breakpoints, 0);
+        });
+    }
+}
+
+#[test]
+fn what_a_load_of_ss_meets_is_told_before_the_handler_of_an_interrupt_that_follows() {
+    both(|mut world| {
+        watched_load_of_ss(&mut world, |a| a.int(0x40));
+        assert_eq!(world.run_to_handler(), DB);
+        assert_eq!(world.frame(false).rip, HANDLERS + 0x40 * 16);
+    });
+}
+
+#[test]
+fn a_fault_takes_the_place_of_what_a_load_of_ss_has_met() {
+    both(|mut world| {
+        watched_load_of_ss(&mut world, |a| a.ud2());
+        assert_eq!(world.run_to_handler(), 6);
+        assert_eq!((world.cpu().dr6, world.cpu().breakpoints), (NONE, 0));
+    });
+}
+
+#[test]
+fn what_the_delivery_of_an_event_pushes_is_told_before_its_handler() {
+    // SS, RSP, RFLAGS, CS, RIP; the error code.
+    for (slot, vector) in [(1, 6), (3, 6), (5, 6), (6, 13)] {
+        both(|mut world| {
+            world.code(CODE, 64, |a| if vector == 6 { a.ud2() } else { a.ltr(ax) });
+            let stack = world.tables + STACK;
+            arm(&mut world, stack - 8 * slot, 0b1001);
+            assert_eq!(world.run_to_handler(), DB, "{slot}");
+            assert_eq!(world.frame(false).rip, HANDLERS + vector * 16, "{slot}");
+            assert_eq!(world.cpu().dr6, NONE | 1);
+        });
+    }
+}
+
+#[test]
+fn a_delivery_that_comes_to_nothing_has_met_nothing() {
+    both(|mut world| {
+        // It pushes on a stack of its own before its target turns out not to be canonical, and #GP(0) comes in its place.
+        world.gate(6, 0x8e, 1);
+        world.write(world.tables + IDT + 6 * 16 + 8, 8, 0x8000);
+        world.code(CODE, 64, |a| a.ud2());
+        let stack = world.tables + (IST1 & !0xf);
+        arm(&mut world, stack - 8, 0b1001);
+        assert_eq!(world.run_to_handler(), 13);
+        assert_eq!(world.cpu().dr6, NONE);
+    });
+}
+
+#[test]
+fn what_far_returns_pop_is_watched() {
+    both(|mut world| {
+        world.code(CODE, 64, |a| a.db(&[0x48, 0xca, 0x40, 0]));
+        let stack = world.tables + STACK - 0x100;
+        world.write(stack, 8, CODE + 0x40);
+        world.write(stack + 8, 8, u64::from(CODE64));
+        world.change(|cpu| cpu.gpr.set(gpr::RSP, stack));
+        arm(&mut world, stack + 8, 0b1011);
+        assert_eq!(world.run_to_handler(), DB);
+        assert_eq!(world.frame(false).rip, CODE + 0x40);
     });
 }
 

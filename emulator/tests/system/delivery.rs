@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::*;
 use reprise_emulator::cpu::{Cr0, Cr4, Efer, Seg, Segment, TableRegister, flags, gpr};
-use reprise_emulator::{Event, Exit};
+use reprise_emulator::{Emulator, Entry, Event, Exit};
 
 use crate::world::*;
 
@@ -182,6 +182,18 @@ fn a_fault_on_the_way_to_a_double_fault_shuts_down() {
         // It stays down.
         assert_eq!(world.run(), Exit::Shutdown);
     });
+}
+
+#[test]
+fn exceptions_without_an_instruction_between_them_come_to_an_end_too() {
+    let mut world = World::new(0x10_0000);
+    world.code(CODE, 64, |a| a.ud2());
+    world.code(HANDLERS + 6 * 16, 64, |a| a.ud2());
+    let before = world.emulator.counters();
+    assert_eq!(world.emulator.run_at_most(Entry::Resume, 1).unwrap(), Exit::Attention);
+    let after = world.emulator.counters();
+    assert_eq!(after.events - before.events, Emulator::DELIVERIES);
+    assert_eq!(after.instructions, before.instructions);
 }
 
 #[test]

@@ -57,6 +57,34 @@ fn an_interrupt_that_waits_is_let_in_by_a_fault() {
 }
 
 #[test]
+fn an_interrupt_that_waits_for_nothing_any_more_is_a_fault_before_any_instruction() {
+    let both_flags = flags::VIP | flags::VIF;
+    let rows = [
+        (both_flags, true),
+        (flags::VIP, false),
+        (flags::VIF, false),
+        (both_flags | flags::IOPL, false),
+    ];
+    for (image, is_let_in) in rows {
+        both(|mut world| {
+            extended(&mut world, image, &[]);
+            world.code(USER + 0x10, 16, |a| a.ud2());
+            assert_eq!(world.run_to_handler(), if is_let_in { GP } else { 6 });
+        });
+    }
+    both(|mut world| {
+        world.user();
+        world.code(USER, 64, |a| a.ud2());
+        world.change(|cpu| {
+            cpu.flags.set_bits(both_flags);
+            cpu.cr4.0 |= Cr4::PVI;
+        });
+        assert_eq!(world.run_to_handler(), GP);
+        assert_eq!(world.frame(true).rip, USER);
+    });
+}
+
+#[test]
 fn single_steps_and_wide_flags_are_out_of_reach() {
     for code in [
         &[0x68, 0x02, 0x01, 0x9d][..],

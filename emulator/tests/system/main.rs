@@ -7,6 +7,7 @@ mod extensions;
 mod keys;
 mod legacy;
 mod modes;
+mod order;
 mod registers;
 mod tasks;
 mod transfers;

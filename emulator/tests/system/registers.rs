@@ -467,6 +467,25 @@ fn debug_registers_fault_under_general_detect_and_say_why() {
 }
 
 #[test]
+fn a_debug_register_that_is_not_there_is_undefined_before_anything_else() {
+    for (bits, is_user, vector) in [(Cr4::DE, false, 6), (Cr4::DE, true, 6), (0, true, GP), (0, false, 1)] {
+        both(|mut world| {
+            if is_user {
+                world.user();
+            }
+            world.change(|cpu| {
+                cpu.cr4.0 |= bits;
+                cpu.dr7 |= 1 << 13;
+            });
+            let at = world.cpu().rip;
+            // mov rax, dr4
+            world.code(at, 64, |a| a.db(&[0x0f, 0x21, 0xe0]));
+            assert_eq!(world.run_to_handler(), vector);
+        });
+    }
+}
+
+#[test]
 fn efer_lma_cannot_be_written() {
     both(|mut world| {
         let outcome = outcome(&mut world, |a| {

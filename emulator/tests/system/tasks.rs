@@ -2,7 +2,7 @@
 
 use iced_x86::code_asm::*;
 use reprise_emulator::Exit;
-use reprise_emulator::cpu::{Cr0, Seg, flags, gpr};
+use reprise_emulator::cpu::{Cr0, Cr4, Seg, flags, gpr};
 
 use crate::legacy::legacy;
 use crate::world::*;
@@ -227,4 +227,52 @@ fn a_task_may_want_to_be_debugged_from_its_first_instruction() {
         assert_eq!(world.cpu().dr6 & 1 << 15, 1 << 15);
         assert_eq!(world.read(world.get(gpr::RSP), 4), OTHER);
     });
+}
+
+#[test]
+fn page_directory_pointers_that_cannot_be_loaded_are_the_new_tasks_exception() {
+    const POINTERS: u64 = PD + 0x1000;
+    const THIRD: u16 = 0x50;
+    const TSS3: u64 = TSS2 + 0x100;
+    for (entry, is_bad) in [(0, false), (2, false), (1, false), (3, true), (1 << 50 | 1, true)] {
+        both(|mut world| {
+            two_tasks(&mut world);
+            let (second, third) = (world.tables + TSS2, world.tables + TSS3);
+            for at in (0..0x68).step_by(4) {
+                let word = world.read(second + at, 4);
+                world.write(third + at, 4, word);
+            }
+            world.write(world.tables + u64::from(THIRD), 8, tss_descriptor(third, 0x89, 0x67));
+            world.write(third + EIP, 4, OTHER + 0x80);
+            world.code(OTHER + 0x80, 32, |a| a.hlt());
+            // The handler is a task too: there is no stack yet.
+            let gate = world.tables + IDT + TS * 8;
+            world.write(gate, 8, u64::from(THIRD) << 16 | 0x85 << 40);
+            for (pointers, fourth) in [(POINTERS, 0), (POINTERS + 0x20, entry)] {
+                for (n, value) in (0..).zip([PD | 1, 0, 0, fourth]) {
+                    world.write(pointers + 8 * n, 8, value);
+                }
+            }
+            world.write(second + 0x1c, 4, POINTERS + 0x20);
+            world.write(third + 0x1c, 4, POINTERS);
+            world.change(|cpu| {
+                cpu.cr3 = POINTERS;
+                cpu.cr4 = Cr4(Cr4::PAE);
+                cpu.cr0.0 |= Cr0::PG;
+            });
+            far(&mut world, JMP, SECOND);
+            assert_eq!(world.run(), Exit::Halt);
+            if is_bad {
+                assert_eq!(world.cpu().tr.selector, THIRD, "{entry:#x}");
+                assert_eq!(world.read(world.get(gpr::RSP), 4), 0, "the error code");
+                assert_eq!(
+                    world.read(second + EIP, 4),
+                    OTHER,
+                    "nothing of the new task was executed"
+                );
+            } else {
+                assert_eq!(world.cpu().tr.selector, SECOND, "{entry:#x}");
+            }
+        });
+    }
 }

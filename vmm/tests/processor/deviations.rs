@@ -39,6 +39,8 @@ const INT1: &str = "SDM Vol. 2, INT n/INTO/INT3/INT1: F1 is a #DB; TCG: #UD, and
 
 const CANONICAL: &str = "SDM Vol. 1, Canonical Addressing: #GP(0), #SS(0) on the stack, before the jump; TCG: #GP always, behind it, or not at all";
 
+const LOAD_OF_SS: &str = "SDM Vol. 3, Masking Exceptions and Interrupts When Switching Stacks: a #DB waits for the next instruction; TCG tells it at once";
+
 /// Bochs's.
 pub const BOCHS: &[Deviation] = &[
     deviation(
@@ -90,6 +92,12 @@ pub const BOCHS: &[Deviation] = &[
         "debug",
         "general detect",
         "SDM Vol. 2, MOV to and from debug registers: at level 3 it is #GP(0), whatever GD says; Bochs: #DB",
+    ),
+    deviation(
+        "debug",
+        "breakpoints on what SS is loaded from, and an interrupt behind it",
+        "SDM Vol. 3, Masking Exceptions and Interrupts When Switching Stacks: they wait for the next instruction, which INT n is; Bochs \
+         forgets them",
     ),
 ];
 
@@ -245,6 +253,17 @@ pub const QEMU: &[Deviation] = &[
         "debug",
         "general detect",
         "SDM Vol. 3, Debug Control Register: GD is a #DB; TCG has none",
+    ),
+    deviation(
+        "debug",
+        "debug registers that there are not, at level 3",
+        "SDM Vol. 2, MOV to and from debug registers: DR4 with CR4.DE is #UD; TCG: #GP(0) at level 3",
+    ),
+    deviation("debug", "breakpoints on what SS is loaded from", LOAD_OF_SS),
+    deviation(
+        "debug",
+        "breakpoints on what SS is loaded from, and an interrupt behind it",
+        LOAD_OF_SS,
     ),
     deviation("extended", "five levels", CANONICAL),
     deviation(

@@ -116,6 +116,13 @@ fn breakpoints_single_steps_and_general_detect() {
     check("debug");
 }
 
+/// QEMU does not survive the second scene: an assertion of its own fails.
+#[test]
+fn breakpoints_on_what_transfers_and_events_push_and_pop() {
+    let (image, expected) = check_here("watched");
+    check_on_bochs("watched", &image, &expected);
+}
+
 /// Bochs's Ice Lake has no 57-bit addresses.
 #[test]
 fn five_levels_of_paging_and_protection_keys() {

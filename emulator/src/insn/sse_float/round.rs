@@ -85,12 +85,15 @@ fn reduce(format: Format, value: u64, imm: u8, mxcsr: u32) -> (u64, u32) {
     if format.is_nan(value) {
         return format.quieted(value);
     }
+    if format.is_infinite(value) {
+        return (0, 0);
+    }
     let value = format.flushed(value, mxcsr);
     let rounding = rounding(imm, mxcsr);
     let zero = if rounding == Rounding::Down { format.sign() } else { 0 };
     let number = format.number(value);
     let unit = -i32::from(imm >> 4);
-    if format.is_infinite(value) || format.is_zero(value) || number.exponent >= unit {
+    if format.is_zero(value) || number.exponent >= unit {
         return (zero, 0);
     }
     let (integer, inexact) = number.to_integer(unit, rounding);
@@ -196,11 +199,24 @@ mod tests {
 
     #[test]
     fn a_reduction_that_leaves_nothing_is_zero_negative_only_when_rounding_down() {
-        for value in [0.0, -0.0, 3.0, -3.0, 1e300, f64::INFINITY, f64::NEG_INFINITY] {
+        for value in [0.0, -0.0, 3.0, -3.0, 1e300] {
             for (imm, bits) in [(0, 0), (1, 1 << 63), (2, 0), (3, 0)] {
                 assert_eq!(
                     (reduced(value, imm).0.to_bits(), reduced(value, imm).1),
                     (bits, 0),
+                    "{value} {imm}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_reduction_of_an_infinity_is_a_positive_zero_whatever_the_rounding() {
+        for value in [f64::INFINITY, f64::NEG_INFINITY] {
+            for imm in 0..4 {
+                assert_eq!(
+                    reduce(Format::DOUBLE, value.to_bits(), imm, MASKED),
+                    (0, 0),
                     "{value} {imm}"
                 );
             }

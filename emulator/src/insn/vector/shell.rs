@@ -6,12 +6,13 @@ use super::form::{self, Fetch, Form, Merge, Place, ones};
 use super::lanes::{Bytes, Lanes, to_bytes, to_vector};
 use crate::access::{Access, Linear, Outcome, Stop};
 use crate::cpu::{CONTEXT_USER, Cpu, Seg};
+use crate::event::Exception;
 use crate::insn::available;
 use crate::insn::shuffle::Lane;
 use crate::insn::sse_float::exceptions;
 use crate::native::sse::MASKS;
 use crate::op::Op;
-use crate::operand::{General, Use, aligned, check, effective_address};
+use crate::operand::{Use, check, effective_address, is_aligned};
 use crate::table::Table;
 
 /// Adds an encoding that has a form.
@@ -81,7 +82,7 @@ fn store<M: Access>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) -> Outcome {
     let form = form::form(op.form());
     let mut lanes = begin(cpu, form, op)?;
     lanes.c = register(cpu, form, op.r1);
-    check_alignment(cpu, form, op, Use::Write)?;
+    check_alignment(cpu, form, op)?;
     (form.kernel)(&mut lanes);
     let (size, selected) = match form.fetch {
         Fetch::Contiguous => {
@@ -209,11 +210,12 @@ fn merge(lanes: &mut Lanes, old: &Bytes, form: &Form) {
     }
 }
 
-/// #GP(0) if the memory operand must be aligned and is not, whatever is selected of it.
+/// #GP(0) if the memory operand must be aligned and is not, whatever is selected of it. Its other faults are those of what is
+/// selected.
 #[inline(always)]
-fn check_alignment<M>(cpu: &Cpu, form: &Form, op: &Op<M>, usage: Use) -> Outcome {
-    if form.is_aligned {
-        aligned::<M, General>(cpu, op, 1, form.memory as u64, usage)?;
+fn check_alignment<M>(cpu: &Cpu, form: &Form, op: &Op<M>) -> Outcome {
+    if form.is_aligned && !is_aligned(cpu, op, form.memory as u64) {
+        return Err(Exception::gp(0).into());
     }
     Ok(())
 }
@@ -221,7 +223,7 @@ fn check_alignment<M>(cpu: &Cpu, form: &Form, op: &Op<M>, usage: Use) -> Outcome
 /// The last source, in memory.
 #[inline(always)]
 fn fetch<M: Access>(cpu: &Cpu, m: &mut M, form: &Form, op: &Op<M>, active: u64) -> Result<Bytes, Stop> {
-    check_alignment(cpu, form, op, Use::Read)?;
+    check_alignment(cpu, form, op)?;
     let mut bytes = [0; 64];
     let size = match form.fetch {
         Fetch::Contiguous => active.count_ones() as usize * form.element,
@@ -342,9 +344,10 @@ impl Part {
         self.start..self.start + self.length
     }
 
-    /// Where they are in memory.
+    /// Where they are in memory. The operand as a whole has an address of the instruction's address size; what lies behind does
+    /// not wrap around with that.
     pub fn at<M>(self, cpu: &Cpu, op: &Op<M>, usage: Use) -> Result<Linear, Stop> {
-        let offset = effective_address(cpu, op).wrapping_add(self.start as u64) & op.attr.address_mask();
+        let offset = effective_address(cpu, op).wrapping_add(self.start as u64);
         cpu.linear(Seg::from_number(op.seg()), offset, self.length as u64, usage)
     }
 }

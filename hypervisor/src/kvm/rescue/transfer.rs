@@ -198,6 +198,7 @@ impl Held {
         (to.gdtr, to.idtr) = (from.gdtr, from.idtr);
         (to.cr0, to.cr2, to.cr3, to.cr4, to.efer) = (from.cr0, from.cr2, from.cr3, from.cr4, from.efer);
         (to.activity, to.shadow, to.nmi_blocked, to.event) = (from.activity, from.shadow, from.nmi_blocked, from.event);
+        to.breakpoints = from.breakpoints;
         if self.parts.has(Parts::VECTORS) {
             (*to.fpu).clone_from(&from.fpu);
         }

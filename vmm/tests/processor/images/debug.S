@@ -212,9 +212,62 @@ scenes:
     catch 1f
     mov %eax, %dr7
 1:  mov %eax, %dr7
+
+    scene "debug registers that there are not, at level 3"
+    mov $8, %eax
+    mov %eax, %cr4
+    try_user 2, .byte 0x0f, 0x21, 0xe3
+    try_user 2, mov %dr6, %ebx
+    mov $0x2000, %eax
+    mov %eax, %dr7
+    try .byte 0x0f, 0x21, 0xe3
+    xor %eax, %eax
+    catch 1f
+    mov %eax, %dr7
+1:  mov %eax, %dr7
+    mov %eax, %cr4
+
+    scene "breakpoints on what SS is loaded from"
+    mov %ss, %eax
+    mov %eax, stack_selector
+    # The trap comes behind the next instruction, and a single step does not come at all.
+    .irp insn, "mov stack_selector, %ss; nop; nop", "mov stack_selector, %ss; mov %ss, %eax; nop; nop", "mov stack_selector, %ss; incb watched; nop", "lss stack_pointer, %eax; nop; nop"
+    breakpoint 0, stack_selector, 0x70002
+    tries "\insn"
+    steps_end
+    .endr
+    pushl %ss
+    mov %esp, %eax
+    mov %eax, %dr0
+    mov $0xf0002, %eax
+    mov %eax, %dr7
+    tries "pop %ss; lea -12(%esp), %esp; nop"
+    steps_end
+    pop %eax
+    breakpoint 0, stack_selector, 0x70002
+    catch 1f
+    pushl $0x102
+    popfl
+    mov stack_selector, %ss
+    nop
+    nop
+1:  steps_end
+    # An exception of the next instruction comes in its place.
+    breakpoint 0, stack_selector, 0x70002
+    tries "mov stack_selector, %ss; ud2"
+    steps_end
+    scene "breakpoints on what SS is loaded from, and an interrupt behind it"
+    breakpoint 0, stack_selector, 0x70002
+    tries "mov stack_selector, %ss; int $0x81"
+    steps_end
     ret
 
 .section .data
+    .align 16
+stack_pointer:
+    .long 0
+stack_selector:
+    .long 0
     .align 16
 source:
     .byte 1, 2, 3, 4, 5

@@ -276,6 +276,55 @@ scenes:
     try64 "pushq $ODD; pushq $user64_landing; lretq"
     try64 "ljmp *far64_odd"
 
+    scene64 "extended control registers"
+    xor %ecx, %ecx
+    try64 "xgetbv"
+    mov $7, %eax
+    xor %edx, %edx
+    try64 "xsetbv"
+    mov %cr4, %rbx
+    bts $18, %rbx              # OSXSAVE
+    mov %rbx, %cr4
+    .irp value, 1, 3, 7, 0, 2, 5, 6, 0x27, 0x67
+    mov $\value, %eax
+    xor %edx, %edx
+    try64 "xsetbv"
+    xgetbv
+    mov %rax, %rbx
+    show64 xcr0, %rbx
+    xor %ecx, %ecx
+    .endr
+    mov $1, %ecx
+    mov $7, %eax
+    try64 "xsetbv"
+    mov $1, %edx
+    xor %ecx, %ecx
+    try64 "xsetbv"
+    mov $7, %eax
+    xor %edx, %edx
+    xsetbv
+    mov $2, %ecx
+    try64 "xgetbv"
+    # What is in use; that something is not, no processor need say.
+    vpcmpeqb %ymm1, %ymm1, %ymm1
+    mov $1, %ecx
+    xgetbv
+    and $6, %eax
+    mov %rax, %rbx
+    show64 in_use, %rbx
+    xor %ecx, %ecx
+    try_user64 0x3002, "xgetbv"
+    mov $7, %eax
+    xor %edx, %edx
+    try_user64 0x3002, "xsetbv"
+    mov $1, %eax
+    xor %ecx, %ecx
+    xsetbv
+    mov %cr4, %rbx
+    btr $18, %rbx
+    mov %rbx, %cr4
+    try_user64 0x3002, "xgetbv"
+
     scene64 "descriptors of 16 bytes"
     movl $0x0000000f, gdt + ODD
     movl $0x00008200, gdt + ODD + 4
@@ -345,6 +394,7 @@ scenes:
     try64 "mov %ds:scratch64, %eax"
     mov $DATA32, %eax
     mov %eax, %ds
+
     jmp finish64
 
 ist_target:

@@ -180,7 +180,7 @@ scenes:
     mov $CR4_VME, %eax
     mov %eax, %cr4
     movw $0x88, tss_main + 0x66
-    .irp flags, 0x0002, VIF | 2, VIP | 2, 0x3002
+    .irp flags, 0x0002, VIF | 2, VIP | 2, VIP | VIF | 2, 0x3002
     .irp insn, cli, sti, "pushf", "pushfl", "push $0x0ed7; popf", "push $2; popf", "push $0x102; popf", "push $0x7fd7; popf", "pushl $2; popfl"
     try_86 "\flags", "\insn"
     stack_86
@@ -210,8 +210,8 @@ scenes:
     scene "a waiting virtual interrupt at level 3"
     mov $2, %eax                # PVI
     mov %eax, %cr4
-    .irp flags, 2, VIF | 2, VIP | 2, 0x3002
-    .irp insn, cli, sti
+    .irp flags, 2, VIF | 2, VIP | 2, VIP | VIF | 2, 0x3002
+    .irp insn, cli, sti, nop, popf
     try_user "\flags", \insn
     .endr
     .endr

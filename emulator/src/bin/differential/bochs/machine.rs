@@ -20,7 +20,7 @@ const HEADER_SIZE: usize = 4096;
 const CASE_SIZE: usize = 320;
 
 /// A batch takes a few seconds.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// Why a batch could not be run.
 #[derive(Debug, thiserror::Error)]

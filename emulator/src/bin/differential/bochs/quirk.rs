@@ -102,6 +102,15 @@ pub const REASONS: &[(&str, &str)] = &[
         "leaves a denormal that is scaled by less than 2 as it is in Bochs, without the exception for its being tiny",
     ),
     (
+        "VSCALEF of a power of two by a huge negative exponent",
+        "is exactly zero in Bochs, in whichever direction it rounds and without underflow (SDM Vol. 2, VSCALEFPD)",
+    ),
+    ("VDBPSADBW with EVEX.W", "is no #UD in Bochs"),
+    (
+        "EVEX.b with an operand in memory that is not broadcast, and a compressed displacement",
+        "ends Bochs with a failed assertion",
+    ),
+    (
         "VEXTRACTF32X4 and its like to memory under an opmask",
         "suppress faults in Bochs (SDM Vol. 2, exception type E6NF)",
     ),
@@ -196,10 +205,10 @@ pub fn flags(instruction: &Instruction) -> u32 {
         let silent = if instruction.immediate8() & 8 != 0 { PE } else { 0 };
         return DE | UE | silent;
     }
-    if ["Vscalef", "Vrange", "Vreduce"]
-        .iter()
-        .any(|start| name.starts_with(start))
-    {
+    if name.starts_with("Vreduce") {
+        return DE | UE;
+    }
+    if ["Vscalef", "Vrange"].iter().any(|start| name.starts_with(start)) {
         return DE;
     }
     if is_unsigned(&name) { IE | PE } else { 0 }
@@ -219,6 +228,10 @@ pub fn forgives(case: &Case, expected: &Outcome, found: &Outcome) -> bool {
     let has_w = case.code[prefix + 2] & 0x80 != 0;
     let is_ignored = instruction.op_code().is_wig() || name.starts_with("Vextractps");
     if expected.vector == UD && has_w && is_ignored {
+        return true;
+    }
+    let is_dbpsadbw = case.code[prefix + 1] & 7 == 3 && case.code[prefix + 4] == 0x42;
+    if found.vector == UD && has_w && is_dbpsadbw {
         return true;
     }
     let loads_all = ["Vexpand", "Vpexpand", "Vpmovsx", "Vpmovzx", "Vbroadcast"];
@@ -243,6 +256,9 @@ pub fn forgives(case: &Case, expected: &Outcome, found: &Outcome) -> bool {
     if scales && unmasked && expected.vector == found.vector && expected.mxcsr ^ found.mxcsr == u64::from(PE) {
         return true;
     }
+    if name.starts_with("Vscalef") && is_lost_power(&name, expected, found) {
+        return true;
+    }
     let silent = instruction.suppress_all_exceptions();
     if silent && (name == "Vcvtph2ps" || name.starts_with("Vgetmant")) {
         return true;
@@ -255,6 +271,24 @@ pub fn forgives(case: &Case, expected: &Outcome, found: &Outcome) -> bool {
         .iter()
         .any(|start| name.starts_with(start));
     truncates && (expected.mxcsr & u64::from(IE) != 0 || instruction.suppress_all_exceptions()) || loses_bits
+}
+
+/// Elements of Bochs are zero where the least denormal is due, if they are not the same, and underflow is not told.
+fn is_lost_power(name: &str, expected: &Outcome, found: &Outcome) -> bool {
+    let size = if name.ends_with('s') { 4 } else { 8 };
+    let elements = expected.vectors.chunks(size).zip(found.vectors.chunks(size));
+    let is_least = |bochs: &[u8], ours: &[u8]| {
+        let top = bochs[size - 1];
+        let is_zero = bochs[..size - 1].iter().all(|byte| *byte == 0) && top & 0x7f == 0;
+        is_zero && ours[0] == 1 && ours[size - 1] == top && ours[1..size - 1].iter().all(|byte| *byte == 0)
+    };
+    let untold = found.mxcsr & !expected.mxcsr;
+    expected.vector == found.vector
+        && expected.mxcsr & !found.mxcsr == 0
+        && untold & !u64::from(UE | PE) == 0
+        && elements
+            .into_iter()
+            .all(|(bochs, ours)| bochs == ours || is_least(bochs, ours))
 }
 
 fn has_immediate(instruction: &Instruction) -> bool {
@@ -292,6 +326,10 @@ fn prefix(bytes: &[u8]) -> Option<usize> {
 pub fn harms(instruction: &Instruction, bytes: &[u8]) -> bool {
     let Some(prefix) = prefix(bytes) else { return false };
     if instruction.is_invalid() && bytes[prefix + 1] & 0x10 == 0 {
+        return true;
+    }
+    let has_displacement = bytes[prefix + 5] & 0xc0 == 0x40;
+    if has_displacement && bytes[prefix + 3] & 0x10 != 0 && !instruction.is_broadcast() {
         return true;
     }
     let has_x = bytes[prefix + 1] & 0x40 == 0;
