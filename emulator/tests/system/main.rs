@@ -4,9 +4,11 @@
 mod debug;
 mod delivery;
 mod extensions;
+mod identity;
 mod keys;
 mod legacy;
 mod modes;
+mod privileged;
 mod registers;
 mod tasks;
 mod transfers;
