@@ -203,6 +203,22 @@ mod tests {
     }
 
     #[test]
+    fn a_compacted_component_begins_at_a_multiple_of_64_if_it_must_be_aligned() {
+        let table = |alignment| {
+            CpuidTable::new(vec![
+                entry(0xd, Some(0), [0x207, 0, 840, 0]),
+                entry(0xd, Some(1), [2, 0, 0, 0]),
+                entry(0xd, Some(2), [8, 576, 0, 0]),
+                entry(0xd, Some(9), [8, 832, alignment, 0]),
+            ])
+        };
+        let mut cpu = Cpu::reset();
+        cpu.xcr0 = 0x207;
+        assert_eq!(table(0).query(&cpu, 0xd, 1).ebx, 592);
+        assert_eq!(table(2).query(&cpu, 0xd, 1).ebx, 648);
+    }
+
+    #[test]
     fn what_is_not_announced_cannot_be_set() {
         let table = CpuidTable::new(vec![
             entry(7, Some(0), [0, 1 << 20, 0, 0]),

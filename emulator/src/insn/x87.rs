@@ -9,12 +9,12 @@ mod control;
 mod environment;
 mod rows;
 
-use crate::access::{Access, Outcome, Stop};
+use crate::access::{Access, Linear, Outcome, Stop};
 use crate::cpu::fpu::status::{IE, OE, UE};
 use crate::cpu::{Cpu, Seg};
 use crate::native::x87::{self as host, Image, Operand};
 use crate::op::Op;
-use crate::operand::{Addressing, General, Use, effective_address};
+use crate::operand::{Addressing, General, Use, effective_address, of_fields};
 use crate::table::Table;
 
 use super::available;
@@ -88,9 +88,17 @@ fn compare<M: Access, const OPCODE: u8, const MODRM: u8>(cpu: &mut Cpu, _: &mut 
     Ok(())
 }
 
+/// The address of a memory operand. Those of 10 bytes are two fields, the first of 8.
+fn address<M: Access, const SIZE: u64>(cpu: &Cpu, m: &mut M, op: &Op<M>, usage: Use) -> Result<Linear, Stop> {
+    match SIZE {
+        10 => of_fields(cpu, m, op, 8, SIZE, usage),
+        _ => General::linear(cpu, op, SIZE, usage),
+    }
+}
+
 /// A memory operand of 2, 4, 8 or 10 bytes.
 fn operand<M: Access, const SIZE: u64>(cpu: &Cpu, m: &mut M, op: &Op<M>) -> Result<Operand, Stop> {
-    let at = General::linear(cpu, op, SIZE, Use::Read)?;
+    let at = address::<M, SIZE>(cpu, m, op, Use::Read)?;
     let mut operand = [0; 16];
     match SIZE {
         2 => operand[..2].copy_from_slice(&m.load::<u16>(cpu, at)?.to_le_bytes()),
@@ -124,7 +132,7 @@ fn store<M: Access, const OPCODE: u8, const DIGIT: u8, const SIZE: u64>(
     op: &Op<M>,
 ) -> Outcome {
     available::x87(cpu)?;
-    let at = General::linear(cpu, op, SIZE, Use::Write)?;
+    let at = address::<M, SIZE>(cpu, m, op, Use::Write)?;
     let mut image = image(cpu);
     let mut operand = [0; 16];
     host::memory::<OPCODE, DIGIT>(&mut image, &mut operand);

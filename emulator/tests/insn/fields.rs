@@ -17,6 +17,12 @@ rows! { the_first_field_faults_before_a_later_one_is_beyond_the_limit in compati
     "the control word of FNSTENV": "fnstenv [ebx]", ebx = 0xffff_fff0 => fault = (14, Some(2));
     "the control word of FRSTOR with 16 bits": ".byte 0x66, 0xdd, 0x23", ebx = 0xffff_fffe => fault = (14, Some(0));
     "the control word of FNSAVE": "fnsave [ebx]", ebx = 0xffff_ffa0 => fault = (14, Some(2));
+    "the significand that FLD loads": ".byte 0xdb, 0x2b", ebx = 0xffff_fff8 => fault = (14, Some(0));
+    "the significand that FLD loads itself": ".byte 0xdb, 0x2b", ebx = 0xffff_fff9 => fault = (13, Some(0));
+    "the significand that FSTP stores": ".byte 0xdb, 0x3b", ebx = 0xffff_fff8 => fault = (14, Some(2));
+    "the low digits that FBLD loads": ".byte 0xdf, 0x23", ebx = 0xffff_fff8 => fault = (14, Some(0));
+    "the low digits that FBSTP stores": ".byte 0xdf, 0x33", ebx = 0xffff_fff8 => fault = (14, Some(2));
+    "the low digits that FBSTP stores themselves": ".byte 0xdf, 0x33", ebx = 0xffff_fff9 => fault = (13, Some(0));
 }
 
 rows! { fxsave_goes_around_the_end_of_the_address_size in compatibility_mode(), ".code32\n";

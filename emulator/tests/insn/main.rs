@@ -20,6 +20,7 @@ mod fields;
 mod mov;
 mod muldiv;
 mod native;
+mod opmask;
 mod shift;
 mod stack;
 mod string;

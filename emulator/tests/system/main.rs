@@ -4,10 +4,12 @@
 mod debug;
 mod delivery;
 mod extensions;
+mod identity;
 mod keys;
 mod legacy;
 mod modes;
 mod order;
+mod privileged;
 mod registers;
 mod tasks;
 mod transfers;

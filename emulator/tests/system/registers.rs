@@ -11,7 +11,7 @@ const UD: u64 = 6;
 const GP: u64 = 13;
 
 /// Executes `write` at CPL 0, then HLT; `None` if it got there, else the vector of the exception.
-fn outcome(world: &mut World, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Option<u64> {
+pub fn outcome(world: &mut World, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Option<u64> {
     world.code(CODE, 64, |a| {
         write(a)?;
         a.hlt()

@@ -276,3 +276,164 @@ fn page_directory_pointers_that_cannot_be_loaded_are_the_new_tasks_exception() {
         });
     }
 }
+
+/// A second task of user mode, whose exceptions find a stack in its TSS.
+fn user_task(world: &mut World) {
+    two_tasks(world);
+    let second = world.tables + TSS2;
+    world.write(second + 4, 4, world.tables + STACK2);
+    world.write(second + 8, 4, u64::from(DATA0));
+    for (seg, selector) in [
+        (Seg::Es, USER_DATA),
+        (Seg::Cs, USER32),
+        (Seg::Ss, USER_DATA),
+        (Seg::Ds, USER_DATA),
+    ] {
+        world.write(second + SEGMENTS + 4 * seg as u64, 4, u64::from(selector));
+    }
+    world.code(OTHER, 32, |a| a.ud2());
+}
+
+/// Offset of the LDT's selector in a 32-bit TSS.
+const LDT: u64 = 0x60;
+const SS: u64 = 12;
+
+#[test]
+fn each_selector_of_the_new_task_is_looked_up() {
+    let at = |seg: Seg| SEGMENTS + 4 * seg as u64;
+    let rows: [(&str, u64, u16, u64, u64); 14] = [
+        ("an LDT in an LDT", LDT, 0x74, 0, TS),
+        ("an LDT that is data", LDT, DATA0, 0, TS),
+        ("an LDT that is not there", LDT, ABSENT, 0x02, TS),
+        ("an LDT beyond the table", LDT, 0x80, 0, TS),
+        ("CS that is data", at(Seg::Cs), USER_DATA, 0, TS),
+        ("CS of another privilege", at(Seg::Cs), CODE32 | 3, 0, TS),
+        ("CS that is not there", at(Seg::Cs), ABSENT | 3, 0xc07b, NP),
+        ("SS that is code", at(Seg::Ss), USER32, 0, TS),
+        ("SS that is not there", at(Seg::Ss), ABSENT | 3, 0xc073, SS),
+        ("SS of another privilege", at(Seg::Ss), DATA0 | 3, 0, TS),
+        ("SS with another RPL", at(Seg::Ss), USER_DATA & !3, 0, TS),
+        ("SS that is null", at(Seg::Ss), 3, 0, TS),
+        ("DS of the kernel", at(Seg::Ds), DATA0, 0, TS),
+        ("DS that is not there", at(Seg::Ds), ABSENT | 3, 0xc073, NP),
+    ];
+    for (name, offset, selector, absent, vector) in rows {
+        both(|mut world| {
+            user_task(&mut world);
+            world.write(world.tables + TSS2 + offset, 4, u64::from(selector));
+            if absent != 0 {
+                world.write(world.tables + u64::from(ABSENT), 8, descriptor(absent, 0xf_ffff));
+            }
+            far(&mut world, JMP, SECOND);
+            assert_eq!(world.run_to_handler(), vector, "{name}");
+            let code = world.read(world.get(gpr::RSP), 4);
+            assert_eq!(code, u64::from(selector & !3), "{name}");
+            assert_eq!(world.cpu().tr.selector, SECOND, "{name}");
+        });
+    }
+}
+
+#[test]
+fn a_task_may_have_segments_of_its_own() {
+    const LOCAL: u16 = 0x70;
+    both(|mut world| {
+        user_task(&mut world);
+        world.write(world.tables + u64::from(LOCAL), 8, descriptor(0x82, 0xf) | DATA << 16);
+        world.write(DATA + 8, 8, descriptor(0x40f3, 0x1234));
+        world.write(world.tables + TSS2 + LDT, 4, u64::from(LOCAL));
+        world.write(world.tables + TSS2 + SEGMENTS + 4 * Seg::Ds as u64, 4, 0xf);
+        far(&mut world, JMP, SECOND);
+        assert_eq!(world.run_to_handler(), 6);
+        let data = &world.cpu().segments[Seg::Ds];
+        assert_eq!((data.selector, data.limit), (0xf, 0x1234));
+    });
+}
+
+#[test]
+fn an_old_task_without_room_for_its_state_is_not_left() {
+    both(|mut world| {
+        two_tasks(&mut world);
+        world.change(|cpu| cpu.tr.limit = 0x5e);
+        far(&mut world, JMP, SECOND);
+        assert_eq!(world.run_to_handler(), TS);
+        assert_eq!(world.read(world.get(gpr::RSP), 4), u64::from(TASK));
+        assert_eq!(access(&world, SECOND), 0x89);
+    });
+}
+
+#[test]
+fn a_task_gate_names_no_local_task() {
+    both(|mut world| {
+        two_tasks(&mut world);
+        let at = world.tables + u64::from(GATE);
+        world.write(at, 8, u64::from(SECOND | 4) << 16 | 0x85 << 40);
+        far(&mut world, JMP, GATE);
+        assert_eq!(world.run_to_handler(), GP);
+        assert_eq!(world.read(world.get(gpr::RSP), 4), u64::from(SECOND | 4));
+    });
+}
+
+#[test]
+fn a_16_bit_task_is_left_with_16_bits() {
+    both(|mut world| {
+        two_tasks(&mut world);
+        let old = world.tables + TSS;
+        world.write(world.tables + u64::from(TASK), 8, tss_descriptor(old, 0x83, 0x2b));
+        world.write(old + 0x2c, 2, 0x5555);
+        world.change(|cpu| {
+            cpu.tr.attributes.0 = 0x83;
+            cpu.tr.limit = 0x2b;
+            cpu.gpr.set(gpr::RCX, 0x1234_5678);
+        });
+        far(&mut world, JMP, SECOND);
+        assert_eq!(world.run(), Exit::Halt);
+        assert_eq!(world.cpu().rip, OTHER + 1);
+        let words = [0x0e, 0x14, 0x22, 0x2c].map(|offset| world.read(old + offset, 2));
+        assert_eq!(words, [(CODE + 7) & 0xffff, 0x5678, u64::from(DATA0), 0x5555]);
+    });
+}
+
+#[test]
+fn a_task_may_be_a_virtual_8086_program() {
+    both(|mut world| {
+        user_task(&mut world);
+        let second = world.tables + TSS2;
+        world.write(second + EIP, 4, OTHER - USER);
+        world.write(second + EFLAGS, 4, flags::VM | 2);
+        for (seg, selector) in [(Seg::Cs, USER >> 4), (Seg::Ss, DATA >> 4), (Seg::Ds, 0x1234)] {
+            world.write(second + SEGMENTS + 4 * seg as u64, 4, selector);
+        }
+        world.code(OTHER, 16, |a| {
+            a.mov(ax, ds)?;
+            a.ud2()
+        });
+        far(&mut world, JMP, SECOND);
+        assert_eq!(world.run_to_handler(), 6);
+        assert_eq!(world.get(gpr::RAX) & 0xffff, 0x1234);
+        let top = world.get(gpr::RSP);
+        assert_eq!(top, world.tables + STACK2 - 36);
+        let [ip, code, image] = [0, 4, 8].map(|at| world.read(top + at, 4));
+        assert_eq!((ip, code, image & flags::VM), (OTHER - USER + 2, USER >> 4, flags::VM));
+    });
+}
+
+#[test]
+fn a_task_has_its_own_page_tables() {
+    const FIRST: u64 = 0x7_0000;
+    both(|mut world| {
+        two_tasks(&mut world);
+        for directory in [FIRST, FIRST + 0x1000] {
+            // 4 MiB to themselves.
+            world.write(directory, 4, 0xe7);
+        }
+        world.write(world.tables + TSS2 + 0x1c, 4, FIRST + 0x1000);
+        world.change(|cpu| {
+            cpu.cr0.0 |= Cr0::PG;
+            cpu.cr4.0 |= Cr4::PSE;
+            cpu.cr3 = FIRST;
+        });
+        far(&mut world, JMP, SECOND);
+        assert_eq!(world.run(), Exit::Halt);
+        assert_eq!((world.cpu().rip, world.cpu().cr3), (OTHER + 1, FIRST + 0x1000));
+    });
+}

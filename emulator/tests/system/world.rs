@@ -78,6 +78,8 @@ pub struct World {
     /// What the devices but the memory-like one were asked.
     pub trace: Vec<(Space, u64, Direction)>,
     pub task_priority: u64,
+    /// IA32_APIC_BASE, if the platform has one.
+    pub apic_base: Option<u64>,
 }
 
 /// Runs `test` with the tables in RAM and in a device.
@@ -86,7 +88,7 @@ pub fn both(test: impl Fn(World)) {
     test(World::new(DEVICE));
 }
 
-fn entry(leaf: u32, subleaf: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> CpuidEntry {
+pub fn entry(leaf: u32, subleaf: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> CpuidEntry {
     CpuidEntry {
         leaf,
         subleaf: Some(subleaf),
@@ -95,7 +97,7 @@ fn entry(leaf: u32, subleaf: u32, [eax, ebx, ecx, edx]: [u32; 4]) -> CpuidEntry 
 }
 
 /// A processor with what these tests are about.
-fn cpuid() -> CpuidTable {
+pub fn cpuid() -> CpuidTable {
     CpuidTable::new(vec![
         entry(0, 0, [0xd, 0x6874_7541, 0x444d_4163, 0x6974_6e65]),
         // PCID, XSAVE; VME, DE, PSE, TSC, PAE, MCE, MTRR, PGE, PAT, FXSR, SSE.
@@ -116,6 +118,11 @@ pub fn descriptor(attributes: u64, limit: u64) -> u64 {
 impl World {
     /// In 64-bit mode at CPL 0, about to execute at [`CODE`].
     pub fn new(tables: u64) -> World {
+        World::with(tables, cpuid())
+    }
+
+    /// A world whose processor answers CPUID by `cpuid`.
+    pub fn with(tables: u64, cpuid: CpuidTable) -> World {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_SIZE)]).unwrap();
         let ram = Arc::new(Ram::new(memory).unwrap());
         let emulator = Emulator::new(
@@ -123,7 +130,7 @@ impl World {
             ram.clone(),
             Arc::new(Still),
             Arc::new(Model::new()),
-            Arc::new(cpuid()),
+            Arc::new(cpuid),
         );
         let mut world = World {
             emulator,
@@ -132,6 +139,7 @@ impl World {
             tables,
             trace: Vec::new(),
             task_priority: 0,
+            apic_base: None,
         };
         world.build_tables();
         world.change(|cpu| {
@@ -316,6 +324,9 @@ impl World {
             (Space::TaskPriority, Direction::Write(value)) => {
                 self.task_priority = value;
                 Reply::Value(0)
+            }
+            (Space::Msr, Direction::Read) if at == 0x1b && self.apic_base.is_some() => {
+                Reply::Value(self.apic_base.unwrap_or_default())
             }
             (Space::Msr, _) if at != 0x10 => Reply::Refused,
             (Space::Hypercall, _) if at == 0xbad => Reply::Refused,

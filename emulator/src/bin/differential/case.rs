@@ -6,9 +6,8 @@ use crate::dice::{Dice, Taste};
 use crate::emulated::TF;
 use crate::encode::encode;
 use crate::form::{self, Form, Forms};
-use crate::lengths::is_odd;
 use crate::place::{Places, address, place, target};
-use crate::quirk::{MXCSR_MASK_OFFSET, Mask, mask, stores_mxcsr_mask};
+use crate::quirk::{LeftOut, MXCSR_MASK_OFFSET, Mask, mask, stores_mxcsr_mask};
 use crate::sandbox::code_base;
 use crate::state::{
     CODE, CODE_PAGES, CS16, CS32, CS64, DATA, DATA16, FLAT, Input, LDT, NO_VECTOR, PAGE, PATCHES, Patch, STACK, State,
@@ -46,11 +45,13 @@ pub struct Case {
 pub struct Maker<'a> {
     /// What is to be executed.
     pub forms: &'a Forms,
+    /// What came up and is not run.
+    pub left_out: LeftOut,
 }
 
 impl Maker<'_> {
     /// A random case of a random form.
-    pub fn make(&self, dice: &mut Dice) -> Case {
+    pub fn make(&mut self, dice: &mut Dice) -> Case {
         loop {
             let bits = code_size(dice);
             let list = self.forms.of(bits);
@@ -65,7 +66,7 @@ impl Maker<'_> {
     }
 
     /// A case of `form`, or of what its damaged bytes are; nothing if that must not be run.
-    fn try_form(&self, dice: &mut Dice, form: Form, bits: u32) -> Option<Case> {
+    fn try_form(&mut self, dice: &mut Dice, form: Form, bits: u32) -> Option<Case> {
         let bytes = encode(dice, form.code, bits).bytes;
         let rip = code_address(dice);
         let (instruction, mut code, length) = decode(&bytes, rip, bits)?;
@@ -74,7 +75,7 @@ impl Maker<'_> {
         if !is_wanted && !dice.percent(5) {
             return None;
         }
-        if is_odd(&code[..length]) || !is_wanted && !self.can_run(&instruction) {
+        if self.left_out.takes(&code[..length]) || !is_wanted && !self.can_run(&instruction) {
             return None;
         }
         let mut state = state(dice, rip, bits);

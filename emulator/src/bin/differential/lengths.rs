@@ -12,7 +12,7 @@ use crate::dice::Dice;
 use crate::emulated::TF;
 use crate::encode::encode;
 use crate::form::{self, Forms, host_has};
-use crate::quirk::mask;
+use crate::quirk::{LeftOut, mask};
 use crate::state::{CODE, CODE_PAGES, Input, PAGE, PATCHES, Patch};
 
 /// The longest instruction.
@@ -21,7 +21,7 @@ pub const LONGEST: usize = 15;
 /// What prefixes, escapes and the bytes behind them may be.
 const PREFIXES: [u8; 11] = [0x26, 0x2e, 0x36, 0x3e, 0x64, 0x65, 0x66, 0x67, 0xf0, 0xf2, 0xf3];
 
-/// Random bytes: anything, prefixes first, escapes first, or an instruction with one damaged byte.
+/// Random bytes: anything, prefixes first, escapes first, or an instruction with one damaged byte or bit.
 fn bytes(dice: &mut Dice, forms: &Forms, bits: u32) -> [u8; LONGEST] {
     let mut bytes = [0; LONGEST];
     for byte in &mut bytes {
@@ -54,8 +54,11 @@ fn bytes(dice: &mut Dice, forms: &Forms, bits: u32) -> [u8; LONGEST] {
         _ => {
             let form = dice.pick(forms.of(bits));
             bytes.copy_from_slice(&encode(dice, form.code, bits).bytes[..LONGEST]);
-            if dice.percent(50) {
-                bytes[dice.below(6) as usize] = dice.next() as u8;
+            match dice.below(4) {
+                0 => bytes[dice.below(6) as usize] = dice.next() as u8,
+                // Another W, L, vvvv, map or mandatory prefix.
+                1 => bytes[dice.below(4) as usize] ^= 1 << dice.below(8),
+                _ => {}
             }
             if dice.percent(20) {
                 bytes.rotate_right(1);
@@ -80,11 +83,6 @@ fn is_known_to_one(model: &Model, instruction: &Instruction) -> bool {
         .all(|feature| host_has(*feature) || form::is_unknown(*feature))
 }
 
-/// LOCK on the instructions of 0F 00: this processor looks at their memory operands before it finds them undefined.
-pub fn is_odd(bytes: &[u8]) -> bool {
-    bytes.contains(&0xf0) && bytes.windows(2).any(|pair| pair == [0x0f, 0x00])
-}
-
 /// What is decoded, and defined to be undefined.
 fn is_undefined(code: Code) -> bool {
     use iced_x86::Mnemonic::*;
@@ -92,14 +90,14 @@ fn is_undefined(code: Code) -> bool {
 }
 
 /// The cases of one string of bytes; none if it must not be run.
-pub fn make(dice: &mut Dice, forms: &Forms, model: &Model) -> Vec<Case> {
+pub fn make(dice: &mut Dice, forms: &Forms, model: &Model, left_out: &mut LeftOut) -> Vec<Case> {
     let bits = code_size(dice);
     let bytes = bytes(dice, forms, bits);
     let end = CODE + (CODE_PAGES * PAGE) as u64;
     let Some((instruction, ..)) = decode(&bytes, end, bits) else {
         return Vec::new();
     };
-    if is_known_to_one(model, &instruction) || is_odd(&bytes) {
+    if is_known_to_one(model, &instruction) || left_out.takes(&bytes) {
         return Vec::new();
     }
     let mut start = state(dice, end, bits);

@@ -25,7 +25,9 @@ pub fn target(dice: &mut Dice) -> u64 {
         3 => STACK + PAGE as u64 - dice.below(64),
         4 => dice.integer(),
         5 | 6 => DATA + PAGE as u64 - dice.below(64),
-        7..=14 => window + dice.below(PAGE as u64 - 64),
+        // Where a segment ends, in mapped memory or behind it.
+        7 => dice.pick(&[DATA + 0x2000, DATA + 0x1_0000, 1 << 32]) - dice.below(32),
+        8..=14 => window + dice.below(PAGE as u64 - 64),
         _ => window + (dice.below(PAGE as u64 - 1024) & !63),
     }
 }

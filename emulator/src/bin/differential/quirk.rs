@@ -21,12 +21,54 @@ pub struct Mask {
     pub mxcsr_mask: Option<u64>,
 }
 
-/// Reasons for what is left out.
-pub const REASONS: [(&str, &str); 7] = [
+/// What is not run at all, and why.
+pub const LEFT_OUT: [(&str, &str); 2] = [
     (
         "LOCK on what 0F 00 begins",
-        "is found to be undefined when this processor has looked at the operand already; it is left out",
+        "is found to be undefined when this processor has looked at the operand already",
     ),
+    (
+        "VPERMQ and VPERMPD with VEX.W = 0",
+        "are executed by this processor, though only VEX.W1 is there (SDM Vol. 2, VPERMQ, VPERMPD: #UD)",
+    ),
+];
+
+/// How often what is in [`LEFT_OUT`] came up.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LeftOut(pub [u64; LEFT_OUT.len()]);
+
+impl LeftOut {
+    /// Whether the instruction at the start of `code` is left out; it is counted then.
+    pub fn takes(&mut self, code: &[u8]) -> bool {
+        let which = [is_locked_0f00(code), is_narrow_permutation(code)]
+            .iter()
+            .position(|is| *is);
+        if let Some(which) = which {
+            self.0[which] += 1;
+        }
+        which.is_some()
+    }
+
+    /// Adds what somebody else has counted.
+    pub fn add(&mut self, other: LeftOut) {
+        for (sum, count) in self.0.iter_mut().zip(other.0) {
+            *sum += count;
+        }
+    }
+}
+
+fn is_locked_0f00(code: &[u8]) -> bool {
+    code.contains(&0xf0) && code.windows(2).any(|pair| pair == [0x0f, 0x00])
+}
+
+/// VEX.256.66.0F3A.W0 00 and 01. Outside 64-bit mode it is VEX as well: R and X are set, or it is LES.
+fn is_narrow_permutation(code: &[u8]) -> bool {
+    code.windows(4)
+        .any(|vex| matches!(*vex, [0xc4, map, last, 0x00 | 0x01] if map & 0x1f == 3 && last & 0x87 == 5))
+}
+
+/// What is compared in part only, and why.
+pub const REASONS: [(&str, &str); 6] = [
     (
         "far calls, ENTER, PUSHA and the instructions that store x87 and vector state",
         "may fault when this processor has stored a part already; the emulator stores all or nothing",

@@ -13,7 +13,7 @@ use crate::emulated::{Emulated, Way};
 use crate::form::{self, Forms};
 use crate::lengths::{self, LONGEST};
 use crate::native::{Native, settle};
-use crate::quirk;
+use crate::quirk::{self, LeftOut};
 use crate::report::{self, Count, Mismatch};
 use crate::shrink::shrink;
 use crate::state::{BATCH, NO_VECTOR, Output, Template};
@@ -99,6 +99,10 @@ pub fn list(options: &Options) {
     for (reason, mnemonics) in form::exclusions() {
         println!("  {}: it {reason}", mnemonics.join(", "));
     }
+    println!("left out:");
+    for (what, reason) in quirk::LEFT_OUT {
+        println!("  {what} {reason}");
+    }
     println!("compared in part:");
     for (what, reason) in quirk::REASONS {
         println!("  {what} {reason}");
@@ -108,6 +112,7 @@ pub fn list(options: &Options) {
 /// What the threads find.
 struct Findings {
     counts: Vec<Count>,
+    left_out: LeftOut,
     /// Mismatches by title: how many, and the first.
     mismatches: BTreeMap<String, (u64, Mismatch)>,
 }
@@ -133,6 +138,7 @@ pub fn run(options: &Options) -> bool {
     }
     let findings = Mutex::new(Findings {
         counts: vec![Count::default(); forms.families.len()],
+        left_out: LeftOut::default(),
         mismatches: BTreeMap::new(),
     });
     let done = AtomicU64::new(0);
@@ -161,7 +167,10 @@ pub fn run(options: &Options) -> bool {
                     tier: options.tier,
                     model,
                     work,
-                    maker: Maker { forms },
+                    maker: Maker {
+                        forms,
+                        left_out: LeftOut::default(),
+                    },
                     dice: Dice::new(options.seed.wrapping_mul(0x1_0000_0001).wrapping_add(thread as u64)),
                     found: Box::new(empty_output()),
                     expected: Box::new(empty_output()),
@@ -179,6 +188,7 @@ pub fn run(options: &Options) -> bool {
                     }
                 }
                 let mut findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
+                findings.left_out.add(worker.maker.left_out);
                 for (sum, count) in findings.counts.iter_mut().zip(&worker.counts) {
                     sum.executions += count.executions;
                     sum.faults += count.faults;
@@ -198,6 +208,9 @@ pub fn run(options: &Options) -> bool {
         println!("--- {title} ({count} times)");
     }
     report::table(&forms.families, &findings.counts);
+    for ((what, reason), count) in quirk::LEFT_OUT.iter().zip(findings.left_out.0) {
+        println!("left out {count} times: {what} {reason}");
+    }
     findings.mismatches.is_empty() && !stop.load(Ordering::Relaxed)
 }
 
@@ -253,7 +266,8 @@ impl Worker<'_> {
             Work::Effects => cases.extend((0..count).map(|_| self.maker.make(&mut self.dice))),
             Work::Lengths => {
                 while cases.len() + LONGEST <= BATCH {
-                    cases.extend(lengths::make(&mut self.dice, self.maker.forms, &self.model));
+                    let Maker { forms, left_out } = &mut self.maker;
+                    cases.extend(lengths::make(&mut self.dice, forms, &self.model, left_out));
                 }
             }
         }
