@@ -79,6 +79,7 @@ const DEVICE: &str = "/dev/kvm";
 #[derive(Debug)]
 pub struct KvmHypervisor {
     kvm: Kvm,
+    backing: Backing,
     /// Guests are told of instructions that KVM does not offer.
     instructions: bool,
 }
@@ -161,6 +162,7 @@ impl KvmHypervisor {
         })?;
         Ok(Self {
             kvm,
+            backing: Backing::of_this_host(),
             instructions: false,
         })
     }

@@ -30,6 +30,11 @@ impl Backing {
         Self::of(&cpuinfo, |module| Path::new("/sys/module").join(module).exists())
     }
 
+    /// Whether SYSCALL of ring 3 is not executed to its end.
+    pub fn halves_syscalls(self) -> bool {
+        self == Self::Module("kvm_pvm")
+    }
+
     fn of(cpuinfo: &str, has_module: impl Fn(&str) -> bool) -> Self {
         if let Some(module) = SOFTWARE.into_iter().find(|module| has_module(module)) {
             return Self::Module(module);

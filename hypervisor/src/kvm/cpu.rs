@@ -21,6 +21,8 @@ pub struct Shape {
     pub layout: Layout,
     /// The guest has XSAVE, and with it XCR0.
     pub has_xsave: bool,
+    /// KVM leaves SYSCALL of ring 3 half done.
+    pub halves_syscalls: bool,
 }
 
 /// Reads the processor. What KVM does not have is as in `beside`.

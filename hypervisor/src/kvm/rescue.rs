@@ -110,8 +110,6 @@ pub struct Rescuer {
     directly: bool,
     reads: Reads,
     figures: Figures,
-    /// KVM is in software, and leaves SYSCALL half done.
-    halves_syscalls: bool,
 }
 
 /// Clock and chance for rescued instructions: the time-stamp counter as it was when the state was read.
@@ -149,6 +147,7 @@ impl Rescuer {
             msrs: msrs::Known::probe(vcpu),
             layout: cpuid::layout(cpuid.as_slice()),
             has_xsave: cpuid::has_xsave(&entries),
+            halves_syscalls: Backing::of_this_host().halves_syscalls(),
         };
         Ok(Self::of_model(
             vcpu,
@@ -191,7 +190,6 @@ impl Rescuer {
             directly: false,
             reads: Reads::default(),
             figures: Figures::default(),
-            halves_syscalls: Backing::of_this_host() == Backing::Module("kvm_pvm"),
         }
     }
 
@@ -231,7 +229,7 @@ impl Rescuer {
         }
         let bound = self.ahead.bound(std::mem::replace(&mut self.directly, true));
         self.begin(vcpu, instruction.as_ref(), bound)?;
-        if self.halves_syscalls && syscalls::take_back(vcpu, &mut self.emulator)? {
+        if self.shape.halves_syscalls && syscalls::take_back(vcpu, &mut self.emulator)? {
             self.figures.count(Mnemonic::Syscall);
             failure.rip = self.emulator.cpu().rip;
             failure.bytes.clear();

@@ -123,6 +123,7 @@ impl KvmVcpu {
             msrs,
             layout: cpuid::layout(machine.supported.as_slice()),
             has_xsave: cpuid::has_xsave(&model),
+            halves_syscalls: machine.halves_syscalls,
         });
         let vcpu = Self {
             index,

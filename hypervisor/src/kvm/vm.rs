@@ -67,6 +67,8 @@ pub struct Machine {
     pub pauses: AtomicU32,
     /// KVM can have time-stamp counters count at another rate than the host's.
     pub scales: bool,
+    /// KVM leaves SYSCALL of ring 3 half done.
+    pub halves_syscalls: bool,
     /// The vCPUs' time-stamp counters.
     pub counters: Counters,
 }
@@ -162,6 +164,7 @@ impl Machine {
             msrs: OnceLock::new(),
             pauses: AtomicU32::new(0),
             scales: kvm.check_extension(Cap::TscControl),
+            halves_syscalls: hypervisor.backing.halves_syscalls(),
             counters: Counters::default(),
             ram,
             fd,
