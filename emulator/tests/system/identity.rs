@@ -93,8 +93,9 @@ fn xgetbv_of_1_is_there_if_it_is_announced_and_of_2_it_never_is() {
 
 #[test]
 fn xgetbv_of_1_is_the_components_in_use_that_xcr0_has() {
+    type Change = fn(&mut fpu::Fpu);
     let all = X87 | SSE | AVX | AVX512;
-    let rows: [(&str, u64, fn(&mut fpu::Fpu), u64); 9] = [
+    let rows: [(&str, u64, Change, u64); 9] = [
         ("nothing", all, |_| (), 0),
         ("the x87 control word", all, |fpu| fpu.set_control(0x27f), X87),
         ("an XMM register", all, |fpu| fpu.vectors[7][1] = 1, SSE),
