@@ -242,15 +242,15 @@ fn lmsw_memory(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome {
 /// The debug register that `number` names; 4 and 5 are 6 and 7, unless debug extensions make them undefined.
 ///
 /// # Errors
-/// #UD, #GP(0), #DB.
+/// #GP(0), #UD, #DB, in this order.
 fn debug_register(cpu: &mut Cpu, number: u8) -> Result<u8, Stop> {
+    check_privilege(cpu)?;
     let number = match number {
         4 | 5 if cpu.cr4.any(Cr4::DE) => return Err(Exception::ud().into()),
         4 | 5 => number + 2,
         0..=7 => number,
         _ => return Err(Exception::ud().into()),
     };
-    check_privilege(cpu)?;
     if cpu.dr7 & DR7_GD != 0 {
         // The fault tells its reason in DR6.
         cpu.dr6 |= DR6_BD;

@@ -467,8 +467,8 @@ fn debug_registers_fault_under_general_detect_and_say_why() {
 }
 
 #[test]
-fn a_debug_register_that_is_not_there_is_undefined_before_anything_else() {
-    for (bits, is_user, vector) in [(Cr4::DE, false, 6), (Cr4::DE, true, 6), (0, true, GP), (0, false, 1)] {
+fn a_debug_register_that_is_not_there_is_undefined_where_the_privilege_level_is_right() {
+    for (bits, is_user, vector) in [(Cr4::DE, false, 6), (Cr4::DE, true, GP), (0, true, GP), (0, false, 1)] {
         both(|mut world| {
             if is_user {
                 world.user();
