@@ -11,6 +11,8 @@ use crate::config::{ConfigError, DeviceSpec, VmConfig, VmResize};
 
 /// The name of the balloon.
 const BALLOON: &str = "balloon";
+/// What a balloon counts in (virtio 1.2, "Traditional Memory Balloon Device").
+const PAGE: u64 = 4096;
 
 impl Vmm {
     /// Adds the device that `spec` asks for, on behalf of `call`. Of a machine that runs, or is paused, it is told where the
@@ -128,8 +130,11 @@ impl Vmm {
             return Err(value("none, for the VM has no balloon"));
         };
         balloon.size = bytes;
-        if bytes > ram {
-            return Err(value(&format!("at most the {ram} bytes of the VM's memory")));
+        // What a configuration may say from the start.
+        if !bytes.is_multiple_of(PAGE) || bytes >= ram {
+            return Err(value(&format!(
+                "a multiple of {PAGE} below the {ram} bytes of the VM's memory"
+            )));
         }
         if let Some(machine) = &control.machine {
             inner.resize_device(&**machine, "vm.resize", BALLOON, bytes)?;

@@ -2,6 +2,7 @@
 //! fail instead.
 
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -116,6 +117,7 @@ fn what_is_saved_is_in_the_file() {
     let mut driver = driver(&world.path("empty"), &options());
     assert_eq!(sector(&mut driver, 9), 0);
     assert_eq!(request(&mut driver, 1, 9, &[0x42; 512], 0).0, 0);
+    assert!(driver.device.set_paused(true, Duration::from_secs(60)));
     driver.device.state().unwrap();
     // As it is, though somebody writes it.
     world.qemu_img("convert -U -O raw empty back");
