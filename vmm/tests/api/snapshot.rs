@@ -212,10 +212,10 @@ fn a_snapshot_that_is_none_is_refused_and_no_vm_is_there() {
     let shelf = saved();
     let state = shelf.path.join("state.json");
     let text = fs::read_to_string(&state).unwrap();
-    fs::write(&state, text.replacen("\"version\":2", "\"version\":3", 1)).unwrap();
+    fs::write(&state, text.replacen("\"version\":3", "\"version\":4", 1)).unwrap();
     refused(
         &shelf.path,
-        "version 3 of the snapshot format; this program reads version 2",
+        "version 4 of the snapshot format; this program reads version 3",
     );
     fs::write(&state, &text[..text.len() / 2]).unwrap();
     refused(&shelf.path, "state.json\" is damaged");
