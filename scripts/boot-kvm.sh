@@ -29,7 +29,7 @@ trap 'kill "${pid:-0}" 2>/dev/null || true; rm -rf "$folder"' EXIT
 
 start=$EPOCHSECONDS
 "$reprise" run --hypervisor kvm --cpus 1 --memory 512M --serial file="$folder/console" --api-socket "$folder/api" \
-    --kernel "$guest/vmlinux" --initramfs "$guest/initramfs.cpio.gz" --cmdline "console=ttyS0 reprise.quiet cryptomgr.notests" \
+    --kernel "$guest/vmlinux" --initramfs "$guest/initramfs.cpio.gz" --cmdline "console=ttyS0 reprise.quiet cryptomgr.notests nowatchdog rcupdate.rcu_cpu_stall_suppress=1 mitigations=off" \
     </dev/null >"$folder/log" 2>&1 &
 pid=$!
 
