@@ -11,8 +11,8 @@
 //!   translates between the crate's own structures and KVM's, both ways.
 //! - `local_apic`, `chips`: the interrupt controllers as plain data, both ways; `pit`: the interval timer, which is not KVM's.
 //! - `clock`, `counters`: the machine's time, and the time-stamp counters.
-//! - `cpuid`: the model of the processor, as asked for and as announced; `lines`: interrupt lines; `capabilities`: what KVM must be able to do; `backing`:
-//!   whether the processor is behind it.
+//! - `cpuid`: the model of the processor, as asked for and as announced; `lines`: interrupt lines.
+//! - `capabilities`: what KVM must be able to do; `backing`: whether the processor is behind it.
 //! - `signals`: irqfd, ioeventfd and routes; `dirty`: the log of written memory.
 //! - `software`: an instruction that was in flight when the restored state was taken.
 //! - `failure`, `rescue`: instructions that KVM cannot emulate.
@@ -24,8 +24,8 @@
 //! - A read that waits is saved with a record that the emulator makes from memory as it is then. Should another vCPU have
 //!   changed the instruction meanwhile, the device is asked once more.
 //! - `kvm_pvm`, a KVM in software, has no IOPL in ring 3, where it reads as 0; MOVBE in ring 0, and IRETD in 64-bit mode,
-//!   fault without being given up. It announces the processor's instructions on its own account: `cpuid` reads back what guests
-//!   are told.
+//!   fault without being given up. It leaves SYSCALL of ring 3 half done, which `rescue` finishes. It announces the processor's
+//!   instructions on its own account: `cpuid` reads back what guests are told.
 //! - The signal SIGRTMIN+1 is used to get threads out of KVM_RUN. It must not be blocked there.
 
 mod backing;
