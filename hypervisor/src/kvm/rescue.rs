@@ -57,6 +57,7 @@ use reprise_emulator::{
 use self::ahead::Ahead;
 use self::figures::Figures;
 use self::needs::Parts;
+pub(super) use self::syscalls::Watch;
 use self::transfer::Held;
 use super::backing::Backing;
 use super::cpu::Shape;
@@ -229,10 +230,7 @@ impl Rescuer {
         }
         let bound = self.ahead.bound(std::mem::replace(&mut self.directly, true));
         self.begin(vcpu, instruction.as_ref(), bound)?;
-        if self.shape.halves_syscalls && syscalls::take_back(vcpu, &mut self.emulator)? {
-            self.figures.count(Mnemonic::Syscall);
-            failure.rip = self.emulator.cpu().rip;
-            failure.bytes.clear();
+        if self.take_back(vcpu, &mut failure)? {
             self.failure = Some(failure);
             return self.go_on(vcpu, Entry::Resume, 1);
         }
@@ -268,6 +266,26 @@ impl Rescuer {
     pub fn answer(&mut self, vcpu: &mut VcpuFd, answer: Answer) -> Result<Rescued, KvmVcpuError> {
         let entry = self.enter(answer)?;
         self.go_on(vcpu, entry, 0)
+    }
+
+    /// Goes on from where KVM stands, the beginning of the guest's page fault handler.
+    fn handle_fault(&mut self, vcpu: &mut VcpuFd, mut place: EmulationFailure) -> Result<Rescued, KvmVcpuError> {
+        self.reads.answers.clear();
+        self.begin(vcpu, None, 1)?;
+        self.take_back(vcpu, &mut place)?;
+        self.failure = Some(place);
+        self.go_on(vcpu, Entry::Resume, 1)
+    }
+
+    /// Whether the processor has been put back before a SYSCALL that KVM has left half done; `place` is that then.
+    fn take_back(&mut self, vcpu: &VcpuFd, place: &mut EmulationFailure) -> Result<bool, KvmVcpuError> {
+        let taken = self.shape.halves_syscalls && syscalls::take_back(vcpu, &mut self.emulator)?;
+        if taken {
+            self.figures.count(Mnemonic::Syscall);
+            place.rip = self.emulator.cpu().rip;
+            place.bytes.clear();
+        }
+        Ok(taken)
     }
 
     /// The device access whose answer is owed.

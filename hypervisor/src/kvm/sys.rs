@@ -18,8 +18,8 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use kvm_bindings::{
-    KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT, KVM_EXIT_MMIO,
-    KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION,
+    KVM_EXIT_DEBUG, KVM_EXIT_FAIL_ENTRY, KVM_EXIT_INTERNAL_ERROR, KVM_EXIT_INTR, KVM_EXIT_IO, KVM_EXIT_IO_OUT,
+    KVM_EXIT_MMIO, KVM_EXIT_SHUTDOWN, KVM_EXIT_X86_RDMSR, KVM_EXIT_X86_WRMSR, KVM_INTERNAL_ERROR_EMULATION,
     KVM_INTERNAL_ERROR_EMULATION_FLAG_INSTRUCTION_BYTES, KVM_MEM_LOG_DIRTY_PAGES, KVM_SYNC_X86_EVENTS,
     KVM_SYNC_X86_REGS, KVM_SYNC_X86_SREGS, kvm_ioapic_state, kvm_irqchip, kvm_pic_state, kvm_regs, kvm_run,
     kvm_run__bindgen_ty_1, kvm_run__bindgen_ty_1__bindgen_ty_6, kvm_run__bindgen_ty_1__bindgen_ty_23,
@@ -71,6 +71,8 @@ pub enum Exit {
     Shutdown,
     /// A signal.
     Interrupted,
+    /// A breakpoint of KVM_SET_GUEST_DEBUG.
+    Debug,
     /// KVM cannot emulate an instruction.
     Emulation {
         /// The instruction bytes, if KVM tells them.
@@ -208,6 +210,7 @@ impl RunPage {
                 },
                 KVM_EXIT_SHUTDOWN => Exit::Shutdown,
                 KVM_EXIT_INTR => Exit::Interrupted,
+                KVM_EXIT_DEBUG => Exit::Debug,
                 KVM_EXIT_INTERNAL_ERROR => internal_error(&exit),
                 KVM_EXIT_FAIL_ENTRY => Exit::FailEntry {
                     reason: exit.fail_entry.hardware_entry_failure_reason,

@@ -28,7 +28,7 @@ use super::error::{KvmError, KvmVcpuError, Named};
 use super::exchange::{Exchange, Senseless};
 use super::failure::{self, EmulationFailure, Obtained};
 use super::kick::KvmKick;
-use super::rescue::Rescuer;
+use super::rescue::{Rescuer, Watch};
 use super::sys::{Exit, RunPage, Seen};
 use super::vm::Machine;
 use super::{cpuid, msrs};
@@ -62,6 +62,8 @@ pub struct KvmVcpu {
     seen: Seen,
     /// Exits since the last rescue.
     plain_exits: u32,
+    /// What shows SYSCALLs that KVM leaves half done, where it does.
+    watch: Option<Watch>,
     /// Finishes instructions in software, once there was one.
     pub(super) rescuer: Option<Box<Rescuer>>,
     /// What is put into KVM when the vCPU runs first after it was restored.
@@ -131,6 +133,7 @@ impl KvmVcpu {
             ahead: RefCell::new(None),
             seen: Seen::General,
             plain_exits: 0,
+            watch: machine.halves_syscalls.then(Watch::default),
             rescuer: None,
             restored: None,
             kick: KvmKick::new(run.exit_flag()),
@@ -168,6 +171,9 @@ impl KvmVcpu {
     pub(super) fn replace(&mut self, cpu: &Cpu) -> Result<(), KvmVcpuError> {
         cpu::write(&self.fd, &self.shape, cpu)?;
         (*self.beside).clone_from(cpu);
+        if let Some(watch) = &mut self.watch {
+            watch.forget();
+        }
         self.shutdown = cpu.activity == Activity::Shutdown;
         Ok(())
     }
@@ -211,6 +217,9 @@ impl KvmVcpu {
     /// KVM_RUN, once; what the vCPU comes out with, or `None` if it goes on.
     fn enter(&mut self) -> Result<Option<VmExit>, VcpuError> {
         self.counters.entries += 1;
+        if let Some(watch) = &mut self.watch {
+            watch.look(&self.fd, &self.machine.ram)?;
+        }
         let fd = &mut self.fd;
         let result = self.kick.inside(|| fd.run().map(|_| ()));
         let exit = match result {
@@ -241,6 +250,11 @@ impl KvmVcpu {
                 return self.rescue(failure);
             }
             _ => self.obtained.clear(),
+        }
+        if let (Exit::Debug, Some(_)) = (exit, &self.watch) {
+            self.see_all()?;
+            let place = self.failure(&[]);
+            return self.handle_fault(place);
         }
         self.between_rescues();
         match exit {

@@ -1,21 +1,24 @@
 //! SYSCALLs that a KVM in software leaves half done.
 //!
 //! `kvm_pvm` executes SYSCALL of ring 3 up to RCX, R11, RFLAGS and RIP, and leaves CS and SS as they were: the first fetch of
-//! the guest's kernel is one of ring 3, and a page fault. Nobody is told. But where the kernel's page fault handler begins with an
-//! instruction that is given up, as Linux' does with CLAC, the fault is seen before anybody has looked at it. Then it is taken
-//! back, and SYSCALL is what is rescued.
+//! the guest's kernel is one of ring 3, and a page fault. Nobody is told. But the fault is seen before the kernel has looked at
+//! it: with the [`Watch`], KVM stops where the kernel's page fault handler begins; and without it, where the handler begins with
+//! an instruction that is given up, as that of a Linux with SMAP does with CLAC. Then it is taken back, and SYSCALL is what is
+//! rescued.
 //!
 //! # Invariants
 //! - Only what cannot be anything else is taken for one: the handler has done nothing, the fault is that ring 3 may not fetch
 //!   from IA32_LSTAR, and RCX points behind a SYSCALL.
 //! # Limits
 //! - CR2 keeps what the fault has put there, and R11 the IF that KVM has put there, which is 1.
+//! - While KVM watches the handler, breakpoints in the guest's own debug registers are not looked at.
 
+use kvm_bindings::{KVM_GUESTDBG_ENABLE, KVM_GUESTDBG_USE_HW_BP, kvm_guest_debug};
 use kvm_ioctls::VcpuFd;
-use reprise_emulator::cpu::{Attributes, Mode, Seg, Segment, gpr};
-use reprise_emulator::{Emulator, event};
+use reprise_emulator::cpu::{Attributes, Efer, Mode, Seg, Segment, gpr};
+use reprise_emulator::{Emulator, Ram, event};
 
-use super::super::error::KvmVcpuError;
+use super::super::error::{KvmVcpuError, Named};
 use super::super::msrs;
 
 /// IA32_STAR, IA32_LSTAR and IA32_FMASK.
@@ -30,6 +33,74 @@ const BEGINNING: u64 = 16;
 const CODE: Attributes = Attributes(0xa0fb);
 /// Flat data of ring 3.
 const DATA: Attributes = Attributes(0xc0f3);
+
+/// DR7: breakpoint 0 matches the execution of an instruction, and bit 10 is 1.
+const BREAKPOINT: u64 = 0x402;
+/// The watch looks every so many times for where the handler is; kernels place it once.
+const PATIENCE: u32 = 64;
+
+/// Has KVM come out (KVM_EXIT_DEBUG) where the guest's page fault handler begins.
+///
+/// KVM looks for breakpoints at what it emulates, and it emulates ring 0.
+#[derive(Debug, Default)]
+pub struct Watch {
+    /// The handler that KVM has a breakpoint at; 0 is none.
+    handler: u64,
+    /// So often it is not looked for the handler yet.
+    patience: u32,
+}
+
+impl Watch {
+    /// To be called before KVM_RUN.
+    ///
+    /// # Errors
+    /// What KVM says.
+    pub fn look(&mut self, vcpu: &VcpuFd, ram: &Ram) -> Result<(), KvmVcpuError> {
+        let Some(patience) = self.patience.checked_sub(1) else {
+            self.patience = PATIENCE;
+            return self.follow(vcpu, ram);
+        };
+        self.patience = patience;
+        Ok(())
+    }
+
+    /// Looks again before the next KVM_RUN: the processor was replaced.
+    pub fn forget(&mut self) {
+        self.patience = 0;
+    }
+
+    fn follow(&mut self, vcpu: &VcpuFd, ram: &Ram) -> Result<(), KvmVcpuError> {
+        let system = vcpu.get_sregs().of_vcpu("KVM_GET_SREGS")?;
+        let quadword = |linear| {
+            let place = vcpu.translate_gva(linear).ok().filter(|place| place.valid != 0)?;
+            ram.read(place.physical_address, 8)
+        };
+        let gate = gate(system.idt.base);
+        let is_long = system.efer & Efer::LMA != 0;
+        let words = is_long.then(|| Some([quadword(gate)?, quadword(gate.wrapping_add(8))?]));
+        let handler = words.flatten().map_or(0, handler);
+        if handler != self.handler {
+            let mut debug = kvm_guest_debug::default();
+            if handler != 0 {
+                debug.control = KVM_GUESTDBG_ENABLE | KVM_GUESTDBG_USE_HW_BP;
+                (debug.arch.debugreg[0], debug.arch.debugreg[7]) = (handler, BREAKPOINT);
+            }
+            vcpu.set_guest_debug(&debug).of_vcpu("KVM_SET_GUEST_DEBUG")?;
+            self.handler = handler;
+        }
+        Ok(())
+    }
+}
+
+/// Where the gate of page faults is, in an IDT of 64-bit mode.
+fn gate(idt: u64) -> u64 {
+    idt.wrapping_add(u64::from(event::PF) * 16)
+}
+
+/// Where a gate of 64-bit mode leads (SDM Vol. 3, "64-Bit Mode IDT").
+fn handler(words: [u64; 2]) -> u64 {
+    words[0] & 0xffff | words[0] >> 48 << 16 | words[1] << 32
+}
 
 /// What an exception in 64-bit mode leaves on the stack (SDM Vol. 3, "64-Bit Mode Stack Frame").
 struct Frame {
@@ -80,7 +151,7 @@ fn fault(emulator: &mut Emulator) -> Option<Frame> {
         return None;
     }
     let (rip, rsp) = (cpu.rip, cpu.gpr.get(gpr::RSP));
-    let gate = cpu.idtr.base.wrapping_add(u64::from(event::PF) * 16);
+    let gate = gate(cpu.idtr.base);
     let mut aside = emulator.aside();
     let mut quadwords = |at: u64, into: &mut [u64]| {
         let mut bytes = [0; 48];
@@ -95,8 +166,7 @@ fn fault(emulator: &mut Emulator) -> Option<Frame> {
     if !quadwords(gate, &mut words) {
         return None;
     }
-    let handler = words[0] & 0xffff | words[0] >> 48 << 16 | words[1] << 32;
-    if rip.wrapping_sub(handler) >= BEGINNING || !quadwords(rsp, &mut frame) {
+    if rip.wrapping_sub(handler(words)) >= BEGINNING || !quadwords(rsp, &mut frame) {
         return None;
     }
     let [error, rip, cs, _, rsp, ss] = frame;

@@ -80,14 +80,30 @@ impl KvmVcpu {
     /// # Errors
     /// [`VcpuError`] if it cannot be finished here either.
     pub(in super::super) fn rescue(&mut self, failure: EmulationFailure) -> Result<Option<VmExit>, VcpuError> {
+        let mut rescuer = self.taken();
+        let step = rescuer.rescue(&mut self.fd, failure);
+        self.rescued(rescuer, step)
+    }
+
+    /// Goes on from `place`, the beginning of the guest's page fault handler, where KVM has stopped for a look.
+    ///
+    /// # Errors
+    /// As [`rescue`](Self::rescue).
+    pub(in super::super) fn handle_fault(&mut self, place: EmulationFailure) -> Result<Option<VmExit>, VcpuError> {
+        let mut rescuer = self.taken();
+        let step = rescuer.handle_fault(&mut self.fd, place);
+        self.rescued(rescuer, step)
+    }
+
+    /// The rescuer, with what KVM does not have of the processor; [`rescued`](Self::rescued) puts it back.
+    fn taken(&mut self) -> Box<Rescuer> {
         self.rescuer();
         let mut rescuer = self.rescuer.take().expect("it was just made");
         // Mostly they are what the last rescue left there. A change has the emulator forget what it can keep otherwise.
         if rescuer.emulator.cpu().msr != self.beside.msr {
             rescuer.emulator.change(|cpu| cpu.msr.clone_from(&self.beside.msr));
         }
-        let step = rescuer.rescue(&mut self.fd, failure);
-        self.rescued(rescuer, step)
+        rescuer
     }
 
     /// Has `in_flight`, which `cpu` has begun with, finished before KVM runs.
