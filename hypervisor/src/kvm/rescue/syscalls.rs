@@ -122,8 +122,13 @@ pub fn take_back(vcpu: &VcpuFd, emulator: &mut Emulator) -> Result<bool, KvmVcpu
         return Ok(false);
     }
     let at = emulator.cpu().gpr.get(gpr::RCX).wrapping_sub(2);
-    let mut bytes = [0; 2];
-    if !emulator.aside().read_linear(at, &mut bytes) || bytes != [0x0f, 0x05] {
+    // The program's memory, which SMAP keeps from the processor as it is now.
+    let mut byte = |linear| {
+        let place = vcpu.translate_gva(linear).ok().filter(|place| place.valid != 0)?;
+        let mut byte = [0];
+        emulator.aside().read(place.physical_address, &mut byte).then_some(byte)
+    };
+    if byte(at) != Some([0x0f]) || byte(at.wrapping_add(1)) != Some([0x05]) {
         return Ok(false);
     }
     let values = msrs::get(vcpu, &REGISTERS)?;
