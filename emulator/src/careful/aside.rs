@@ -85,6 +85,13 @@ impl<'a> Aside<'a> {
             .map(|found| found.gpa)
     }
 
+    /// As [`translate`](Self::translate), where a program in ring 3 may fetch from, whatever the processor's own rights are.
+    pub fn translate_code(&mut self, linear: u64) -> Option<u64> {
+        paging::translate(self.cpu, &mut *self.around, linear, Intent::Fetch, Privilege::User)
+            .ok()
+            .map(|found| found.gpa)
+    }
+
     /// As [`read`](Self::read), from a linear address on, page by page.
     #[must_use]
     pub fn read_linear(&mut self, linear: u64, bytes: &mut [u8]) -> bool {

@@ -498,3 +498,15 @@ fn efer_lma_cannot_be_written() {
         assert!(world.cpu().efer.any(Efer::LMA));
     });
 }
+
+#[test]
+fn from_outside_a_program_s_code_is_found_though_smap_keeps_its_kernel_from_it() {
+    let mut world = World::new(0x8_0000);
+    world.change(|cpu| cpu.cr4.0 |= Cr4::SMAP);
+    let mut aside = world.emulator.aside();
+    assert_eq!((aside.translate(DATA), aside.translate_code(DATA)), (None, Some(DATA)));
+    drop(aside);
+    world.write(PD, 8, 0xe3);
+    let mut aside = world.emulator.aside();
+    assert_eq!((aside.translate(DATA), aside.translate_code(DATA)), (Some(DATA), None));
+}

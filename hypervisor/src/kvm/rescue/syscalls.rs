@@ -122,11 +122,11 @@ pub fn take_back(vcpu: &VcpuFd, emulator: &mut Emulator) -> Result<bool, KvmVcpu
         return Ok(false);
     }
     let at = emulator.cpu().gpr.get(gpr::RCX).wrapping_sub(2);
-    // The program's memory, which SMAP keeps from the processor as it is now.
     let mut byte = |linear| {
-        let place = vcpu.translate_gva(linear).ok().filter(|place| place.valid != 0)?;
+        let mut aside = emulator.aside();
+        let place = aside.translate_code(linear)?;
         let mut byte = [0];
-        emulator.aside().read(place.physical_address, &mut byte).then_some(byte)
+        aside.read(place, &mut byte).then_some(byte)
     };
     if byte(at) != Some([0x0f]) || byte(at.wrapping_add(1)) != Some([0x05]) {
         return Ok(false);
