@@ -3,7 +3,7 @@
 use super::{Counters, Emulator, Left, try_again};
 use crate::access::{Linear, Stop};
 use crate::blocks::{Block, Heat};
-use crate::cpu::{Cr0, Cr4, Seg, Shadow, flags, gpr};
+use crate::cpu::{Cr0, Cr4, Seg, Shadow, flags, fpu, gpr};
 use crate::fast::Fast;
 use crate::op::Op;
 use crate::paging::{Intent, is_canonical};
@@ -162,6 +162,8 @@ impl Emulator {
     fn run_translated(&mut self, host: u64) -> Way {
         let fuel = (self.limit - self.counters.instructions).min(MOST_FUEL) + NO_FUEL;
         self.fill_frame(fuel);
+        let frame = self.fast.tlb.state.frame_mut();
+        (frame.loaded, frame.pending) = (0, [1; 2]);
         self.attention.settle();
         let mut host = host;
         let (rip, undone, left) = loop {
@@ -267,16 +269,25 @@ impl Emulator {
         is_quiet && !is_waited_for && !self.attention.any()
     }
 
-    /// What a block relies on after it has begun: the context of data accesses, that vectors may be used, and that floating-point
-    /// exceptions are masked.
-    fn terms(&self) -> (u8, bool, bool) {
+    /// What a block relies on after it has begun: the context of data accesses, and that code of SSE and AVX may use vector
+    /// registers. It may if they are switched on, and no floating-point exception can arise; of AVX, if what it clears above 256
+    /// bits is zero, too.
+    fn terms(&self) -> (u8, [bool; 2]) {
+        const AVX: u64 = fpu::SSE | fpu::AVX;
         let cpu = &self.cpu;
         let is_on = cpu.cr0.0 & (Cr0::EM | Cr0::TS) | !cpu.cr4.0 & Cr4::OSFXSR == 0;
-        (cpu.view.context, is_on, cpu.fpu.mxcsr & MASKS == MASKS)
+        let sse = is_on && cpu.fpu.mxcsr & MASKS == MASKS;
+        let is_wide = || cpu.fpu.vectors[..16].iter().any(|vector| vector[4..] != [0; 4]);
+        let avx = sse
+            && cpu.cr4.any(Cr4::OSXSAVE)
+            && cpu.xcr0 & AVX == AVX
+            && is_x86_feature_detected!("avx")
+            && !(self.model.fast.has_evex && is_wide());
+        (cpu.view.context, [sse, avx])
     }
 
     fn fill_frame(&mut self, fuel: u64) {
-        let (_, is_on, is_masked) = self.terms();
+        let (_, may_use) = self.terms();
         // Translated code writes there, which nobody borrows meanwhile.
         let vectors = (&raw mut self.cpu.fpu.vectors).expose_provenance() as u64;
         let cpu = &self.cpu;
@@ -286,8 +297,8 @@ impl Emulator {
             frame.gpr[gpr_slot(register)] = cpu.gpr.get(register);
         }
         frame.bases = [Seg::Fs, Seg::Gs].map(|seg| cpu.view.flat_base[seg as usize]);
-        frame.vectors = if is_on { vectors } else { 0 };
-        frame.floats = if is_masked { frame.vectors } else { 0 };
+        frame.vectors = vectors;
+        frame.refused = may_use.map(|may| u64::from(!may));
         let status = cpu.flags.status();
         // OF is bit 11.
         frame.flags = (status as u16 & 0xff) << 8 | (status >> 11 & 1) as u16;

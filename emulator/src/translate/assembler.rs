@@ -177,6 +177,24 @@ impl Assembler {
         self.with_memory(true, 0x89, register, memory);
     }
 
+    /// MOVUPS, or VMOVUPS of 32 bytes if they are `whole`, in the direction that the opcode says; without an index.
+    pub(super) fn move_vector(&mut self, opcode: u8, whole: bool, register: u8, memory: Memory) {
+        if whole {
+            let inverted = u8::from(register < 8) << 7;
+            self.raw(&[0xc5, inverted | 0x7c, opcode]);
+        } else {
+            self.prefix(false, register, 0, memory.base.unwrap_or(0));
+            self.raw(&[0x0f, opcode]);
+        }
+        self.operand(register, memory);
+    }
+
+    /// LDMXCSR (2) or STMXCSR (3).
+    pub(super) fn mxcsr(&mut self, operation: u8, memory: Memory) {
+        self.raw(&[0x0f]);
+        self.with_memory(false, 0xae, operation, memory);
+    }
+
     /// LEA of 64 or 32 bits.
     pub(super) fn lea(&mut self, wide: bool, register: u8, memory: Memory) {
         self.with_memory(wide, 0x8d, register, memory);
@@ -297,6 +315,11 @@ impl Assembler {
         place
     }
 
+    /// RET.
+    pub(super) fn ret(&mut self) {
+        self.raw(&[0xc3]);
+    }
+
     /// Makes the distance at `place` of the buffer lead to `target`.
     pub(super) fn bind_far(&mut self, place: usize, target: usize) {
         let at = place - self.base;
@@ -316,7 +339,7 @@ pub(super) fn distance(place: usize, target: usize) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, OpKind, Register};
+    use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, OpKind, Register};
 
     use super::*;
 
@@ -385,6 +408,30 @@ mod tests {
                 let registers = [0, 1].map(|i| instruction.op_register(i).full_register().number() as u8);
                 assert_eq!(registers, [to, from], "{:?}", instruction.code());
                 assert!(factory.info(&instruction).used_memory().is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn moves_of_vectors_name_the_whole_register_or_its_low_half() {
+        for register in [0, 7, 8, 15] {
+            for displacement in [0, 960] {
+                let memory = Memory::based(COUNTER, displacement);
+                let low = decoded(|a| a.move_vector(0x10, false, register, memory));
+                let whole = decoded(|a| a.move_vector(0x11, true, register, memory));
+                let (xmm, ymm) = (
+                    Register::XMM0 + i32::from(register),
+                    Register::YMM0 + i32::from(register),
+                );
+                assert_eq!((low.code(), low.op0_register()), (Code::Movups_xmm_xmmm128, xmm));
+                assert_eq!(
+                    (whole.code(), whole.op1_register()),
+                    (Code::VEX_Vmovups_ymmm256_ymm, ymm)
+                );
+                for moved in [low, whole] {
+                    let at = (moved.memory_base(), moved.memory_displacement64());
+                    assert_eq!(at, (Register::RCX, displacement as u64));
+                }
             }
         }
     }

@@ -4,6 +4,7 @@
 //! stop:         leave
 //! entry:        fuel -= instructions, back to "stop" if there is too little
 //!               back to "stop" if somebody signals
+//!               leave if it uses vector registers and may not
 //!               instructions, each behind checks that leave with everything as it was before it
 //!               the way on
 //! taken branches, each with its own way on
@@ -16,6 +17,7 @@ use iced_x86::{Decoder, Encoder, Instruction, InstructionInfoFactory};
 use super::assembler::{ADDEND, ADDRESS, Assembler, COUNTER, Memory, STATE};
 use super::class::{Class, can_be_stepped, class, is_wide};
 use super::state::at;
+use super::thunks::Thunks;
 use crate::blocks::BLOCK_OPS;
 use crate::cpu::CodeSize;
 use crate::decode::decode;
@@ -219,8 +221,7 @@ pub(super) struct Emitter<'a> {
     pub(super) assembler: &'a mut Assembler,
     pub(super) tools: &'a mut Tools,
     pub(super) sites: &'a mut Vec<Site>,
-    /// What exits call.
-    pub(super) leave: usize,
+    pub(super) thunks: Thunks,
     /// Of the data accesses.
     pub(super) context: u8,
     /// Blocks of the same page.
@@ -243,7 +244,7 @@ impl<'a> Emitter<'a> {
         assembler: &'a mut Assembler,
         tools: &'a mut Tools,
         sites: &'a mut Vec<Site>,
-        leave: usize,
+        thunks: Thunks,
         context: u8,
         known: &'a dyn Fn(u64) -> Option<Entry>,
         step: u32,
@@ -252,7 +253,7 @@ impl<'a> Emitter<'a> {
             assembler,
             tools,
             sites,
-            leave,
+            thunks,
             context,
             known,
             step,
@@ -272,12 +273,11 @@ impl<'a> Emitter<'a> {
         self.rip = self.start;
         self.undone = count;
         self.prologue(count);
-        let has = |floats| {
+        let has = |avx| {
             let mut classes = listing.instructions.iter().map(|(_, class)| *class);
-            classes.any(|class| class == Class::Vector { floats })
+            classes.any(|class| class == Class::Vector { avx })
         };
         if has(true) || has(false) {
-            self.undone = count;
             self.check_vectors(has(true));
         }
         for (number, (instruction, class)) in listing.instructions.iter().enumerate() {
@@ -355,14 +355,14 @@ impl<'a> Emitter<'a> {
             Class::Push => self.push(instruction),
             Class::Pop => self.pop(instruction),
             Class::Leave => self.leave_frame(),
-            Class::Vector { floats } => self.vector(instruction, floats),
+            Class::Vector { .. } => self.vector(instruction),
             _ => self.transfer(instruction, class),
         }
     }
 
     /// Leaves here.
     pub(super) fn exit(&mut self, exit: Exit) {
-        self.assembler.call(self.leave);
+        self.assembler.call(self.thunks.leave);
         self.assembler.word(self.sites.len() as i32);
         self.sites.push(Site {
             rip: self.rip,

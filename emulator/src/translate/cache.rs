@@ -163,7 +163,7 @@ impl Translator {
                 &mut self.assembler,
                 &mut self.tools,
                 &mut self.sites,
-                self.thunks.leave,
+                self.thunks,
                 context,
                 &known,
                 self.steps.len() as u32,

@@ -45,10 +45,10 @@ pub(super) enum Class {
     JumpIndirect,
     /// CALL r/m.
     CallIndirect,
-    /// SSE.
+    /// SSE or AVX: copied, too, in a block that has the vector registers loaded.
     Vector {
-        /// It looks at MXCSR.
-        floats: bool,
+        /// It has a VEX prefix.
+        avx: bool,
     },
     /// Left to the interpreter, after which translated code goes on; `first` of a group.
     Stepped {
@@ -118,8 +118,8 @@ pub(super) fn class(instruction: &Instruction) -> Option<Class> {
         }
         _ if code.is_jcc_short_or_near() && instruction.op0_kind() == OpKind::NearBranch64 => Class::JumpIf,
         mnemonic if is_copied(mnemonic, code) => Class::Copied,
-        mnemonic if is_vector(instruction) => Class::Vector {
-            floats: computes_with_floats(mnemonic),
+        _ if is_vector(instruction) => Class::Vector {
+            avx: code.encoding() == EncodingKind::VEX,
         },
         _ => return None,
     };
@@ -153,81 +153,44 @@ pub(super) fn is_wide(instruction: &Instruction) -> bool {
     })
 }
 
-/// An SSE instruction that names its registers, and that a memory operand can be put behind a check of.
+/// An instruction on vector registers that a memory operand can be put behind a check of.
 fn is_vector(instruction: &Instruction) -> bool {
     use CpuidFeature::*;
+    use Mnemonic::*;
     let code = instruction.code();
-    let is_sse =
-        |feature: &CpuidFeature| matches!(feature, SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ);
+    if !matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
+        return false;
+    }
+    let is_there = |feature: &CpuidFeature| {
+        matches!(
+            feature,
+            SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ | SHA | GFNI
+        ) || matches!(feature, AVX | AVX2 | FMA | F16C | VAES | VPCLMULQDQ)
+    };
+    if !code.cpuid_features().iter().all(is_there) {
+        return false;
+    }
+    match code.mnemonic() {
+        // In 64-bit mode they are about all registers.
+        Vzeroupper | Vzeroall => return true,
+        // What is not selected is not accessed at all.
+        Maskmovdqu | Vmaskmovdqu | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq => return false,
+        _ => {}
+    }
+    let is_vector = |register: Register| register.is_xmm() || register.is_ymm();
     let is_plain = |i| match instruction.op_kind(i) {
         OpKind::Register => {
             let register = instruction.op_register(i);
-            register.is_xmm() || register.is_gpr32() || register.is_gpr64()
+            is_vector(register) || register.is_gpr32() || register.is_gpr64()
         }
-        OpKind::Memory | OpKind::Immediate8 => true,
+        // Not those with a vector of addresses.
+        OpKind::Memory => instruction.memory_index() == Register::None || instruction.memory_index().is_gpr(),
+        OpKind::Immediate8 => true,
         _ => false,
     };
-    let operands = 0..instruction.op_count();
-    let has_vector = |i| instruction.op_kind(i) == OpKind::Register && instruction.op_register(i).is_xmm();
-    code.encoding() == EncodingKind::Legacy
-        && code.cpuid_features().iter().all(is_sse)
-        && operands.clone().all(is_plain)
-        && operands.clone().any(has_vector)
-        && !has_implied_vector(code.mnemonic())
-}
-
-/// It has an operand that it does not name, or an order of its own among stores.
-fn has_implied_vector(mnemonic: Mnemonic) -> bool {
-    use Mnemonic::*;
-    matches!(
-        mnemonic,
-        Maskmovdqu
-            | Movntdq
-            | Movntdqa
-            | Movntpd
-            | Movntps
-            | Blendvpd
-            | Blendvps
-            | Pblendvb
-            | Pcmpestri
-            | Pcmpestrm
-            | Pcmpestri64
-            | Pcmpestrm64
-            | Pcmpistri
-            | Pcmpistrm
-    )
-}
-
-/// It may look at MXCSR. Of others too, that is only slower.
-fn computes_with_floats(mnemonic: Mnemonic) -> bool {
-    use Mnemonic::*;
-    let between = |first: Mnemonic, last: Mnemonic| (first as u32..=last as u32).contains(&(mnemonic as u32));
-    let moves = between(Movapd, Movups) || between(Pabsb, Pxor) || between(Unpckhpd, Unpcklps);
-    !moves
-        && !matches!(
-            mnemonic,
-            Andpd
-                | Andps
-                | Andnpd
-                | Andnps
-                | Orpd
-                | Orps
-                | Xorpd
-                | Xorps
-                | Shufpd
-                | Shufps
-                | Lddqu
-                | Blendpd
-                | Blendps
-                | Insertps
-                | Extractps
-                | Aesenc
-                | Aesenclast
-                | Aesdec
-                | Aesdeclast
-                | Aesimc
-                | Aeskeygenassist
-        )
+    let mut operands = 0..instruction.op_count();
+    let has_vector = |i| instruction.op_kind(i) == OpKind::Register && is_vector(instruction.op_register(i));
+    operands.clone().all(is_plain) && operands.any(has_vector)
 }
 
 /// Integer instructions whose only effects are those on their operands and the status flags, and which never fault but for
@@ -306,6 +269,14 @@ fn host_has(feature: CpuidFeature) -> bool {
         PCLMULQDQ => std::arch::is_x86_feature_detected!("pclmulqdq"),
         MOVBE => std::arch::is_x86_feature_detected!("movbe"),
         SSE4_2 => std::arch::is_x86_feature_detected!("sse4.2"),
+        SHA => std::arch::is_x86_feature_detected!("sha"),
+        GFNI => std::arch::is_x86_feature_detected!("gfni"),
+        AVX => std::arch::is_x86_feature_detected!("avx"),
+        AVX2 => std::arch::is_x86_feature_detected!("avx2"),
+        FMA => std::arch::is_x86_feature_detected!("fma"),
+        F16C => std::arch::is_x86_feature_detected!("f16c"),
+        VAES => std::arch::is_x86_feature_detected!("vaes"),
+        VPCLMULQDQ => std::arch::is_x86_feature_detected!("vpclmulqdq"),
         CMPXCHG16B => std::arch::is_x86_feature_detected!("cmpxchg16b"),
         // Part of 64-bit mode, or of instructions that do nothing here.
         _ => true,
@@ -314,7 +285,7 @@ fn host_has(feature: CpuidFeature) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Code, Decoder};
+    use iced_x86::Decoder;
 
     use super::*;
     use crate::table::decoder_options;
@@ -342,21 +313,5 @@ mod tests {
             assert_eq!(class_of(bytes), Some(Class::Nothing), "{bytes:02x?}");
         }
         assert_eq!(class_of(&[0x0f, 0x0d, 0xc8]), None, "PREFETCHW of a register faults");
-    }
-
-    #[test]
-    fn what_is_said_not_to_look_at_mxcsr_moves_or_is_of_integers() {
-        let harmless = [
-            "Mov", "P", "And", "Or", "Xor", "Unpck", "Shuf", "Lddqu", "Blend", "Insert", "Extract", "Aes",
-        ];
-        let sse = Code::values().filter(|code| {
-            let features = code.cpuid_features();
-            code.encoding() == EncodingKind::Legacy && features.iter().any(|f| format!("{f:?}").contains("SSE"))
-        });
-        for mnemonic in sse.map(Code::mnemonic) {
-            let name = format!("{mnemonic:?}");
-            let is_harmless = harmless.iter().any(|start| name.starts_with(start));
-            assert!(computes_with_floats(mnemonic) || is_harmless, "{name}");
-        }
     }
 }

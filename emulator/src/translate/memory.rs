@@ -119,9 +119,10 @@ impl Emitter<'_> {
         self.assembler.bind(canonical);
     }
 
-    /// Leaves if the address in `linear` is not a multiple of 16.
-    pub(super) fn check_alignment(&mut self, linear: u8) {
-        self.assembler.constant(ADDEND, 60);
+    /// Leaves if the address in `linear` is not a multiple of `alignment`, a power of two.
+    pub(super) fn check_alignment(&mut self, linear: u8, alignment: u8) {
+        self.assembler
+            .constant(ADDEND, 64 - u64::from(alignment.trailing_zeros()));
         self.assembler.shift_left(COUNTER, linear, ADDEND);
         let aligned = self.assembler.if_zero();
         self.exit(Exit::Interpret);

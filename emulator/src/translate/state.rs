@@ -139,14 +139,18 @@ pub(crate) struct Frame {
     pub(crate) returned: u64,
     /// RSP of whoever entered.
     pub(crate) host_stack: u64,
-    /// The address of the vector registers, if the guest may use them.
+    /// The address of the guest's vector registers.
     pub(crate) vectors: u64,
-    /// The same, if floating-point exceptions are masked.
-    pub(crate) floats: u64,
+    /// 1 while they are in the host's, and MXCSR with them.
+    pub(crate) loaded: u64,
     /// MXCSR of the host.
     pub(crate) host_mxcsr: u32,
+    /// 0 if code may use vector registers as they are: the code of SSE, and that of AVX.
+    pub(crate) pending: [u64; 2],
+    /// What of that is still to be 1 when they are loaded.
+    pub(crate) refused: [u64; 2],
     /// To a multiple of 64 bytes.
-    _padding: [u64; 2],
+    _padding: [u64; 6],
     /// By context.
     pub(crate) read: [Translations; CONTEXTS],
     /// By context.
@@ -177,8 +181,19 @@ pub(super) mod at {
     pub(in super::super) const HOST_STACK: i32 = from_rsp(offset_of!(Frame, host_stack));
 
     pub(in super::super) const VECTORS: i32 = from_rsp(offset_of!(Frame, vectors));
-    pub(in super::super) const FLOATS: i32 = from_rsp(offset_of!(Frame, floats));
+    pub(in super::super) const LOADED: i32 = from_rsp(offset_of!(Frame, loaded));
     pub(in super::super) const HOST_MXCSR: i32 = from_rsp(offset_of!(Frame, host_mxcsr));
+
+    /// What makes code wait that uses vector registers.
+    pub(in super::super) const fn pending(avx: bool) -> i32 {
+        from_rsp(offset_of!(Frame, pending) + 8 * avx as usize)
+    }
+
+    /// What it is then.
+    pub(in super::super) const fn refused(avx: bool) -> i32 {
+        from_rsp(offset_of!(Frame, refused) + 8 * avx as usize)
+    }
+
     /// The guest's MXCSR, from its vector registers.
     pub(in super::super) const MXCSR: i32 = offset_of!(Fpu, mxcsr) as i32 - offset_of!(Fpu, vectors) as i32;
 

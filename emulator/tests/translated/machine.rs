@@ -117,6 +117,13 @@ impl Machine {
         if self.ring == Ring::Smap {
             cpu.cr4.0 |= Cr4::SMAP;
         }
+        if !dice.one_in(8) {
+            cpu.cr4.0 |= Cr4::OSXSAVE;
+            cpu.xcr0 = dice.choose(&[7, 7, 7, 7, 3, 0xe7]);
+        }
+        if dice.one_in(16) {
+            cpu.cr0.0 |= Cr0::TS;
+        }
         cpu.efer = Efer(Efer::LME | Efer::LMA);
         cpu.segments[Seg::Cs] = Segment::flat(8, Attributes(0xa09b | dpl));
         for seg in [Seg::Es, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs] {
@@ -137,7 +144,8 @@ impl Machine {
                         _ => page,
                     };
                     let half = dice.choose(&[0, HIGH]);
-                    half + page + dice.choose(&[0x100, 0x7f0, 0xfe0]) + dice.below(40)
+                    let within = if dice.one_in(3) { 0 } else { dice.below(40) };
+                    half + page + dice.choose(&[0x100, 0x7e0, 0xfe0]) + within
                 }
                 5 => dice.below(64),
                 6 => program.address(dice),
@@ -147,12 +155,16 @@ impl Machine {
         }
         let stack = dice.choose(&[0, HIGH]) + STACK + 0x800 + 8 * dice.below(512);
         cpu.gpr.set(gpr::RSP, stack);
+        let is_wide = dice.one_in(8);
         for vector in &mut cpu.fpu.vectors[..16] {
             *vector = [(); 8].map(|()| match dice.below(3) {
                 0 => dice.number(),
                 1 => (dice.number() as f64).to_bits(),
                 _ => u64::from((dice.word() as i32 as f32).to_bits()) << 32 | u64::from(1.5f32.to_bits()),
             });
+            if !is_wide {
+                vector[4..].fill(0);
+            }
         }
         if dice.one_in(4) {
             // Another rounding, denormals as zeros, or an exception that is not masked.

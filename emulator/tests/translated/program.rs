@@ -3,8 +3,8 @@
 use std::sync::OnceLock;
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, Encoder, EncodingKind, FlowControl, Instruction, Mnemonic, OpCodeOperandKind,
-    Register,
+    Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, FlowControl, Instruction, Mnemonic,
+    OpCodeOperandKind, Register,
 };
 
 use crate::dice::Dice;
@@ -20,19 +20,59 @@ pub struct Program {
 /// Space between two runs of instructions, so that they lie in different pages.
 const PAGE: usize = 0x1000;
 
+/// What instructions a program has most of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Integers,
+    Sse,
+    Avx,
+}
+
 /// Forms with operands that the generator knows.
-fn forms() -> &'static [Code] {
-    static FORMS: OnceLock<Vec<Code>> = OnceLock::new();
-    FORMS.get_or_init(|| {
+fn forms(family: Family) -> &'static [Code] {
+    static FORMS: [OnceLock<Vec<Code>>; 3] = [const { OnceLock::new() }; 3];
+    let is_of = |code: Code| match family {
+        Family::Integers => is_chosen(code.mnemonic()) && code.encoding() != EncodingKind::EVEX,
+        Family::Sse => code.encoding() == EncodingKind::Legacy && has_any(code, &SSE),
+        Family::Avx => code.encoding() == EncodingKind::VEX && has_any(code, &AVX),
+    };
+    FORMS[family as usize].get_or_init(|| {
         Code::values()
-            .filter(|code| is_chosen(code.mnemonic()) && code.op_code().mode64() && *code != Code::Bswap_r16)
-            .filter(|code| !matches!(code.encoding(), EncodingKind::EVEX | EncodingKind::XOP))
+            .filter(|code| is_of(*code) && code.op_code().mode64() && *code != Code::Bswap_r16)
+            .filter(|code| code.encoding() != EncodingKind::XOP)
             .filter(|code| {
                 let info = code.op_code();
                 info.op_kinds().iter().all(|kind| is_known(*kind))
             })
             .collect()
     })
+}
+
+const SSE: [CpuidFeature; 10] = [
+    CpuidFeature::SSE,
+    CpuidFeature::SSE2,
+    CpuidFeature::SSE3,
+    CpuidFeature::SSSE3,
+    CpuidFeature::SSE4_1,
+    CpuidFeature::SSE4_2,
+    CpuidFeature::AES,
+    CpuidFeature::PCLMULQDQ,
+    CpuidFeature::SHA,
+    CpuidFeature::GFNI,
+];
+
+const AVX: [CpuidFeature; 7] = [
+    CpuidFeature::AVX,
+    CpuidFeature::AVX2,
+    CpuidFeature::FMA,
+    CpuidFeature::F16C,
+    CpuidFeature::VAES,
+    CpuidFeature::VPCLMULQDQ,
+    CpuidFeature::GFNI,
+];
+
+fn has_any(code: Code, features: &[CpuidFeature]) -> bool {
+    code.cpuid_features().iter().any(|feature| features.contains(feature))
 }
 
 fn is_chosen(mnemonic: Mnemonic) -> bool {
@@ -220,6 +260,13 @@ fn is_known(kind: OpCodeOperandKind) -> bool {
             | r64_or_mem
             | xmm_or_mem
             | xmm_rm
+            | xmm_vvvv
+            | xmm_is4
+            | ymm_or_mem
+            | ymm_rm
+            | ymm_reg
+            | ymm_vvvv
+            | ymm_is4
             | r8_reg
             | r16_reg
             | r32_reg
@@ -279,6 +326,8 @@ fn point(dice: &mut Dice, instruction: &mut Instruction) {
     instruction.set_memory_displ_size(if narrow { 4 } else { 8 });
     let near = dice.choose(&[0, 0, 8, 0x10, -8i64 as u64, 0x7e]);
     instruction.set_memory_displacement64(near);
+    // What must be aligned is so, often.
+    let near = if dice.one_in(3) { near & !31 } else { near };
     match dice.below(10) {
         0 => {
             instruction.set_memory_base(Register::RIP);
@@ -331,7 +380,7 @@ fn random(dice: &mut Dice, code: Code) -> Instruction {
                 instruction.set_memory_displ_size(8);
                 instruction.set_memory_displacement64(dice.choose(&[0, HIGH]) + DATA + dice.below(0x1000));
             }
-            r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | xmm_or_mem if to_memory => {
+            r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | xmm_or_mem | ymm_or_mem if to_memory => {
                 memory(dice, &mut instruction);
                 // Many may be locked; those that may not are undefined.
                 let locks = matches!(
@@ -342,8 +391,12 @@ fn random(dice: &mut Dice, code: Code) -> Instruction {
                     instruction.set_has_lock_prefix(true);
                 }
             }
-            xmm_or_mem | xmm_reg | xmm_rm => {
+            xmm_or_mem | xmm_reg | xmm_rm | xmm_vvvv | xmm_is4 => {
                 let register = Register::XMM0 + dice.below(16) as i32;
+                set(&mut instruction, register);
+            }
+            ymm_or_mem | ymm_reg | ymm_rm | ymm_vvvv | ymm_is4 => {
+                let register = Register::YMM0 + dice.below(16) as i32;
                 set(&mut instruction, register);
             }
             r8_or_mem | r8_reg | r8_opcode => {
@@ -455,6 +508,7 @@ impl Program {
         let mut bytes = vec![0x90; 4 * PAGE];
         let mut starts = vec![base];
         let runs = 1 + dice.below(4) as usize;
+        let family = dice.choose(&[Family::Integers, Family::Integers, Family::Sse, Family::Avx]);
         for run in 0..runs {
             // The last run reaches into the next page.
             let mut at = run * PAGE
@@ -470,7 +524,11 @@ impl Program {
                 let instruction = if dice.one_in(5) {
                     transfer(dice, &starts)
                 } else {
-                    let code = dice.choose(forms());
+                    let family = match dice.below(4) {
+                        0 => Family::Integers,
+                        _ => family,
+                    };
+                    let code = dice.choose(forms(family));
                     random(dice, code)
                 };
                 let length = encoder.encode(&instruction, base + at as u64);
