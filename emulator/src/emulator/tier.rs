@@ -3,12 +3,12 @@
 use super::{Counters, Emulator, Left, try_again};
 use crate::access::{Linear, Stop};
 use crate::blocks::{Block, Heat};
-use crate::cpu::{Cr0, Cr4, Seg, Shadow, flags, fpu, gpr};
+use crate::cpu::{CodeSize, Cr0, Cr4, Seg, Shadow, flags, fpu, gpr};
 use crate::fast::Fast;
 use crate::op::Op;
 use crate::paging::{Intent, is_canonical};
-use crate::translate::state::{CODE_CONTEXTS, gpr_slot};
-use crate::translate::{Entry, Exit, Made, NO_FUEL, Translation, TranslationError, Translator};
+use crate::translate::state::{CODE_CONTEXTS, gpr_slot, jump_cache};
+use crate::translate::{Entry, Exit, Made, NO_FUEL, Sort, Translation, TranslationError, Translator};
 
 /// Most fuel for one stay in translated code.
 const MOST_FUEL: u64 = 1 << 40;
@@ -58,15 +58,16 @@ impl Emulator {
 
     /// Executes the block under RIP as translated code, if it is hot.
     pub(super) fn climb(&mut self, block: Block) -> Climb {
-        let context = self.cpu.view.context;
-        if !self.cpu.view.is_long() || usize::from(context) >= CODE_CONTEXTS || self.is_foreign() {
+        let sort = self.sort();
+        let is_flat = sort.is_64 || self.has_flat_segments();
+        if !is_flat || usize::from(sort.context) >= CODE_CONTEXTS || self.is_foreign() {
             return Climb::Interpret;
         }
         let linear = self.cpu.rip;
         let host = match block.heat {
             Heat::SINGLE => return Climb::One,
             Heat::INTERPRETED => return Climb::Interpret,
-            Heat::TRANSLATED => self.fast.tlb.state.jump(context, linear),
+            Heat::TRANSLATED => self.fast.tlb.state.jump(jump_cache(sort.context, sort.is_64), linear),
             heat if !self.is_hot(heat) => {
                 self.blocks.warm(linear);
                 return Climb::Interpret;
@@ -119,10 +120,10 @@ impl Emulator {
             self.blocks.set_heat(linear, None, Heat::TRANSLATED);
             return Some(host);
         }
-        let context = self.cpu.view.context;
+        let sort = self.sort();
         let page = self.fast.fetch_page(&self.cpu, linear)?;
         let translator = self.translator.as_mut()?;
-        let made = translator.translate(page, linear, context, &self.model.fast, &mut self.fast, &self.attention);
+        let made = translator.translate(page, linear, sort, &self.model.fast, &mut self.fast, &self.attention);
         let heat = match made {
             Made::Block(_) => Heat::TRANSLATED,
             Made::Nothing => Heat::SINGLE,
@@ -140,17 +141,40 @@ impl Emulator {
     fn translated(&mut self, linear: u64) -> Option<u64> {
         let entry = self.known(linear)?;
         let host = self.translator.as_ref()?.address(entry);
-        let context = self.cpu.view.context;
-        self.fast.tlb.state.insert_jump(context, linear, host);
+        let sort = self.sort();
+        let cache = jump_cache(sort.context, sort.is_64);
+        self.fast.tlb.state.insert_jump(cache, linear, host);
         self.blocks.note_executed(linear);
         Some(host)
     }
 
     fn known(&mut self, linear: u64) -> Option<Entry> {
-        let context = self.cpu.view.context;
         let page = self.fast.fetch_page(&self.cpu, linear)?;
         let ram = self.fast.tlb.ram();
-        self.translator.as_ref()?.find(page, linear, context, ram)
+        self.translator.as_ref()?.find(page, linear, self.sort(), ram)
+    }
+
+    /// What code is translated for at the moment.
+    fn sort(&self) -> Sort {
+        Sort {
+            context: self.cpu.view.context,
+            is_64: self.cpu.view.is_long(),
+        }
+    }
+
+    /// 32-bit code that the segments do not matter to which it uses without saying so.
+    fn has_flat_segments(&self) -> bool {
+        let (view, segments) = (&self.cpu.view, &self.cpu.segments);
+        let is_flat = |seg| segments[seg].base == 0 && segments[seg].limit == u32::MAX;
+        let is_data = |seg| {
+            let attributes = segments[seg].attributes;
+            attributes.is_present() && attributes.is_writable_data() && !attributes.is_expand_down()
+        };
+        view.has_descriptors()
+            && view.code == CodeSize::Bits32
+            && view.stack_mask == 0xffff_ffff
+            && [Seg::Cs, Seg::Ss, Seg::Ds].into_iter().all(is_flat)
+            && [Seg::Ss, Seg::Ds].into_iter().all(is_data)
     }
 
     /// Forgets which translated code is at which linear address.
@@ -218,7 +242,9 @@ impl Emulator {
                     }
                     frame.fuel += u64::from(site.undone - 1);
                     let stack = &mut frame.gpr[gpr_slot(gpr::RSP)];
-                    *stack = stack.wrapping_add(u64::from(release));
+                    if release > 0 {
+                        *stack = stack.wrapping_add(u64::from(release)) & self.cpu.view.stack_mask;
+                    }
                     match self.translated(target) {
                         Some(to) => host = to,
                         None => break (target, 0, Way::Cold),

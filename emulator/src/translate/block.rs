@@ -15,8 +15,8 @@
 use iced_x86::{Decoder, Encoder, Instruction, InstructionInfoFactory};
 
 use super::assembler::{ADDEND, ADDRESS, Assembler, COUNTER, Memory, STATE};
-use super::class::{Class, can_be_stepped, class, is_wide};
-use super::state::at;
+use super::class::{Class, can_be_stepped, class, is_flat, is_wide};
+use super::state::{at, jump_cache};
 use super::thunks::Thunks;
 use crate::blocks::BLOCK_OPS;
 use crate::cpu::CodeSize;
@@ -71,6 +71,8 @@ pub(super) struct Listing {
     instructions: Vec<(Instruction, Class)>,
     /// What is executed after the last of them, if that does not say otherwise.
     end: u64,
+    /// RIP's valid bits.
+    mask: u64,
     /// Where calls return to that the block has gone on at the target of.
     returns: Vec<u64>,
     /// What follows is the interpreter's.
@@ -81,7 +83,9 @@ pub(super) struct Listing {
 
 impl Listing {
     /// Reads instructions from the page with these bytes, beginning at `linear`.
-    pub(super) fn read(&mut self, table: &Table<Fast>, bytes: &[u8], linear: u64) {
+    pub(super) fn read(&mut self, table: &Table<Fast>, is_64: bool, bytes: &[u8], linear: u64) {
+        let code = if is_64 { CodeSize::Bits64 } else { CodeSize::Bits32 };
+        self.mask = if is_64 { u64::MAX } else { 0xffff_ffff };
         self.instructions.clear();
         self.steps.clear();
         self.returns.clear();
@@ -89,27 +93,29 @@ impl Listing {
         let mut group = None;
         self.interpret = false;
         self.end = linear;
-        let mut decoder = Decoder::with_ip(64, bytes, linear, table.options);
+        let mut decoder = Decoder::with_ip(code.bits(), bytes, linear, table.options);
         seek(&mut decoder, linear);
         let mut instruction = Instruction::default();
         while self.instructions.len() < BLOCK_OPS && decoder.can_decode() {
             decoder.decode_out(&mut instruction);
             let form = table.form(instruction.code()).filter(|_| !instruction.is_invalid());
-            let class = form.and_then(|form| match class(&instruction) {
-                Some(class) if form.flow != Flow::End && leads_somewhere(&instruction, class) => Some(class),
-                Some(_) => None,
-                None if can_be_stepped(&instruction, form.flow) => {
-                    let from = group.filter(|from| instruction.ip() - from < GROUP_BYTES);
-                    let off = from.map_or(0, |from| instruction.ip() - from);
-                    let at = (instruction.ip() % PAGE_SIZE) as usize;
-                    let decoded = decode(None, table, CodeSize::Bits64, &bytes[at..], off as u8).ok()?;
-                    group = Some(instruction.ip() - off);
-                    self.steps.push(decoded.op);
-                    let first = off == 0;
-                    Some(Class::Stepped { first })
-                }
-                None => None,
-            });
+            let class = form.and_then(
+                |form| match class(&instruction).filter(|_| is_64 || is_flat(&instruction)) {
+                    Some(class) if form.flow != Flow::End && leads_somewhere(&instruction, class) => Some(class),
+                    Some(_) => None,
+                    None if can_be_stepped(&instruction, form.flow) => {
+                        let from = group.filter(|from| instruction.ip() - from < GROUP_BYTES);
+                        let off = from.map_or(0, |from| instruction.ip() - from);
+                        let at = (instruction.ip() % PAGE_SIZE) as usize;
+                        let decoded = decode(None, table, code, &bytes[at..], off as u8).ok()?;
+                        group = Some(instruction.ip() - off);
+                        self.steps.push(decoded.op);
+                        let first = off == 0;
+                        Some(Class::Stepped { first })
+                    }
+                    None => None,
+                },
+            );
             let Some(class) = class else {
                 self.interpret = true;
                 return;
@@ -120,10 +126,10 @@ impl Listing {
             let (class, next) = self.goes_on(&instruction, class);
             self.instructions.push((instruction, class));
             self.end = next;
-            if next != instruction.next_ip() {
+            if next != self.follower(&instruction) {
                 seek(&mut decoder, next);
             }
-            let is_loop = matches!(class, Class::JumpIf) && instruction.near_branch64() <= instruction.ip();
+            let is_loop = matches!(class, Class::JumpIf) && instruction.near_branch_target() <= instruction.ip();
             if class.ends_block() || is_loop {
                 return;
             }
@@ -132,16 +138,18 @@ impl Listing {
 
     /// Whether the block goes on through a transfer, and where.
     fn goes_on(&mut self, instruction: &Instruction, class: Class) -> (Class, u64) {
-        let next = instruction.next_ip();
+        let next = self.follower(instruction);
         let is_new = |listing: &Listing, target: u64| {
             let is_near = target / PAGE_SIZE == instruction.ip() / PAGE_SIZE;
             is_near && listing.instructions.iter().all(|(other, _)| other.ip() != target)
         };
         match class {
-            Class::Jump if is_new(self, instruction.near_branch64()) => (Class::JumpOn, instruction.near_branch64()),
-            Class::Call if is_new(self, instruction.near_branch64()) => {
+            Class::Jump if is_new(self, instruction.near_branch_target()) => {
+                (Class::JumpOn, instruction.near_branch_target())
+            }
+            Class::Call if is_new(self, instruction.near_branch_target()) => {
                 self.returns.push(next);
-                (Class::CallOn, instruction.near_branch64())
+                (Class::CallOn, instruction.near_branch_target())
             }
             Class::Return => match self.returns.pop() {
                 Some(to) if is_new(self, to) => (Class::ReturnOn { to }, to),
@@ -149,6 +157,11 @@ impl Listing {
             },
             _ => (class, next),
         }
+    }
+
+    /// The address behind the instruction.
+    fn follower(&self, instruction: &Instruction) -> u64 {
+        instruction.next_ip() & self.mask
     }
 
     /// Where the instructions' bytes are in the page.
@@ -192,7 +205,7 @@ fn seek(decoder: &mut Decoder<'_>, address: u64) {
 fn leads_somewhere(instruction: &Instruction, class: Class) -> bool {
     match class {
         Class::Jump | Class::JumpIf | Class::JumpIfZero | Class::Loop | Class::Call => {
-            is_canonical(instruction.near_branch64())
+            is_canonical(instruction.near_branch_target())
         }
         _ => true,
     }
@@ -216,14 +229,22 @@ struct Taken {
     undone: u8,
 }
 
+/// What a block is translated for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sort {
+    /// Of the data accesses.
+    pub(crate) context: u8,
+    /// 64-bit code; or 32-bit code in flat segments.
+    pub(crate) is_64: bool,
+}
+
 /// Translated code of one block, as it comes into being.
 pub(super) struct Emitter<'a> {
     pub(super) assembler: &'a mut Assembler,
     pub(super) tools: &'a mut Tools,
     pub(super) sites: &'a mut Vec<Site>,
     pub(super) thunks: Thunks,
-    /// Of the data accesses.
-    pub(super) context: u8,
+    pub(super) sort: Sort,
     /// Blocks of the same page.
     pub(super) known: &'a dyn Fn(u64) -> Option<Entry>,
     /// Number of the next operation that is stepped.
@@ -245,7 +266,7 @@ impl<'a> Emitter<'a> {
         tools: &'a mut Tools,
         sites: &'a mut Vec<Site>,
         thunks: Thunks,
-        context: u8,
+        sort: Sort,
         known: &'a dyn Fn(u64) -> Option<Entry>,
         step: u32,
     ) -> Emitter<'a> {
@@ -254,7 +275,7 @@ impl<'a> Emitter<'a> {
             tools,
             sites,
             thunks,
-            context,
+            sort,
             known,
             step,
             start: 0,
@@ -386,6 +407,11 @@ impl<'a> Emitter<'a> {
         self.exit(Exit::Miss { resume, size, writes });
     }
 
+    /// The jump cache for targets of such code.
+    pub(super) fn jumps(&self) -> i32 {
+        at::jumps(jump_cache(self.sort.context, self.sort.is_64))
+    }
+
     fn is_near(&self, target: u64) -> bool {
         self.start / PAGE_SIZE == target / PAGE_SIZE
     }
@@ -427,7 +453,7 @@ impl<'a> Emitter<'a> {
 
     /// Goes to `target` in another page through the jump cache.
     fn go_far(&mut self, target: u64) {
-        let slot = at::jumps(self.context) + 16 * (target & 0xffff) as i32;
+        let slot = self.jumps() + 16 * (target & 0xffff) as i32;
         self.assembler.load(COUNTER, Memory::frame(slot));
         self.assembler.constant(ADDRESS, target);
         self.assembler.lea(true, COUNTER, Memory::sum(COUNTER, ADDRESS, 0));
@@ -443,8 +469,8 @@ impl<'a> Emitter<'a> {
     pub(super) fn look_up(&mut self, exit: Exit) {
         self.assembler.low_word(ADDEND, ADDRESS);
         self.assembler.lea(true, ADDEND, Memory::sum(ADDEND, ADDEND, 0));
-        self.assembler
-            .load(COUNTER, Memory::table(ADDEND, at::jumps(self.context)));
+        let jumps = self.jumps();
+        self.assembler.load(COUNTER, Memory::table(ADDEND, jumps));
         self.assembler.lea(true, COUNTER, Memory::sum(COUNTER, ADDRESS, 0));
         let hit = self.assembler.if_zero();
         self.exit(exit);

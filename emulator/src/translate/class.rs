@@ -66,13 +66,19 @@ impl Class {
     }
 }
 
-/// The instruction's class, if it is translated. It is one that 64-bit code has, and that the processor model executes.
+/// The instruction's class, if it is translated. It is one that the processor model executes, in 64-bit code, or in 32-bit
+/// code if it [is flat](is_flat).
 pub(super) fn class(instruction: &Instruction) -> Option<Class> {
     let code = instruction.code();
     let class = match code.mnemonic() {
         // With REX.B it is an XCHG of R8.
         Mnemonic::Pause if instruction.len() > 2 => return None,
-        Mnemonic::Nop | Mnemonic::Pause | Mnemonic::Endbr64 | Mnemonic::Lfence | Mnemonic::Sfence => Class::Nothing,
+        Mnemonic::Nop
+        | Mnemonic::Pause
+        | Mnemonic::Endbr64
+        | Mnemonic::Endbr32
+        | Mnemonic::Lfence
+        | Mnemonic::Sfence => Class::Nothing,
         Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta => Class::Nothing,
         Mnemonic::Prefetchw if code == Code::Prefetchw_m8 => Class::Nothing,
         // As these the decoder reads ENDBR64, NOP r/m and the prefetches: every function of a kernel begins with one.
@@ -88,35 +94,44 @@ pub(super) fn class(instruction: &Instruction) -> Option<Class> {
         Mnemonic::Lea if code != Code::Lea_r16_m => Class::Address,
         Mnemonic::Push => match code {
             Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_rm64 => Class::Push,
+            Code::Push_r32 | Code::Pushd_imm8 | Code::Pushd_imm32 | Code::Push_rm32 => Class::Push,
             _ => return None,
         },
         Mnemonic::Pop => match code {
-            Code::Pop_r64 => Class::Pop,
-            Code::Pop_rm64 if instruction.op0_kind() == OpKind::Register => Class::Pop,
+            Code::Pop_r64 | Code::Pop_r32 => Class::Pop,
+            Code::Pop_rm64 | Code::Pop_rm32 if instruction.op0_kind() == OpKind::Register => Class::Pop,
             _ => return None,
         },
-        Mnemonic::Leave if code == Code::Leaveq => Class::Leave,
+        Mnemonic::Leave if matches!(code, Code::Leaveq | Code::Leaved) => Class::Leave,
         Mnemonic::Jmp => match code {
-            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => Class::Jump,
-            Code::Jmp_rm64 => Class::JumpIndirect,
+            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 | Code::Jmp_rel8_32 | Code::Jmp_rel32_32 => Class::Jump,
+            Code::Jmp_rm64 | Code::Jmp_rm32 => Class::JumpIndirect,
             _ => return None,
         },
         Mnemonic::Call => match code {
-            Code::Call_rel32_64 => Class::Call,
-            Code::Call_rm64 => Class::CallIndirect,
+            Code::Call_rel32_64 | Code::Call_rel32_32 => Class::Call,
+            Code::Call_rm64 | Code::Call_rm32 => Class::CallIndirect,
             _ => return None,
         },
-        Mnemonic::Ret if matches!(code, Code::Retnq | Code::Retnq_imm16) => Class::Return,
+        Mnemonic::Ret => match code {
+            Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16 => Class::Return,
+            _ => return None,
+        },
         Mnemonic::Jrcxz if code == Code::Jrcxz_rel8_64 => Class::JumpIfZero,
-        Mnemonic::Jecxz if code == Code::Jecxz_rel8_64 => Class::JumpIfZero,
-        Mnemonic::Loop if matches!(code, Code::Loop_rel8_64_RCX | Code::Loop_rel8_64_ECX) => {
+        Mnemonic::Jecxz if matches!(code, Code::Jecxz_rel8_64 | Code::Jecxz_rel8_32) => Class::JumpIfZero,
+        Mnemonic::Loop
+            if matches!(
+                code,
+                Code::Loop_rel8_64_RCX | Code::Loop_rel8_64_ECX | Code::Loop_rel8_32_ECX
+            ) =>
+        {
             // A prefix makes it another instruction on the modelled processor.
             if instruction.has_rep_prefix() || instruction.has_repne_prefix() {
                 return None;
             }
             Class::Loop
         }
-        _ if code.is_jcc_short_or_near() && instruction.op0_kind() == OpKind::NearBranch64 => Class::JumpIf,
+        _ if code.is_jcc_short_or_near() && instruction.op0_kind() != OpKind::NearBranch16 => Class::JumpIf,
         mnemonic if is_copied(mnemonic, code) => Class::Copied,
         _ if is_vector(instruction) => Class::Vector {
             avx: code.encoding() == EncodingKind::VEX,
@@ -125,6 +140,23 @@ pub(super) fn class(instruction: &Instruction) -> Option<Class> {
     };
     let is_there = code.cpuid_features().iter().all(|feature| host_has(*feature));
     (is_there && (class != Class::Copied || has_plain_operands(instruction))).then_some(class)
+}
+
+/// An instruction of 32-bit code that does what it would do in 64-bit code with its addresses cut off: in segments that such code
+/// is translated for.
+pub(super) fn is_flat(instruction: &Instruction) -> bool {
+    if matches!(instruction.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) {
+        // There are eight registers.
+        return false;
+    }
+    let is_narrow = |register: Register| register == Register::None || register.is_gpr32();
+    let has_memory = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
+    let is_lea = instruction.mnemonic() == Mnemonic::Lea;
+    !has_memory
+        || is_narrow(instruction.memory_base())
+            && is_narrow(instruction.memory_index())
+            && instruction.memory_displ_size() != 2
+            && (is_lea || matches!(instruction.memory_segment(), Register::DS | Register::SS))
 }
 
 /// The interpreter can execute it in the middle of translated code: it neither jumps nor changes what code is translated for,

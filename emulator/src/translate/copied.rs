@@ -84,6 +84,11 @@ pub(super) fn general(instruction: &Instruction) -> Instruction {
         Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
         Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
         Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
+        // Where these are in 32-bit code, 64-bit code has REX prefixes.
+        Code::Inc_r16 => Code::Inc_rm16,
+        Code::Inc_r32 => Code::Inc_rm32,
+        Code::Dec_r16 => Code::Dec_rm16,
+        Code::Dec_r32 => Code::Dec_rm32,
         // A store of its own order would need the guest's fences.
         Code::Movnti_m32_r32 => Code::Mov_rm32_r32,
         Code::Movnti_m64_r64 => Code::Mov_rm64_r64,

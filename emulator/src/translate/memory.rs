@@ -131,7 +131,7 @@ impl Emitter<'_> {
 
     /// Leaves if the operand at `linear` is not in the TLB; what must be added to its address is in the addend then.
     pub(super) fn check(&mut self, linear: u8, size: u8, writes: bool) {
-        let keys = at::keys(self.context, writes);
+        let keys = at::keys(self.sort.context, writes);
         self.assembler.shift_right(ADDEND, linear, STATE);
         self.assembler.low_byte(ADDEND, ADDEND);
         self.assembler.load(COUNTER, Memory::table(ADDEND, keys));

@@ -39,7 +39,7 @@ impl Thunks {
     pub(super) fn write(buffer: &mut Buffer, assembler: &mut Assembler) -> Thunks {
         assembler.begin(buffer.used());
         let load = assembler.here();
-        write_load(assembler);
+        let again = write_load(assembler);
         let store = assembler.here();
         write_store(assembler);
         let enter = assembler.here();
@@ -49,7 +49,7 @@ impl Thunks {
         assembler.store(Memory::based(RDI, at::HOST_STACK), STATE);
         assembler.store(Memory::based(RDI, at::SCRATCH), RSI);
         assembler.copy(STATE, RDI);
-        if_loaded(assembler, load);
+        if_loaded(assembler, again);
         // Status flags: OF by an addition that overflows if AL is 1, the others from AH.
         assembler.load(RAX, Memory::frame(at::FLAGS));
         assembler.raw(&[0x04, 0x7f]);
@@ -120,8 +120,14 @@ fn move_vectors(assembler: &mut Assembler, opcode: u8) {
     }
 }
 
-/// Loads the guest's vector registers and MXCSR, and says so. Of general-purpose registers only RCX changes.
-fn write_load(assembler: &mut Assembler) {
+/// Loads the guest's vector registers and MXCSR if they are not, and says so; of general-purpose registers only RCX changes.
+/// Where that begins which loads them in any case.
+fn write_load(assembler: &mut Assembler) -> usize {
+    assembler.load(COUNTER, behind_call(at::LOADED));
+    let not = assembler.if_zero();
+    assembler.ret();
+    assembler.bind(not);
+    let again = assembler.here();
     move_vectors(assembler, 0x10);
     assembler.mxcsr(2, Memory::based(COUNTER, at::MXCSR));
     for avx in [false, true] {
@@ -131,6 +137,7 @@ fn write_load(assembler: &mut Assembler) {
     assembler.constant(COUNTER, 1);
     assembler.store(behind_call(at::LOADED), COUNTER);
     assembler.ret();
+    again
 }
 
 /// Stores them, and makes MXCSR the host's.

@@ -13,6 +13,7 @@ use crate::machine::{CODE, DATA, HIGH};
 /// The program's code, and where its instructions are.
 pub struct Program {
     pub seed: u64,
+    bits: u32,
     pub bytes: Vec<u8>,
     starts: Vec<u64>,
 }
@@ -28,17 +29,21 @@ enum Family {
     Avx,
 }
 
-/// Forms with operands that the generator knows.
-fn forms(family: Family) -> &'static [Code] {
-    static FORMS: [OnceLock<Vec<Code>>; 3] = [const { OnceLock::new() }; 3];
+/// Forms of 64-bit or 32-bit code with operands that the generator knows.
+fn forms(family: Family, bits: u32) -> &'static [Code] {
+    static FORMS: [[OnceLock<Vec<Code>>; 3]; 2] = [const { [const { OnceLock::new() }; 3] }; 2];
+    let is_there = |code: Code| match bits {
+        64 => code.op_code().mode64(),
+        _ => code.op_code().mode32(),
+    };
     let is_of = |code: Code| match family {
         Family::Integers => is_chosen(code.mnemonic()) && code.encoding() != EncodingKind::EVEX,
         Family::Sse => code.encoding() == EncodingKind::Legacy && has_any(code, &SSE),
         Family::Avx => code.encoding() == EncodingKind::VEX && has_any(code, &AVX),
     };
-    FORMS[family as usize].get_or_init(|| {
+    FORMS[usize::from(bits == 64)][family as usize].get_or_init(|| {
         Code::values()
-            .filter(|code| is_of(*code) && code.op_code().mode64() && *code != Code::Bswap_r16)
+            .filter(|code| is_of(*code) && is_there(*code) && *code != Code::Bswap_r16)
             .filter(|code| code.encoding() != EncodingKind::XOP)
             .filter(|code| {
                 let info = code.op_code();
@@ -198,6 +203,7 @@ fn is_chosen(mnemonic: Mnemonic) -> bool {
             | Pop
             | Leave
             | Pushfq
+            | Pushfd
             | Rdtsc
             | Xlatb
             | Movaps
@@ -298,14 +304,15 @@ fn is_known(kind: OpCodeOperandKind) -> bool {
     )
 }
 
-fn register(dice: &mut Dice, bytes: u64) -> Register {
+fn register(dice: &mut Dice, bits: u32, bytes: u64) -> Register {
+    let (all, low, other) = if bits == 64 { (16, 20, 8) } else { (8, 8, 5) };
     // RSP is spared a little.
-    let number = match dice.below(16) {
-        4 if !dice.one_in(8) => 8,
+    let number = match dice.below(all) {
+        4 if !dice.one_in(8) => other,
         number => number,
     } as i32;
     match bytes {
-        1 => Register::AL + dice.below(20) as i32,
+        1 => Register::AL + dice.below(low) as i32,
         2 => Register::AX + number,
         4 => Register::EAX + number,
         _ => Register::RAX + number,
@@ -313,10 +320,12 @@ fn register(dice: &mut Dice, bytes: u64) -> Register {
 }
 
 /// Gives the instruction a memory operand.
-fn point(dice: &mut Dice, instruction: &mut Instruction) {
-    let narrow = dice.one_in(20);
+fn point(dice: &mut Dice, bits: u32, instruction: &mut Instruction) {
+    let is_64 = bits == 64;
+    let narrow = !is_64 || dice.one_in(20);
     let pointer = |dice: &mut Dice| {
         let number = dice.choose(&[0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        let number = if is_64 { number } else { number % 8 };
         if narrow {
             Register::EAX + number
         } else {
@@ -325,11 +334,12 @@ fn point(dice: &mut Dice, instruction: &mut Instruction) {
     };
     instruction.set_memory_displ_size(if narrow { 4 } else { 8 });
     let near = dice.choose(&[0, 0, 8, 0x10, -8i64 as u64, 0x7e]);
-    instruction.set_memory_displacement64(near);
     // What must be aligned is so, often.
     let near = if dice.one_in(3) { near & !31 } else { near };
+    let near = if is_64 { near } else { near & 0xffff_ffff };
+    instruction.set_memory_displacement64(near);
     match dice.below(10) {
-        0 => {
+        0 if is_64 => {
             instruction.set_memory_base(Register::RIP);
             instruction.set_memory_displacement64(dice.choose(&[0, HIGH]) + DATA + dice.below(0x2000));
         }
@@ -358,11 +368,12 @@ fn point(dice: &mut Dice, instruction: &mut Instruction) {
     }
 }
 
-fn random(dice: &mut Dice, code: Code) -> Instruction {
+fn random(dice: &mut Dice, bits: u32, code: Code) -> Instruction {
     use OpCodeOperandKind::*;
     let mut instruction = Instruction::default();
     instruction.set_code(code);
     let to_memory = dice.one_in(2);
+    let vectors = u64::from(bits) / 4;
     for (i, kind) in code.op_code().op_kinds().iter().enumerate() {
         let i = i as u32;
         let set = |instruction: &mut Instruction, register| {
@@ -371,14 +382,15 @@ fn random(dice: &mut Dice, code: Code) -> Instruction {
         };
         let memory = |dice: &mut Dice, instruction: &mut Instruction| {
             instruction.set_op_kind(i, iced_x86::OpKind::Memory);
-            point(dice, instruction);
+            point(dice, bits, instruction);
         };
         match kind {
             mem => memory(dice, &mut instruction),
             mem_offs => {
                 instruction.set_op_kind(i, iced_x86::OpKind::Memory);
-                instruction.set_memory_displ_size(8);
-                instruction.set_memory_displacement64(dice.choose(&[0, HIGH]) + DATA + dice.below(0x1000));
+                let half = if bits == 64 { dice.choose(&[0, HIGH]) } else { 0 };
+                instruction.set_memory_displ_size(bits / 8);
+                instruction.set_memory_displacement64(half + DATA + dice.below(0x1000));
             }
             r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | xmm_or_mem | ymm_or_mem if to_memory => {
                 memory(dice, &mut instruction);
@@ -392,27 +404,27 @@ fn random(dice: &mut Dice, code: Code) -> Instruction {
                 }
             }
             xmm_or_mem | xmm_reg | xmm_rm | xmm_vvvv | xmm_is4 => {
-                let register = Register::XMM0 + dice.below(16) as i32;
+                let register = Register::XMM0 + dice.below(vectors) as i32;
                 set(&mut instruction, register);
             }
             ymm_or_mem | ymm_reg | ymm_rm | ymm_vvvv | ymm_is4 => {
-                let register = Register::YMM0 + dice.below(16) as i32;
+                let register = Register::YMM0 + dice.below(vectors) as i32;
                 set(&mut instruction, register);
             }
             r8_or_mem | r8_reg | r8_opcode => {
-                let register = register(dice, 1);
+                let register = register(dice, bits, 1);
                 set(&mut instruction, register);
             }
             r16_or_mem | r16_reg | r16_rm | r16_opcode => {
-                let register = register(dice, 2);
+                let register = register(dice, bits, 2);
                 set(&mut instruction, register);
             }
             r32_or_mem | r32_reg | r32_rm | r32_opcode | r32_vvvv => {
-                let register = register(dice, 4);
+                let register = register(dice, bits, 4);
                 set(&mut instruction, register);
             }
             r64_or_mem | r64_reg | r64_rm | r64_opcode | r64_vvvv => {
-                let register = register(dice, 8);
+                let register = register(dice, bits, 8);
                 set(&mut instruction, register);
             }
             al => set(&mut instruction, Register::AL),
@@ -456,7 +468,15 @@ fn random(dice: &mut Dice, code: Code) -> Instruction {
 }
 
 /// A transfer to one of `targets`.
-fn transfer(dice: &mut Dice, targets: &[u64]) -> Instruction {
+fn transfer(dice: &mut Dice, bits: u32, targets: &[u64]) -> Instruction {
+    const NARROW_CONDITIONS: [Code; 6] = [
+        Code::Jb_rel32_32,
+        Code::Jae_rel8_32,
+        Code::Je_rel32_32,
+        Code::Jne_rel8_32,
+        Code::Jl_rel32_32,
+        Code::Jg_rel32_32,
+    ];
     const CONDITIONS: [Code; 16] = [
         Code::Jo_rel32_64,
         Code::Jno_rel32_64,
@@ -476,24 +496,35 @@ fn transfer(dice: &mut Dice, targets: &[u64]) -> Instruction {
         Code::Jg_rel32_64,
     ];
     let target = dice.choose(targets);
+    let is_64 = bits == 64;
     let code = match dice.below(16) {
-        0..8 => dice.choose(&CONDITIONS),
-        8 => Code::Jmp_rel32_64,
-        9 | 10 => Code::Call_rel32_64,
-        11 => dice.choose(&[Code::Jrcxz_rel8_64, Code::Jecxz_rel8_64]),
-        12 => dice.choose(&[Code::Loop_rel8_64_RCX, Code::Loop_rel8_64_ECX, Code::Loope_rel8_64_RCX]),
-        13 => return Instruction::with(Code::Retnq),
-        14 => return Instruction::with1(Code::Retnq_imm16, 8 * dice.below(3) as u32).unwrap(),
+        0..8 if is_64 => dice.choose(&CONDITIONS),
+        8 if is_64 => Code::Jmp_rel32_64,
+        9 | 10 if is_64 => Code::Call_rel32_64,
+        11 if is_64 => dice.choose(&[Code::Jrcxz_rel8_64, Code::Jecxz_rel8_64]),
+        12 if is_64 => dice.choose(&[Code::Loop_rel8_64_RCX, Code::Loop_rel8_64_ECX, Code::Loope_rel8_64_RCX]),
+        13 if is_64 => return Instruction::with(Code::Retnq),
+        14 if is_64 => return Instruction::with1(Code::Retnq_imm16, 8 * dice.below(3) as u32).unwrap(),
+        0..8 => dice.choose(&NARROW_CONDITIONS),
+        8 => Code::Jmp_rel32_32,
+        9 | 10 => Code::Call_rel32_32,
+        11 => dice.choose(&[Code::Jecxz_rel8_32, Code::Jcxz_rel8_32]),
+        12 => dice.choose(&[Code::Loop_rel8_32_ECX, Code::Loop_rel8_32_CX, Code::Loope_rel8_32_ECX]),
+        13 => return Instruction::with(Code::Retnd),
+        14 => return Instruction::with1(Code::Retnd_imm16, 4 * dice.below(3) as u32).unwrap(),
         _ => {
-            let code = dice.choose(&[Code::Jmp_rm64, Code::Call_rm64]);
+            let code = match is_64 {
+                true => dice.choose(&[Code::Jmp_rm64, Code::Call_rm64]),
+                false => dice.choose(&[Code::Jmp_rm32, Code::Call_rm32]),
+            };
             if dice.one_in(2) {
-                let register = register(dice, 8);
+                let register = register(dice, bits, u64::from(bits) / 8);
                 return Instruction::with1(code, register).unwrap();
             }
             let mut instruction = Instruction::default();
             instruction.set_code(code);
             instruction.set_op0_kind(iced_x86::OpKind::Memory);
-            point(dice, &mut instruction);
+            point(dice, bits, &mut instruction);
             return instruction;
         }
     };
@@ -501,10 +532,11 @@ fn transfer(dice: &mut Dice, targets: &[u64]) -> Instruction {
 }
 
 impl Program {
-    pub fn random(dice: &mut Dice) -> Program {
+    /// Of 64-bit or 32-bit code.
+    pub fn random(dice: &mut Dice, bits: u32) -> Program {
         let seed = dice.word();
-        let base = CODE + dice.choose(&[0, HIGH]);
-        let mut encoder = Encoder::new(64);
+        let base = CODE + if bits == 64 { dice.choose(&[0, HIGH]) } else { 0 };
+        let mut encoder = Encoder::new(bits);
         let mut bytes = vec![0x90; 4 * PAGE];
         let mut starts = vec![base];
         let runs = 1 + dice.below(4) as usize;
@@ -522,14 +554,14 @@ impl Program {
                     break;
                 }
                 let instruction = if dice.one_in(5) {
-                    transfer(dice, &starts)
+                    transfer(dice, bits, &starts)
                 } else {
                     let family = match dice.below(4) {
                         0 => Family::Integers,
                         _ => family,
                     };
-                    let code = dice.choose(forms(family));
-                    random(dice, code)
+                    let code = dice.choose(forms(family, bits));
+                    random(dice, bits, code)
                 };
                 let length = encoder.encode(&instruction, base + at as u64);
                 let mut encoded = encoder.take_buffer();
@@ -541,20 +573,31 @@ impl Program {
                 encoded.clear();
                 encoder.set_buffer(encoded);
             }
-            let back = Instruction::with_branch(Code::Jmp_rel32_64, dice.choose(&starts)).unwrap();
+            let jump = if bits == 64 {
+                Code::Jmp_rel32_64
+            } else {
+                Code::Jmp_rel32_32
+            };
+            let back = Instruction::with_branch(jump, dice.choose(&starts)).unwrap();
             if at + 5 <= bytes.len() && encoder.encode(&back, base + at as u64).is_ok() {
                 let encoded = encoder.take_buffer();
                 bytes[at..at + encoded.len()].copy_from_slice(&encoded);
             }
             encoder.set_buffer(Vec::new());
         }
-        Program { seed, bytes, starts }
+        Program {
+            seed,
+            bits,
+            bytes,
+            starts,
+        }
     }
 
     /// This code at the start of the code pages.
     pub fn of(code: &[u8]) -> Program {
         Program {
             seed: 1,
+            bits: 64,
             bytes: code.to_vec(),
             starts: vec![CODE],
         }
@@ -563,7 +606,11 @@ impl Program {
     /// The address of an instruction, in either half.
     pub fn address(&self, dice: &mut Dice) -> u64 {
         let start = dice.choose(&self.starts);
-        if dice.one_in(8) { start ^ HIGH } else { start }
+        if self.bits == 64 && dice.one_in(8) {
+            start ^ HIGH
+        } else {
+            start
+        }
     }
 
     /// Something else for a place in the code, guest-physical.
@@ -582,7 +629,7 @@ impl Program {
         let mut text = String::new();
         for start in &self.starts {
             let at = (start & 0xf_ffff) - CODE;
-            let mut decoder = Decoder::with_ip(64, &self.bytes[at as usize..], *start, DecoderOptions::AMD);
+            let mut decoder = Decoder::with_ip(self.bits, &self.bytes[at as usize..], *start, DecoderOptions::AMD);
             let instruction = decoder.decode();
             let end = if instruction.flow_control() == FlowControl::Next {
                 ""
