@@ -1,7 +1,7 @@
 //! Between the tiers: when a block is translated, entered, and what is done where translated code leaves.
 
 use super::{Counters, Emulator, Left, try_again};
-use crate::access::{Linear, Stop};
+use crate::access::{Access, Linear, Stop};
 use crate::blocks::{Block, Heat};
 use crate::cpu::{CodeSize, Cr0, Cr4, Seg, Shadow, flags, fpu, gpr};
 use crate::fast::Fast;
@@ -219,6 +219,23 @@ impl Emulator {
                     self.fill_frame(fuel);
                     host = resume;
                 }
+                Exit::Clock { resume, aux } => {
+                    let resume = translator.resume(resume);
+                    let cpu = &self.cpu;
+                    if cpu.cr4.any(Cr4::TSD) && cpu.cpl() != 0 {
+                        break (site.rip, site.undone, Way::Interpret);
+                    }
+                    let Ok(tsc) = self.fast.tsc() else {
+                        break (site.rip, site.undone, Way::Interpret);
+                    };
+                    let frame = self.fast.tlb.state.frame_mut();
+                    frame.gpr[gpr_slot(gpr::RAX)] = tsc & 0xffff_ffff;
+                    frame.gpr[gpr_slot(gpr::RDX)] = tsc >> 32;
+                    if aux {
+                        frame.gpr[gpr_slot(gpr::RCX)] = cpu.msr.tsc_aux & 0xffff_ffff;
+                    }
+                    host = resume;
+                }
                 Exit::Interpret => break (site.rip, site.undone, Way::Interpret),
                 Exit::LookAround => break (site.rip, site.undone, Way::Cold),
                 Exit::Jump { patch: Some(patch) } => {
@@ -326,6 +343,9 @@ impl Emulator {
         frame.vectors = vectors;
         frame.refused = may_use.map(|may| u64::from(!may));
         let status = cpu.flags.status();
+        frame.control = cpu.flags.bits() & !(flags::STATUS | flags::VM | flags::RF);
+        let may_mask = cpu.cpl() <= cpu.flags.iopl();
+        frame.unprivileged = u64::from(!may_mask);
         // OF is bit 11.
         frame.flags = (status as u16 & 0xff) << 8 | (status >> 11 & 1) as u16;
     }
@@ -335,8 +355,11 @@ impl Emulator {
         for register in 0..16 {
             self.cpu.gpr.set(register, frame.gpr[gpr_slot(register)]);
         }
-        let flags = u64::from(frame.flags);
-        self.cpu.flags.set_status(flags >> 8 | (flags & 1) << 11);
+        let (status, control) = (u64::from(frame.flags), frame.control);
+        self.cpu.flags.set_status(status >> 8 | (status & 1) << 11);
+        for flag in [flags::IF, flags::DF] {
+            self.cpu.flags.assign(flag, control & flag != 0);
+        }
     }
 }
 
@@ -344,7 +367,7 @@ impl Emulator {
 fn exits_of(counters: &mut Counters, exit: Exit) -> &mut u64 {
     match exit {
         Exit::Miss { .. } => &mut counters.miss_exits,
-        Exit::Step { .. } => &mut counters.step_exits,
+        Exit::Step { .. } | Exit::Clock { .. } => &mut counters.step_exits,
         Exit::Interpret => &mut counters.interpret_exits,
         Exit::Jump { .. } | Exit::Indirect { .. } => &mut counters.jump_exits,
         Exit::LookAround => &mut counters.stop_exits,

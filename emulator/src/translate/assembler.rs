@@ -245,6 +245,22 @@ impl Assembler {
         self.shift(1, to, from, count);
     }
 
+    fn bits(&mut self, implied: u8, to: u8, from: u8, mask: u8) {
+        let inverted = u8::from(to < 8) << 7 | 1 << 6 | u8::from(mask < 8) << 5;
+        let modrm = 0xc0 | (to & 7) << 3 | mask & 7;
+        self.raw(&[0xc4, inverted | 2, 0x80 | (!from & 15) << 3 | implied, 0xf5, modrm]);
+    }
+
+    /// PEXT of 64 bits: those of `mask`, side by side.
+    pub(super) fn extract(&mut self, to: u8, from: u8, mask: u8) {
+        self.bits(2, to, from, mask);
+    }
+
+    /// PDEP of 64 bits: puts them there again.
+    pub(super) fn deposit(&mut self, to: u8, from: u8, mask: u8) {
+        self.bits(3, to, from, mask);
+    }
+
     /// MOVZX r32, r8 of a register's low byte.
     pub(super) fn low_byte(&mut self, to: u8, from: u8) {
         self.raw(&[
@@ -408,6 +424,20 @@ mod tests {
                 let registers = [0, 1].map(|i| instruction.op_register(i).full_register().number() as u8);
                 assert_eq!(registers, [to, from], "{:?}", instruction.code());
                 assert!(factory.info(&instruction).used_memory().is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn bits_are_extracted_and_deposited_by_a_mask() {
+        for (to, from, mask) in [(1, 10, 11), (10, 10, 11), (11, 1, 2)] {
+            let pext = decoded(|a| a.extract(to, from, mask));
+            let pdep = decoded(|a| a.deposit(to, from, mask));
+            let codes = (pext.code(), pdep.code());
+            assert_eq!(codes, (Code::VEX_Pext_r64_r64_rm64, Code::VEX_Pdep_r64_r64_rm64));
+            for instruction in [pext, pdep] {
+                let registers = [0, 1, 2].map(|i| instruction.op_register(i).number() as u8);
+                assert_eq!(registers, [to, from, mask]);
             }
         }
     }

@@ -40,6 +40,8 @@ pub(crate) enum Exit {
     Interpret,
     /// So are some, after which translated code goes on at `resume` of the buffer: operations from number `first` on.
     Step { first: u32, count: u8, resume: u32 },
+    /// The time-stamp counter is read, with TSC_AUX or without; it goes on at `resume` of the buffer.
+    Clock { resume: u32, aux: bool },
     /// Somebody signals, or the fuel is used up.
     LookAround,
     /// To code that was not known. The distance at `patch`, if it is in the same page, is to lead there.
@@ -101,7 +103,9 @@ impl Listing {
             let form = table.form(instruction.code()).filter(|_| !instruction.is_invalid());
             let class = form.and_then(
                 |form| match class(&instruction).filter(|_| is_64 || is_flat(&instruction)) {
-                    Some(class) if form.flow != Flow::End && leads_somewhere(&instruction, class) => Some(class),
+                    // STI ends a block of the interpreter's only where it lets interrupts in.
+                    Some(class) if form.flow == Flow::End && class != Class::Flag => None,
+                    Some(class) if leads_somewhere(&instruction, class) => Some(class),
                     Some(_) => None,
                     None if can_be_stepped(&instruction, form.flow) => {
                         let from = group.filter(|from| instruction.ip() - from < GROUP_BYTES);
@@ -377,6 +381,18 @@ impl<'a> Emitter<'a> {
             Class::Pop => self.pop(instruction),
             Class::Leave => self.leave_frame(),
             Class::Vector { .. } => self.vector(instruction),
+            Class::Flag => {
+                self.change_flag(instruction);
+                Ok(())
+            }
+            Class::PushFlags => {
+                self.push_flags();
+                Ok(())
+            }
+            Class::Clock => {
+                self.read_clock(instruction);
+                Ok(())
+            }
             _ => self.transfer(instruction, class),
         }
     }
@@ -394,11 +410,16 @@ impl<'a> Emitter<'a> {
 
     /// Has the interpreter execute the next `count` operations.
     fn step(&mut self, count: u8) {
-        const EXIT: usize = 9;
-        let (first, resume) = (self.step, (self.assembler.here() + EXIT) as u32);
+        let (first, resume) = (self.step, self.behind_exit());
         self.step += u32::from(count);
         self.exit(Exit::Step { first, count, resume });
         debug_assert_eq!(self.assembler.here(), resume as usize);
+    }
+
+    /// The place behind an exit that begins here.
+    pub(super) fn behind_exit(&self) -> u32 {
+        const EXIT: usize = 9;
+        (self.assembler.here() + EXIT) as u32
     }
 
     /// Leaves for a check that failed, before the instruction has changed anything.

@@ -50,6 +50,12 @@ pub(super) enum Class {
         /// It has a VEX prefix.
         avx: bool,
     },
+    /// CLI, STI, CLD, STD.
+    Flag,
+    /// PUSHF.
+    PushFlags,
+    /// RDTSC, RDTSCP.
+    Clock,
     /// Left to the interpreter, after which translated code goes on; `first` of a group.
     Stepped {
         first: bool,
@@ -91,6 +97,9 @@ pub(super) fn class(instruction: &Instruction) -> Option<Class> {
             }
             _ => Class::Nothing,
         },
+        Mnemonic::Cli | Mnemonic::Sti | Mnemonic::Cld | Mnemonic::Std => Class::Flag,
+        Mnemonic::Pushfq | Mnemonic::Pushfd => Class::PushFlags,
+        Mnemonic::Rdtsc | Mnemonic::Rdtscp => Class::Clock,
         Mnemonic::Lea if code != Code::Lea_r16_m => Class::Address,
         Mnemonic::Push => match code {
             Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_rm64 => Class::Push,

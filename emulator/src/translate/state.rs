@@ -154,8 +154,12 @@ pub(crate) struct Frame {
     pub(crate) pending: [u64; 2],
     /// What of that is still to be 1 when they are loaded.
     pub(crate) refused: [u64; 2],
+    /// The other flags, as PUSHF stores them.
+    pub(crate) control: u64,
+    /// 0 if the program may change IF.
+    pub(crate) unprivileged: u64,
     /// To a multiple of 64 bytes.
-    _padding: [u64; 6],
+    _padding: [u64; 4],
     /// By context.
     pub(crate) read: [Translations; CONTEXTS],
     /// By context.
@@ -188,6 +192,9 @@ pub(super) mod at {
     pub(in super::super) const VECTORS: i32 = from_rsp(offset_of!(Frame, vectors));
     pub(in super::super) const LOADED: i32 = from_rsp(offset_of!(Frame, loaded));
     pub(in super::super) const HOST_MXCSR: i32 = from_rsp(offset_of!(Frame, host_mxcsr));
+
+    pub(in super::super) const CONTROL: i32 = from_rsp(offset_of!(Frame, control));
+    pub(in super::super) const UNPRIVILEGED: i32 = from_rsp(offset_of!(Frame, unprivileged));
 
     /// What makes code wait that uses vector registers.
     pub(in super::super) const fn pending(avx: bool) -> i32 {

@@ -201,8 +201,10 @@ impl Machine {
             cpu.fpu.mxcsr ^= 1 << dice.choose(&[6, 7, 10, 11, 12, 13, 14, 15]);
         }
         cpu.rip = program.address(dice);
+        // IF, IOPL and NT.
+        let privileges = if dice.one_in(2) { dice.word() & 0x7200 } else { 0 };
         cpu.flags
-            .set_bits(dice.word() & 0x8d5 | 2 | u64::from(dice.one_in(8)) << 10);
+            .set_bits(dice.word() & 0x8d5 | 2 | u64::from(dice.one_in(8)) << 10 | privileges);
         if self.ring == Ring::Smap && dice.one_in(2) {
             cpu.flags.set_bits(cpu.flags.bits() | 1 << 18);
         }

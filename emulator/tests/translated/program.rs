@@ -204,6 +204,10 @@ fn is_chosen(mnemonic: Mnemonic) -> bool {
             | Leave
             | Pushfq
             | Pushfd
+            | Popfq
+            | Cli
+            | Sti
+            | Rdtscp
             | Rdtsc
             | Xlatb
             | Movaps
