@@ -10,7 +10,8 @@
 //! Host RSP leads to the [`Frame`](state::Frame). Twelve guest registers live in host registers, R8 to R11 in the frame; RCX, R10
 //! and R11 are temporaries. The guest's status flags are the host's: nothing that is emitted beside the copies changes a flag, so
 //! they are exact at every exit. Flags that the architecture leaves undefined are those of the host; the interpreter has those of
-//! the modelled processor. The others, DF among them, stay with the interpreter.
+//! the modelled processor. The others are in the frame. Vector registers and MXCSR are the host's from the first block on that
+//! uses them (see `thunks`), until translated code is left.
 //!
 //! # 32-bit code
 //! It is translated while the segments that it uses without saying so are flat: base 0, limit 4 GiB. Addresses are computed in
