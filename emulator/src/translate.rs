@@ -33,7 +33,7 @@
 //!
 //! # Parts
 //! `state`: what translated code reaches. `buffer`, `assembler`: where and how code is written. `class`: what is translated.
-//! `block`: a block and its exits; `copied`, `memory`, `stack`, `branch`, `vector`, `control`: its instructions. `thunks`: the way in and out.
+//! `block`: a block and its exits; `copied`, `memory`, `stack`, `branch`, `vector`, `control`, `divide`: its instructions. `thunks`: the way in and out.
 //! `cache`: all blocks of a CPU. The driver is `emulator::tier`.
 
 mod assembler;
@@ -44,6 +44,7 @@ mod cache;
 mod class;
 mod control;
 mod copied;
+mod divide;
 mod memory;
 mod stack;
 pub(crate) mod state;

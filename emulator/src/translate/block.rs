@@ -381,6 +381,7 @@ impl<'a> Emitter<'a> {
             Class::Pop => self.pop(instruction),
             Class::Leave => self.leave_frame(),
             Class::Vector { .. } => self.vector(instruction),
+            Class::Divide => self.divide(instruction),
             Class::Flag => {
                 self.change_flag(instruction);
                 Ok(())

@@ -56,6 +56,8 @@ pub(super) enum Class {
     PushFlags,
     /// RDTSC, RDTSCP.
     Clock,
+    /// DIV.
+    Divide,
     /// Left to the interpreter, after which translated code goes on; `first` of a group.
     Stepped {
         first: bool,
@@ -100,6 +102,7 @@ pub(super) fn class(instruction: &Instruction) -> Option<Class> {
         Mnemonic::Cli | Mnemonic::Sti | Mnemonic::Cld | Mnemonic::Std => Class::Flag,
         Mnemonic::Pushfq | Mnemonic::Pushfd => Class::PushFlags,
         Mnemonic::Rdtsc | Mnemonic::Rdtscp => Class::Clock,
+        Mnemonic::Div if matches!(code, Code::Div_rm32 | Code::Div_rm64) => Class::Divide,
         Mnemonic::Lea if code != Code::Lea_r16_m => Class::Address,
         Mnemonic::Push => match code {
             Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_rm64 => Class::Push,
