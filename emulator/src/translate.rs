@@ -1,4 +1,4 @@
-//! The second tier: hot 64-bit code of the guest as code of the host.
+//! The second tier: hot code of the guest, of 64 bits or of 32 with flat segments, as code of the host.
 //!
 //! # Purpose
 //! Guest and host speak the same instruction set, so most instructions are copied: with the registers that their operands live
@@ -10,7 +10,14 @@
 //! Host RSP leads to the [`Frame`](state::Frame). Twelve guest registers live in host registers, R8 to R11 in the frame; RCX, R10
 //! and R11 are temporaries. The guest's status flags are the host's: nothing that is emitted beside the copies changes a flag, so
 //! they are exact at every exit. Flags that the architecture leaves undefined are those of the host; the interpreter has those of
-//! the modelled processor. The others, DF among them, stay with the interpreter.
+//! the modelled processor. The others are in the frame. Vector registers and MXCSR are the host's from the first block on that
+//! uses them (see `thunks`), until translated code is left.
+//!
+//! # 32-bit code
+//! It is translated while the segments that it uses without saying so are flat: base 0, limit 4 GiB. Addresses are computed in
+//! 32 bits, which is where they wrap; an operand that reaches beyond the last page is the interpreter's, like any that crosses
+//! one. Instructions that 64-bit code does not have are interpreted, in the middle of a block where that can be. Blocks and jump
+//! caches of both sizes are apart.
 //!
 //! # Invariants
 //! * When translated code leaves, the registers are those before the instruction that the [`Site`](block::Site) names, and the
@@ -26,7 +33,7 @@
 //!
 //! # Parts
 //! `state`: what translated code reaches. `buffer`, `assembler`: where and how code is written. `class`: what is translated.
-//! `block`: a block and its exits; `copied`, `memory`, `stack`, `branch`, `vector`: its instructions. `thunks`: the way in and out.
+//! `block`: a block and its exits; `copied`, `memory`, `stack`, `branch`, `vector`, `control`, `divide`: its instructions. `thunks`: the way in and out.
 //! `cache`: all blocks of a CPU. The driver is `emulator::tier`.
 
 mod assembler;
@@ -35,14 +42,16 @@ mod branch;
 mod buffer;
 mod cache;
 mod class;
+mod control;
 mod copied;
+mod divide;
 mod memory;
 mod stack;
 pub(crate) mod state;
 mod thunks;
 mod vector;
 
-pub(crate) use block::{Entry, Exit, NO_FUEL};
+pub(crate) use block::{Entry, Exit, NO_FUEL, Sort};
 pub(crate) use cache::{Made, Translator};
 
 /// How hot code is translated.

@@ -1,14 +1,14 @@
 //! Between the tiers: when a block is translated, entered, and what is done where translated code leaves.
 
 use super::{Counters, Emulator, Left, try_again};
-use crate::access::{Linear, Stop};
+use crate::access::{Access, Linear, Stop};
 use crate::blocks::{Block, Heat};
-use crate::cpu::{Cr0, Cr4, Seg, Shadow, flags, gpr};
+use crate::cpu::{CodeSize, Cr0, Cr4, Seg, Shadow, flags, fpu, gpr};
 use crate::fast::Fast;
 use crate::op::Op;
 use crate::paging::{Intent, is_canonical};
-use crate::translate::state::{CODE_CONTEXTS, gpr_slot};
-use crate::translate::{Entry, Exit, Made, NO_FUEL, Translation, TranslationError, Translator};
+use crate::translate::state::{CODE_CONTEXTS, gpr_slot, jump_cache};
+use crate::translate::{Entry, Exit, Made, NO_FUEL, Sort, Translation, TranslationError, Translator};
 
 /// Most fuel for one stay in translated code.
 const MOST_FUEL: u64 = 1 << 40;
@@ -58,15 +58,16 @@ impl Emulator {
 
     /// Executes the block under RIP as translated code, if it is hot.
     pub(super) fn climb(&mut self, block: Block) -> Climb {
-        let context = self.cpu.view.context;
-        if !self.cpu.view.is_long() || usize::from(context) >= CODE_CONTEXTS || self.is_foreign() {
+        let sort = self.sort();
+        let is_flat = sort.is_64 || self.has_flat_segments();
+        if !is_flat || usize::from(sort.context) >= CODE_CONTEXTS || self.is_foreign() {
             return Climb::Interpret;
         }
         let linear = self.cpu.rip;
         let host = match block.heat {
             Heat::SINGLE => return Climb::One,
             Heat::INTERPRETED => return Climb::Interpret,
-            Heat::TRANSLATED => self.fast.tlb.state.jump(context, linear),
+            Heat::TRANSLATED => self.fast.tlb.state.jump(jump_cache(sort.context, sort.is_64), linear),
             heat if !self.is_hot(heat) => {
                 self.blocks.warm(linear);
                 return Climb::Interpret;
@@ -119,10 +120,10 @@ impl Emulator {
             self.blocks.set_heat(linear, None, Heat::TRANSLATED);
             return Some(host);
         }
-        let context = self.cpu.view.context;
+        let sort = self.sort();
         let page = self.fast.fetch_page(&self.cpu, linear)?;
         let translator = self.translator.as_mut()?;
-        let made = translator.translate(page, linear, context, &self.model.fast, &mut self.fast, &self.attention);
+        let made = translator.translate(page, linear, sort, &self.model.fast, &mut self.fast, &self.attention);
         let heat = match made {
             Made::Block(_) => Heat::TRANSLATED,
             Made::Nothing => Heat::SINGLE,
@@ -140,17 +141,40 @@ impl Emulator {
     fn translated(&mut self, linear: u64) -> Option<u64> {
         let entry = self.known(linear)?;
         let host = self.translator.as_ref()?.address(entry);
-        let context = self.cpu.view.context;
-        self.fast.tlb.state.insert_jump(context, linear, host);
+        let sort = self.sort();
+        let cache = jump_cache(sort.context, sort.is_64);
+        self.fast.tlb.state.insert_jump(cache, linear, host);
         self.blocks.note_executed(linear);
         Some(host)
     }
 
     fn known(&mut self, linear: u64) -> Option<Entry> {
-        let context = self.cpu.view.context;
         let page = self.fast.fetch_page(&self.cpu, linear)?;
         let ram = self.fast.tlb.ram();
-        self.translator.as_ref()?.find(page, linear, context, ram)
+        self.translator.as_ref()?.find(page, linear, self.sort(), ram)
+    }
+
+    /// What code is translated for at the moment.
+    fn sort(&self) -> Sort {
+        Sort {
+            context: self.cpu.view.context,
+            is_64: self.cpu.view.is_long(),
+        }
+    }
+
+    /// 32-bit code that the segments do not matter to which it uses without saying so.
+    fn has_flat_segments(&self) -> bool {
+        let (view, segments) = (&self.cpu.view, &self.cpu.segments);
+        let is_flat = |seg| segments[seg].base == 0 && segments[seg].limit == u32::MAX;
+        let is_data = |seg| {
+            let attributes = segments[seg].attributes;
+            attributes.is_present() && attributes.is_writable_data() && !attributes.is_expand_down()
+        };
+        view.has_descriptors()
+            && view.code == CodeSize::Bits32
+            && view.stack_mask == 0xffff_ffff
+            && [Seg::Cs, Seg::Ss, Seg::Ds].into_iter().all(is_flat)
+            && [Seg::Ss, Seg::Ds].into_iter().all(is_data)
     }
 
     /// Forgets which translated code is at which linear address.
@@ -162,6 +186,8 @@ impl Emulator {
     fn run_translated(&mut self, host: u64) -> Way {
         let fuel = (self.limit - self.counters.instructions).min(MOST_FUEL) + NO_FUEL;
         self.fill_frame(fuel);
+        let frame = self.fast.tlb.state.frame_mut();
+        (frame.loaded, frame.pending) = (0, [1; 2]);
         self.attention.settle();
         let mut host = host;
         let (rip, undone, left) = loop {
@@ -193,6 +219,23 @@ impl Emulator {
                     self.fill_frame(fuel);
                     host = resume;
                 }
+                Exit::Clock { resume, aux } => {
+                    let resume = translator.resume(resume);
+                    let cpu = &self.cpu;
+                    if cpu.cr4.any(Cr4::TSD) && cpu.cpl() != 0 {
+                        break (site.rip, site.undone, Way::Interpret);
+                    }
+                    let Ok(tsc) = self.fast.tsc() else {
+                        break (site.rip, site.undone, Way::Interpret);
+                    };
+                    let frame = self.fast.tlb.state.frame_mut();
+                    frame.gpr[gpr_slot(gpr::RAX)] = tsc & 0xffff_ffff;
+                    frame.gpr[gpr_slot(gpr::RDX)] = tsc >> 32;
+                    if aux {
+                        frame.gpr[gpr_slot(gpr::RCX)] = cpu.msr.tsc_aux & 0xffff_ffff;
+                    }
+                    host = resume;
+                }
                 Exit::Interpret => break (site.rip, site.undone, Way::Interpret),
                 Exit::LookAround => break (site.rip, site.undone, Way::Cold),
                 Exit::Jump { patch: Some(patch) } => {
@@ -216,7 +259,9 @@ impl Emulator {
                     }
                     frame.fuel += u64::from(site.undone - 1);
                     let stack = &mut frame.gpr[gpr_slot(gpr::RSP)];
-                    *stack = stack.wrapping_add(u64::from(release));
+                    if release > 0 {
+                        *stack = stack.wrapping_add(u64::from(release)) & self.cpu.view.stack_mask;
+                    }
                     match self.translated(target) {
                         Some(to) => host = to,
                         None => break (target, 0, Way::Cold),
@@ -267,16 +312,25 @@ impl Emulator {
         is_quiet && !is_waited_for && !self.attention.any()
     }
 
-    /// What a block relies on after it has begun: the context of data accesses, that vectors may be used, and that floating-point
-    /// exceptions are masked.
-    fn terms(&self) -> (u8, bool, bool) {
+    /// What a block relies on after it has begun: the context of data accesses, and that code of SSE and AVX may use vector
+    /// registers. It may if they are switched on, and no floating-point exception can arise; of AVX, if what it clears above 256
+    /// bits is zero, too.
+    fn terms(&self) -> (u8, [bool; 2]) {
+        const AVX: u64 = fpu::SSE | fpu::AVX;
         let cpu = &self.cpu;
         let is_on = cpu.cr0.0 & (Cr0::EM | Cr0::TS) | !cpu.cr4.0 & Cr4::OSFXSR == 0;
-        (cpu.view.context, is_on, cpu.fpu.mxcsr & MASKS == MASKS)
+        let sse = is_on && cpu.fpu.mxcsr & MASKS == MASKS;
+        let is_wide = || cpu.fpu.vectors[..16].iter().any(|vector| vector[4..] != [0; 4]);
+        let avx = sse
+            && cpu.cr4.any(Cr4::OSXSAVE)
+            && cpu.xcr0 & AVX == AVX
+            && is_x86_feature_detected!("avx")
+            && !(self.model.fast.has_evex && is_wide());
+        (cpu.view.context, [sse, avx])
     }
 
     fn fill_frame(&mut self, fuel: u64) {
-        let (_, is_on, is_masked) = self.terms();
+        let (_, may_use) = self.terms();
         // Translated code writes there, which nobody borrows meanwhile.
         let vectors = (&raw mut self.cpu.fpu.vectors).expose_provenance() as u64;
         let cpu = &self.cpu;
@@ -286,9 +340,12 @@ impl Emulator {
             frame.gpr[gpr_slot(register)] = cpu.gpr.get(register);
         }
         frame.bases = [Seg::Fs, Seg::Gs].map(|seg| cpu.view.flat_base[seg as usize]);
-        frame.vectors = if is_on { vectors } else { 0 };
-        frame.floats = if is_masked { frame.vectors } else { 0 };
+        frame.vectors = vectors;
+        frame.refused = may_use.map(|may| u64::from(!may));
         let status = cpu.flags.status();
+        frame.control = cpu.flags.bits() & !(flags::STATUS | flags::VM | flags::RF);
+        let may_mask = cpu.cpl() <= cpu.flags.iopl();
+        frame.unprivileged = u64::from(!may_mask);
         // OF is bit 11.
         frame.flags = (status as u16 & 0xff) << 8 | (status >> 11 & 1) as u16;
     }
@@ -298,8 +355,11 @@ impl Emulator {
         for register in 0..16 {
             self.cpu.gpr.set(register, frame.gpr[gpr_slot(register)]);
         }
-        let flags = u64::from(frame.flags);
-        self.cpu.flags.set_status(flags >> 8 | (flags & 1) << 11);
+        let (status, control) = (u64::from(frame.flags), frame.control);
+        self.cpu.flags.set_status(status >> 8 | (status & 1) << 11);
+        for flag in [flags::IF, flags::DF] {
+            self.cpu.flags.assign(flag, control & flag != 0);
+        }
     }
 }
 
@@ -307,7 +367,7 @@ impl Emulator {
 fn exits_of(counters: &mut Counters, exit: Exit) -> &mut u64 {
     match exit {
         Exit::Miss { .. } => &mut counters.miss_exits,
-        Exit::Step { .. } => &mut counters.step_exits,
+        Exit::Step { .. } | Exit::Clock { .. } => &mut counters.step_exits,
         Exit::Interpret => &mut counters.interpret_exits,
         Exit::Jump { .. } | Exit::Indirect { .. } => &mut counters.jump_exits,
         Exit::LookAround => &mut counters.stop_exits,

@@ -177,6 +177,24 @@ impl Assembler {
         self.with_memory(true, 0x89, register, memory);
     }
 
+    /// MOVUPS, or VMOVUPS of 32 bytes if they are `whole`, in the direction that the opcode says; without an index.
+    pub(super) fn move_vector(&mut self, opcode: u8, whole: bool, register: u8, memory: Memory) {
+        if whole {
+            let inverted = u8::from(register < 8) << 7;
+            self.raw(&[0xc5, inverted | 0x7c, opcode]);
+        } else {
+            self.prefix(false, register, 0, memory.base.unwrap_or(0));
+            self.raw(&[0x0f, opcode]);
+        }
+        self.operand(register, memory);
+    }
+
+    /// LDMXCSR (2) or STMXCSR (3).
+    pub(super) fn mxcsr(&mut self, operation: u8, memory: Memory) {
+        self.raw(&[0x0f]);
+        self.with_memory(false, 0xae, operation, memory);
+    }
+
     /// LEA of 64 or 32 bits.
     pub(super) fn lea(&mut self, wide: bool, register: u8, memory: Memory) {
         self.with_memory(wide, 0x8d, register, memory);
@@ -225,6 +243,22 @@ impl Assembler {
     /// SHLX of 64 bits.
     pub(super) fn shift_left(&mut self, to: u8, from: u8, count: u8) {
         self.shift(1, to, from, count);
+    }
+
+    fn bits(&mut self, implied: u8, to: u8, from: u8, mask: u8) {
+        let inverted = u8::from(to < 8) << 7 | 1 << 6 | u8::from(mask < 8) << 5;
+        let modrm = 0xc0 | (to & 7) << 3 | mask & 7;
+        self.raw(&[0xc4, inverted | 2, 0x80 | (!from & 15) << 3 | implied, 0xf5, modrm]);
+    }
+
+    /// PEXT of 64 bits: those of `mask`, side by side.
+    pub(super) fn extract(&mut self, to: u8, from: u8, mask: u8) {
+        self.bits(2, to, from, mask);
+    }
+
+    /// PDEP of 64 bits: puts them there again.
+    pub(super) fn deposit(&mut self, to: u8, from: u8, mask: u8) {
+        self.bits(3, to, from, mask);
     }
 
     /// MOVZX r32, r8 of a register's low byte.
@@ -297,6 +331,11 @@ impl Assembler {
         place
     }
 
+    /// RET.
+    pub(super) fn ret(&mut self) {
+        self.raw(&[0xc3]);
+    }
+
     /// Makes the distance at `place` of the buffer lead to `target`.
     pub(super) fn bind_far(&mut self, place: usize, target: usize) {
         let at = place - self.base;
@@ -316,7 +355,7 @@ pub(super) fn distance(place: usize, target: usize) -> i32 {
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, OpKind, Register};
+    use iced_x86::{Code, Decoder, DecoderOptions, FlowControl, InstructionInfoFactory, OpKind, Register};
 
     use super::*;
 
@@ -385,6 +424,44 @@ mod tests {
                 let registers = [0, 1].map(|i| instruction.op_register(i).full_register().number() as u8);
                 assert_eq!(registers, [to, from], "{:?}", instruction.code());
                 assert!(factory.info(&instruction).used_memory().is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn bits_are_extracted_and_deposited_by_a_mask() {
+        for (to, from, mask) in [(1, 10, 11), (10, 10, 11), (11, 1, 2)] {
+            let pext = decoded(|a| a.extract(to, from, mask));
+            let pdep = decoded(|a| a.deposit(to, from, mask));
+            let codes = (pext.code(), pdep.code());
+            assert_eq!(codes, (Code::VEX_Pext_r64_r64_rm64, Code::VEX_Pdep_r64_r64_rm64));
+            for instruction in [pext, pdep] {
+                let registers = [0, 1, 2].map(|i| instruction.op_register(i).number() as u8);
+                assert_eq!(registers, [to, from, mask]);
+            }
+        }
+    }
+
+    #[test]
+    fn moves_of_vectors_name_the_whole_register_or_its_low_half() {
+        for register in [0, 7, 8, 15] {
+            for displacement in [0, 960] {
+                let memory = Memory::based(COUNTER, displacement);
+                let low = decoded(|a| a.move_vector(0x10, false, register, memory));
+                let whole = decoded(|a| a.move_vector(0x11, true, register, memory));
+                let (xmm, ymm) = (
+                    Register::XMM0 + i32::from(register),
+                    Register::YMM0 + i32::from(register),
+                );
+                assert_eq!((low.code(), low.op0_register()), (Code::Movups_xmm_xmmm128, xmm));
+                assert_eq!(
+                    (whole.code(), whole.op1_register()),
+                    (Code::VEX_Vmovups_ymmm256_ymm, ymm)
+                );
+                for moved in [low, whole] {
+                    let at = (moved.memory_base(), moved.memory_displacement64());
+                    assert_eq!(at, (Register::RCX, displacement as u64));
+                }
             }
         }
     }

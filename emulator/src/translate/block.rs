@@ -4,6 +4,7 @@
 //! stop:         leave
 //! entry:        fuel -= instructions, back to "stop" if there is too little
 //!               back to "stop" if somebody signals
+//!               leave if it uses vector registers and may not
 //!               instructions, each behind checks that leave with everything as it was before it
 //!               the way on
 //! taken branches, each with its own way on
@@ -14,8 +15,9 @@
 use iced_x86::{Decoder, Encoder, Instruction, InstructionInfoFactory};
 
 use super::assembler::{ADDEND, ADDRESS, Assembler, COUNTER, Memory, STATE};
-use super::class::{Class, can_be_stepped, class, is_wide};
-use super::state::at;
+use super::class::{Class, can_be_stepped, class, is_flat, is_wide};
+use super::state::{at, jump_cache};
+use super::thunks::Thunks;
 use crate::blocks::BLOCK_OPS;
 use crate::cpu::CodeSize;
 use crate::decode::decode;
@@ -38,6 +40,8 @@ pub(crate) enum Exit {
     Interpret,
     /// So are some, after which translated code goes on at `resume` of the buffer: operations from number `first` on.
     Step { first: u32, count: u8, resume: u32 },
+    /// The time-stamp counter is read, with TSC_AUX or without; it goes on at `resume` of the buffer.
+    Clock { resume: u32, aux: bool },
     /// Somebody signals, or the fuel is used up.
     LookAround,
     /// To code that was not known. The distance at `patch`, if it is in the same page, is to lead there.
@@ -69,6 +73,8 @@ pub(super) struct Listing {
     instructions: Vec<(Instruction, Class)>,
     /// What is executed after the last of them, if that does not say otherwise.
     end: u64,
+    /// RIP's valid bits.
+    mask: u64,
     /// Where calls return to that the block has gone on at the target of.
     returns: Vec<u64>,
     /// What follows is the interpreter's.
@@ -79,7 +85,9 @@ pub(super) struct Listing {
 
 impl Listing {
     /// Reads instructions from the page with these bytes, beginning at `linear`.
-    pub(super) fn read(&mut self, table: &Table<Fast>, bytes: &[u8], linear: u64) {
+    pub(super) fn read(&mut self, table: &Table<Fast>, is_64: bool, bytes: &[u8], linear: u64) {
+        let code = if is_64 { CodeSize::Bits64 } else { CodeSize::Bits32 };
+        self.mask = if is_64 { u64::MAX } else { 0xffff_ffff };
         self.instructions.clear();
         self.steps.clear();
         self.returns.clear();
@@ -87,27 +95,31 @@ impl Listing {
         let mut group = None;
         self.interpret = false;
         self.end = linear;
-        let mut decoder = Decoder::with_ip(64, bytes, linear, table.options);
+        let mut decoder = Decoder::with_ip(code.bits(), bytes, linear, table.options);
         seek(&mut decoder, linear);
         let mut instruction = Instruction::default();
         while self.instructions.len() < BLOCK_OPS && decoder.can_decode() {
             decoder.decode_out(&mut instruction);
             let form = table.form(instruction.code()).filter(|_| !instruction.is_invalid());
-            let class = form.and_then(|form| match class(&instruction) {
-                Some(class) if form.flow != Flow::End && leads_somewhere(&instruction, class) => Some(class),
-                Some(_) => None,
-                None if can_be_stepped(&instruction, form.flow) => {
-                    let from = group.filter(|from| instruction.ip() - from < GROUP_BYTES);
-                    let off = from.map_or(0, |from| instruction.ip() - from);
-                    let at = (instruction.ip() % PAGE_SIZE) as usize;
-                    let decoded = decode(None, table, CodeSize::Bits64, &bytes[at..], off as u8).ok()?;
-                    group = Some(instruction.ip() - off);
-                    self.steps.push(decoded.op);
-                    let first = off == 0;
-                    Some(Class::Stepped { first })
-                }
-                None => None,
-            });
+            let class = form.and_then(
+                |form| match class(&instruction).filter(|_| is_64 || is_flat(&instruction)) {
+                    // STI ends a block of the interpreter's only where it lets interrupts in.
+                    Some(class) if form.flow == Flow::End && class != Class::Flag => None,
+                    Some(class) if leads_somewhere(&instruction, class) => Some(class),
+                    Some(_) => None,
+                    None if can_be_stepped(&instruction, form.flow) => {
+                        let from = group.filter(|from| instruction.ip() - from < GROUP_BYTES);
+                        let off = from.map_or(0, |from| instruction.ip() - from);
+                        let at = (instruction.ip() % PAGE_SIZE) as usize;
+                        let decoded = decode(None, table, code, &bytes[at..], off as u8).ok()?;
+                        group = Some(instruction.ip() - off);
+                        self.steps.push(decoded.op);
+                        let first = off == 0;
+                        Some(Class::Stepped { first })
+                    }
+                    None => None,
+                },
+            );
             let Some(class) = class else {
                 self.interpret = true;
                 return;
@@ -118,10 +130,10 @@ impl Listing {
             let (class, next) = self.goes_on(&instruction, class);
             self.instructions.push((instruction, class));
             self.end = next;
-            if next != instruction.next_ip() {
+            if next != self.follower(&instruction) {
                 seek(&mut decoder, next);
             }
-            let is_loop = matches!(class, Class::JumpIf) && instruction.near_branch64() <= instruction.ip();
+            let is_loop = matches!(class, Class::JumpIf) && instruction.near_branch_target() <= instruction.ip();
             if class.ends_block() || is_loop {
                 return;
             }
@@ -130,16 +142,18 @@ impl Listing {
 
     /// Whether the block goes on through a transfer, and where.
     fn goes_on(&mut self, instruction: &Instruction, class: Class) -> (Class, u64) {
-        let next = instruction.next_ip();
+        let next = self.follower(instruction);
         let is_new = |listing: &Listing, target: u64| {
             let is_near = target / PAGE_SIZE == instruction.ip() / PAGE_SIZE;
             is_near && listing.instructions.iter().all(|(other, _)| other.ip() != target)
         };
         match class {
-            Class::Jump if is_new(self, instruction.near_branch64()) => (Class::JumpOn, instruction.near_branch64()),
-            Class::Call if is_new(self, instruction.near_branch64()) => {
+            Class::Jump if is_new(self, instruction.near_branch_target()) => {
+                (Class::JumpOn, instruction.near_branch_target())
+            }
+            Class::Call if is_new(self, instruction.near_branch_target()) => {
                 self.returns.push(next);
-                (Class::CallOn, instruction.near_branch64())
+                (Class::CallOn, instruction.near_branch_target())
             }
             Class::Return => match self.returns.pop() {
                 Some(to) if is_new(self, to) => (Class::ReturnOn { to }, to),
@@ -147,6 +161,11 @@ impl Listing {
             },
             _ => (class, next),
         }
+    }
+
+    /// The address behind the instruction.
+    fn follower(&self, instruction: &Instruction) -> u64 {
+        instruction.next_ip() & self.mask
     }
 
     /// Where the instructions' bytes are in the page.
@@ -190,7 +209,7 @@ fn seek(decoder: &mut Decoder<'_>, address: u64) {
 fn leads_somewhere(instruction: &Instruction, class: Class) -> bool {
     match class {
         Class::Jump | Class::JumpIf | Class::JumpIfZero | Class::Loop | Class::Call => {
-            is_canonical(instruction.near_branch64())
+            is_canonical(instruction.near_branch_target())
         }
         _ => true,
     }
@@ -214,15 +233,22 @@ struct Taken {
     undone: u8,
 }
 
+/// What a block is translated for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Sort {
+    /// Of the data accesses.
+    pub(crate) context: u8,
+    /// 64-bit code; or 32-bit code in flat segments.
+    pub(crate) is_64: bool,
+}
+
 /// Translated code of one block, as it comes into being.
 pub(super) struct Emitter<'a> {
     pub(super) assembler: &'a mut Assembler,
     pub(super) tools: &'a mut Tools,
     pub(super) sites: &'a mut Vec<Site>,
-    /// What exits call.
-    pub(super) leave: usize,
-    /// Of the data accesses.
-    pub(super) context: u8,
+    pub(super) thunks: Thunks,
+    pub(super) sort: Sort,
     /// Blocks of the same page.
     pub(super) known: &'a dyn Fn(u64) -> Option<Entry>,
     /// Number of the next operation that is stepped.
@@ -243,8 +269,8 @@ impl<'a> Emitter<'a> {
         assembler: &'a mut Assembler,
         tools: &'a mut Tools,
         sites: &'a mut Vec<Site>,
-        leave: usize,
-        context: u8,
+        thunks: Thunks,
+        sort: Sort,
         known: &'a dyn Fn(u64) -> Option<Entry>,
         step: u32,
     ) -> Emitter<'a> {
@@ -252,8 +278,8 @@ impl<'a> Emitter<'a> {
             assembler,
             tools,
             sites,
-            leave,
-            context,
+            thunks,
+            sort,
             known,
             step,
             start: 0,
@@ -272,12 +298,11 @@ impl<'a> Emitter<'a> {
         self.rip = self.start;
         self.undone = count;
         self.prologue(count);
-        let has = |floats| {
+        let has = |avx| {
             let mut classes = listing.instructions.iter().map(|(_, class)| *class);
-            classes.any(|class| class == Class::Vector { floats })
+            classes.any(|class| class == Class::Vector { avx })
         };
         if has(true) || has(false) {
-            self.undone = count;
             self.check_vectors(has(true));
         }
         for (number, (instruction, class)) in listing.instructions.iter().enumerate() {
@@ -355,14 +380,27 @@ impl<'a> Emitter<'a> {
             Class::Push => self.push(instruction),
             Class::Pop => self.pop(instruction),
             Class::Leave => self.leave_frame(),
-            Class::Vector { floats } => self.vector(instruction, floats),
+            Class::Vector { .. } => self.vector(instruction),
+            Class::Divide => self.divide(instruction),
+            Class::Flag => {
+                self.change_flag(instruction);
+                Ok(())
+            }
+            Class::PushFlags => {
+                self.push_flags();
+                Ok(())
+            }
+            Class::Clock => {
+                self.read_clock(instruction);
+                Ok(())
+            }
             _ => self.transfer(instruction, class),
         }
     }
 
     /// Leaves here.
     pub(super) fn exit(&mut self, exit: Exit) {
-        self.assembler.call(self.leave);
+        self.assembler.call(self.thunks.leave);
         self.assembler.word(self.sites.len() as i32);
         self.sites.push(Site {
             rip: self.rip,
@@ -373,17 +411,27 @@ impl<'a> Emitter<'a> {
 
     /// Has the interpreter execute the next `count` operations.
     fn step(&mut self, count: u8) {
-        const EXIT: usize = 9;
-        let (first, resume) = (self.step, (self.assembler.here() + EXIT) as u32);
+        let (first, resume) = (self.step, self.behind_exit());
         self.step += u32::from(count);
         self.exit(Exit::Step { first, count, resume });
         debug_assert_eq!(self.assembler.here(), resume as usize);
+    }
+
+    /// The place behind an exit that begins here.
+    pub(super) fn behind_exit(&self) -> u32 {
+        const EXIT: usize = 9;
+        (self.assembler.here() + EXIT) as u32
     }
 
     /// Leaves for a check that failed, before the instruction has changed anything.
     pub(super) fn miss(&mut self, size: u8, writes: bool) {
         let resume = self.resume as u32;
         self.exit(Exit::Miss { resume, size, writes });
+    }
+
+    /// The jump cache for targets of such code.
+    pub(super) fn jumps(&self) -> i32 {
+        at::jumps(jump_cache(self.sort.context, self.sort.is_64))
     }
 
     fn is_near(&self, target: u64) -> bool {
@@ -427,7 +475,7 @@ impl<'a> Emitter<'a> {
 
     /// Goes to `target` in another page through the jump cache.
     fn go_far(&mut self, target: u64) {
-        let slot = at::jumps(self.context) + 16 * (target & 0xffff) as i32;
+        let slot = self.jumps() + 16 * (target & 0xffff) as i32;
         self.assembler.load(COUNTER, Memory::frame(slot));
         self.assembler.constant(ADDRESS, target);
         self.assembler.lea(true, COUNTER, Memory::sum(COUNTER, ADDRESS, 0));
@@ -443,8 +491,8 @@ impl<'a> Emitter<'a> {
     pub(super) fn look_up(&mut self, exit: Exit) {
         self.assembler.low_word(ADDEND, ADDRESS);
         self.assembler.lea(true, ADDEND, Memory::sum(ADDEND, ADDEND, 0));
-        self.assembler
-            .load(COUNTER, Memory::table(ADDEND, at::jumps(self.context)));
+        let jumps = self.jumps();
+        self.assembler.load(COUNTER, Memory::table(ADDEND, jumps));
         self.assembler.lea(true, COUNTER, Memory::sum(COUNTER, ADDRESS, 0));
         let hit = self.assembler.if_zero();
         self.exit(exit);

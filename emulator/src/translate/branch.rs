@@ -14,20 +14,20 @@ use super::state::at;
 impl Emitter<'_> {
     pub(super) fn transfer(&mut self, instruction: &Instruction, class: Class) -> Result<(), Unencodable> {
         match class {
-            Class::Jump => self.go(instruction.near_branch64()),
+            Class::Jump => self.go(instruction.near_branch_target()),
             Class::JumpIf => {
                 let condition = instruction.condition_code() as u8 - 1;
-                self.branch(condition, instruction.near_branch64());
+                self.branch(condition, instruction.near_branch_target());
             }
             Class::JumpIfZero => {
                 match instruction.code() {
-                    Code::Jecxz_rel8_64 => self.assembler.copy_32(COUNTER, GUEST_COUNTER),
+                    Code::Jecxz_rel8_64 | Code::Jecxz_rel8_32 => self.assembler.copy_32(COUNTER, GUEST_COUNTER),
                     _ => self.assembler.copy(COUNTER, GUEST_COUNTER),
                 }
                 let zero = self.assembler.if_zero();
                 let not_zero = self.assembler.skip();
                 self.assembler.bind(zero);
-                self.jump_away(instruction.near_branch64());
+                self.jump_away(instruction.near_branch_target());
                 self.assembler.bind(not_zero);
             }
             Class::Loop => {
@@ -36,14 +36,14 @@ impl Emitter<'_> {
                     .lea(wide, GUEST_COUNTER, Memory::based(GUEST_COUNTER, -1));
                 self.assembler.copy(COUNTER, GUEST_COUNTER);
                 let done = self.assembler.if_zero();
-                self.jump_away(instruction.near_branch64());
+                self.jump_away(instruction.near_branch_target());
                 self.assembler.bind(done);
             }
             Class::JumpOn => {}
             Class::CallOn => self.push_return(instruction),
             Class::Call => {
                 self.push_return(instruction);
-                self.go(instruction.near_branch64());
+                self.go(instruction.near_branch_target());
             }
             Class::Return => {
                 let release = self.pop_return(instruction);
@@ -68,10 +68,7 @@ impl Emitter<'_> {
                 self.look_up(Exit::Interpret);
                 self.assembler.load(COUNTER, self.found());
                 self.assembler.store(Memory::frame(at::SCRATCH), COUNTER);
-                let place = self.below_top();
-                self.assembler.constant(COUNTER, instruction.next_ip());
-                self.assembler.store(place, COUNTER);
-                self.grow();
+                self.push_return(instruction);
                 self.assembler.jump_through(Memory::frame(at::SCRATCH));
             }
             _ => return Err(Unencodable),
@@ -83,17 +80,18 @@ impl Emitter<'_> {
     fn push_return(&mut self, instruction: &Instruction) {
         let place = self.below_top();
         self.assembler.constant(COUNTER, instruction.next_ip());
-        self.assembler.store(place, COUNTER);
+        self.store_word(place, COUNTER);
         self.grow();
     }
 
     /// Loads the return address; how many bytes are to be released then.
     fn pop_return(&mut self, instruction: &Instruction) -> u32 {
         let place = self.top();
-        self.assembler.load(ADDRESS, place);
+        self.load_word(ADDRESS, place);
+        let word = u32::from(self.word());
         match instruction.code() {
-            Code::Retnq_imm16 => 8 + u32::from(instruction.immediate16()),
-            _ => 8,
+            Code::Retnq_imm16 | Code::Retnd_imm16 => word + u32::from(instruction.immediate16()),
+            _ => word,
         }
     }
 
@@ -109,20 +107,22 @@ impl Emitter<'_> {
     fn target(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
         if instruction.op0_kind() == OpKind::Register {
             let value = self.value(number(instruction.op0_register()), ADDRESS);
-            if value != ADDRESS {
+            if !self.sort.is_64 {
+                self.assembler.copy_32(ADDRESS, value);
+            } else if value != ADDRESS {
                 self.assembler.copy(ADDRESS, value);
             }
             return Ok(());
         }
         let linear = self.linear(instruction)?;
-        self.check(linear, 8, false);
-        self.assembler.load(ADDRESS, Memory::sum(linear, ADDEND, 0));
+        self.check(linear, self.word(), false);
+        self.load_word(ADDRESS, Memory::sum(linear, ADDEND, 0));
         Ok(())
     }
 
     /// The host's address in the entry that a lookup found.
     fn found(&self) -> Memory {
-        Memory::table(ADDEND, at::jumps(self.context) + at::JUMP_HOST)
+        Memory::table(ADDEND, self.jumps() + at::JUMP_HOST)
     }
 
     /// Goes to what a lookup found.

@@ -6,7 +6,7 @@ use std::hash::BuildHasherDefault;
 use iced_x86::{Encoder, InstructionInfoFactory};
 
 use super::assembler::{Assembler, distance};
-use super::block::{Emitter, Entry, Listing, Site, Tools};
+use super::block::{Emitter, Entry, Listing, Site, Sort, Tools};
 use super::buffer::Buffer;
 use super::state::State;
 use super::thunks::Thunks;
@@ -27,19 +27,19 @@ const LONGEST: usize = 15;
 /// How often a block is read whose page is being written.
 const TRIES: u32 = 4;
 
-/// Where a block is in guest memory, both ways, and for which data accesses it was translated.
+/// Where a block is in guest memory, both ways, and for which code and data accesses it was translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Key {
     linear: u64,
-    /// Number of the page, and context in the low bits.
+    /// Number of the page; then whether it is 64-bit code, and the context in the low bits.
     place: u64,
 }
 
 impl Key {
-    fn new(linear: u64, page: usize, context: u8) -> Key {
+    fn new(linear: u64, page: usize, sort: Sort) -> Key {
         Key {
             linear,
-            place: (page as u64) << 2 | u64::from(context),
+            place: (page as u64) << 3 | u64::from(sort.is_64) << 2 | u64::from(sort.context),
         }
     }
 }
@@ -124,13 +124,13 @@ impl Translator {
     }
 
     /// The block at `linear`, in `page`, if there is a valid one.
-    pub(crate) fn find(&self, page: FetchPage, linear: u64, context: u8, ram: &Ram) -> Option<Entry> {
+    pub(crate) fn find(&self, page: FetchPage, linear: u64, sort: Sort, ram: &Ram) -> Option<Entry> {
         find(
             &self.blocks,
             ram.code.generation(page.number),
             page.number,
             linear,
-            context,
+            sort,
         )
     }
 
@@ -139,7 +139,7 @@ impl Translator {
         &mut self,
         page: FetchPage,
         linear: u64,
-        context: u8,
+        sort: Sort,
         table: &Table<Fast>,
         fast: &mut Fast,
         attention: &Attention,
@@ -148,13 +148,13 @@ impl Translator {
             self.evictions += 1;
             self.clear(&mut fast.tlb.state);
         }
-        let Some(generation) = self.read(page, linear, table, fast, attention) else {
+        let Some(generation) = self.read(page, linear, sort, table, fast, attention) else {
             return Made::Nothing;
         };
         if self.listing.is_better_interpreted() {
             return Made::Interpreted;
         }
-        let known = |target: u64| find(&self.blocks, generation, page.number, target, context);
+        let known = |target: u64| find(&self.blocks, generation, page.number, target, sort);
         let (base, first_site) = (self.buffer.used(), self.sites.len());
         while self.listing.len() > 0 {
             self.assembler.begin(base);
@@ -163,8 +163,8 @@ impl Translator {
                 &mut self.assembler,
                 &mut self.tools,
                 &mut self.sites,
-                self.thunks.leave,
-                context,
+                self.thunks,
+                sort,
                 &known,
                 self.steps.len() as u32,
             );
@@ -173,7 +173,7 @@ impl Translator {
                     self.buffer.append(self.assembler.bytes());
                     self.steps.extend_from_slice(&self.listing.steps);
                     let known = Known { entry, generation };
-                    self.blocks.insert(Key::new(linear, page.number, context), known);
+                    self.blocks.insert(Key::new(linear, page.number, sort), known);
                     self.made += 1;
                     return Made::Block(entry);
                 }
@@ -190,6 +190,7 @@ impl Translator {
         &mut self,
         page: FetchPage,
         linear: u64,
+        sort: Sort,
         table: &Table<Fast>,
         fast: &mut Fast,
         attention: &Attention,
@@ -198,7 +199,7 @@ impl Translator {
         let live = ram.page(page.gpa)?.span(0, PAGE_SIZE as usize)?;
         for _ in 0..TRIES {
             live.load(&mut self.bytes[..]);
-            self.listing.read(table, &self.bytes[..], linear);
+            self.listing.read(table, sort.is_64, &self.bytes[..], linear);
             if self.listing.len() == 0 {
                 return None;
             }
@@ -261,8 +262,8 @@ fn find(
     generation: u32,
     page: usize,
     linear: u64,
-    context: u8,
+    sort: Sort,
 ) -> Option<Entry> {
-    let known = blocks.get(&Key::new(linear, page, context))?;
+    let known = blocks.get(&Key::new(linear, page, sort))?;
     (known.generation == generation).then_some(known.entry)
 }

@@ -45,11 +45,19 @@ pub(super) enum Class {
     JumpIndirect,
     /// CALL r/m.
     CallIndirect,
-    /// SSE.
+    /// SSE or AVX: copied, too, in a block that has the vector registers loaded.
     Vector {
-        /// It looks at MXCSR.
-        floats: bool,
+        /// It has a VEX prefix.
+        avx: bool,
     },
+    /// CLI, STI, CLD, STD.
+    Flag,
+    /// PUSHF.
+    PushFlags,
+    /// RDTSC, RDTSCP.
+    Clock,
+    /// DIV.
+    Divide,
     /// Left to the interpreter, after which translated code goes on; `first` of a group.
     Stepped {
         first: bool,
@@ -66,13 +74,19 @@ impl Class {
     }
 }
 
-/// The instruction's class, if it is translated. It is one that 64-bit code has, and that the processor model executes.
+/// The instruction's class, if it is translated. It is one that the processor model executes, in 64-bit code, or in 32-bit
+/// code if it [is flat](is_flat).
 pub(super) fn class(instruction: &Instruction) -> Option<Class> {
     let code = instruction.code();
     let class = match code.mnemonic() {
         // With REX.B it is an XCHG of R8.
         Mnemonic::Pause if instruction.len() > 2 => return None,
-        Mnemonic::Nop | Mnemonic::Pause | Mnemonic::Endbr64 | Mnemonic::Lfence | Mnemonic::Sfence => Class::Nothing,
+        Mnemonic::Nop
+        | Mnemonic::Pause
+        | Mnemonic::Endbr64
+        | Mnemonic::Endbr32
+        | Mnemonic::Lfence
+        | Mnemonic::Sfence => Class::Nothing,
         Mnemonic::Prefetcht0 | Mnemonic::Prefetcht1 | Mnemonic::Prefetcht2 | Mnemonic::Prefetchnta => Class::Nothing,
         Mnemonic::Prefetchw if code == Code::Prefetchw_m8 => Class::Nothing,
         // As these the decoder reads ENDBR64, NOP r/m and the prefetches: every function of a kernel begins with one.
@@ -85,46 +99,76 @@ pub(super) fn class(instruction: &Instruction) -> Option<Class> {
             }
             _ => Class::Nothing,
         },
+        Mnemonic::Cli | Mnemonic::Sti | Mnemonic::Cld | Mnemonic::Std => Class::Flag,
+        Mnemonic::Pushfq | Mnemonic::Pushfd => Class::PushFlags,
+        Mnemonic::Rdtsc | Mnemonic::Rdtscp => Class::Clock,
+        Mnemonic::Div if matches!(code, Code::Div_rm32 | Code::Div_rm64) => Class::Divide,
         Mnemonic::Lea if code != Code::Lea_r16_m => Class::Address,
         Mnemonic::Push => match code {
             Code::Push_r64 | Code::Pushq_imm8 | Code::Pushq_imm32 | Code::Push_rm64 => Class::Push,
+            Code::Push_r32 | Code::Pushd_imm8 | Code::Pushd_imm32 | Code::Push_rm32 => Class::Push,
             _ => return None,
         },
         Mnemonic::Pop => match code {
-            Code::Pop_r64 => Class::Pop,
-            Code::Pop_rm64 if instruction.op0_kind() == OpKind::Register => Class::Pop,
+            Code::Pop_r64 | Code::Pop_r32 => Class::Pop,
+            Code::Pop_rm64 | Code::Pop_rm32 if instruction.op0_kind() == OpKind::Register => Class::Pop,
             _ => return None,
         },
-        Mnemonic::Leave if code == Code::Leaveq => Class::Leave,
+        Mnemonic::Leave if matches!(code, Code::Leaveq | Code::Leaved) => Class::Leave,
         Mnemonic::Jmp => match code {
-            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 => Class::Jump,
-            Code::Jmp_rm64 => Class::JumpIndirect,
+            Code::Jmp_rel8_64 | Code::Jmp_rel32_64 | Code::Jmp_rel8_32 | Code::Jmp_rel32_32 => Class::Jump,
+            Code::Jmp_rm64 | Code::Jmp_rm32 => Class::JumpIndirect,
             _ => return None,
         },
         Mnemonic::Call => match code {
-            Code::Call_rel32_64 => Class::Call,
-            Code::Call_rm64 => Class::CallIndirect,
+            Code::Call_rel32_64 | Code::Call_rel32_32 => Class::Call,
+            Code::Call_rm64 | Code::Call_rm32 => Class::CallIndirect,
             _ => return None,
         },
-        Mnemonic::Ret if matches!(code, Code::Retnq | Code::Retnq_imm16) => Class::Return,
+        Mnemonic::Ret => match code {
+            Code::Retnq | Code::Retnq_imm16 | Code::Retnd | Code::Retnd_imm16 => Class::Return,
+            _ => return None,
+        },
         Mnemonic::Jrcxz if code == Code::Jrcxz_rel8_64 => Class::JumpIfZero,
-        Mnemonic::Jecxz if code == Code::Jecxz_rel8_64 => Class::JumpIfZero,
-        Mnemonic::Loop if matches!(code, Code::Loop_rel8_64_RCX | Code::Loop_rel8_64_ECX) => {
+        Mnemonic::Jecxz if matches!(code, Code::Jecxz_rel8_64 | Code::Jecxz_rel8_32) => Class::JumpIfZero,
+        Mnemonic::Loop
+            if matches!(
+                code,
+                Code::Loop_rel8_64_RCX | Code::Loop_rel8_64_ECX | Code::Loop_rel8_32_ECX
+            ) =>
+        {
             // A prefix makes it another instruction on the modelled processor.
             if instruction.has_rep_prefix() || instruction.has_repne_prefix() {
                 return None;
             }
             Class::Loop
         }
-        _ if code.is_jcc_short_or_near() && instruction.op0_kind() == OpKind::NearBranch64 => Class::JumpIf,
+        _ if code.is_jcc_short_or_near() && instruction.op0_kind() != OpKind::NearBranch16 => Class::JumpIf,
         mnemonic if is_copied(mnemonic, code) => Class::Copied,
-        mnemonic if is_vector(instruction) => Class::Vector {
-            floats: computes_with_floats(mnemonic),
+        _ if is_vector(instruction) => Class::Vector {
+            avx: code.encoding() == EncodingKind::VEX,
         },
         _ => return None,
     };
     let is_there = code.cpuid_features().iter().all(|feature| host_has(*feature));
     (is_there && (class != Class::Copied || has_plain_operands(instruction))).then_some(class)
+}
+
+/// An instruction of 32-bit code that does what it would do in 64-bit code with its addresses cut off: in segments that such code
+/// is translated for.
+pub(super) fn is_flat(instruction: &Instruction) -> bool {
+    if matches!(instruction.mnemonic(), Mnemonic::Vzeroupper | Mnemonic::Vzeroall) {
+        // There are eight registers.
+        return false;
+    }
+    let is_narrow = |register: Register| register == Register::None || register.is_gpr32();
+    let has_memory = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
+    let is_lea = instruction.mnemonic() == Mnemonic::Lea;
+    !has_memory
+        || is_narrow(instruction.memory_base())
+            && is_narrow(instruction.memory_index())
+            && instruction.memory_displ_size() != 2
+            && (is_lea || matches!(instruction.memory_segment(), Register::DS | Register::SS))
 }
 
 /// The interpreter can execute it in the middle of translated code: it neither jumps nor changes what code is translated for,
@@ -153,81 +197,44 @@ pub(super) fn is_wide(instruction: &Instruction) -> bool {
     })
 }
 
-/// An SSE instruction that names its registers, and that a memory operand can be put behind a check of.
+/// An instruction on vector registers that a memory operand can be put behind a check of.
 fn is_vector(instruction: &Instruction) -> bool {
     use CpuidFeature::*;
+    use Mnemonic::*;
     let code = instruction.code();
-    let is_sse =
-        |feature: &CpuidFeature| matches!(feature, SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ);
+    if !matches!(code.encoding(), EncodingKind::Legacy | EncodingKind::VEX) {
+        return false;
+    }
+    let is_there = |feature: &CpuidFeature| {
+        matches!(
+            feature,
+            SSE | SSE2 | SSE3 | SSSE3 | SSE4_1 | SSE4_2 | AES | PCLMULQDQ | SHA | GFNI
+        ) || matches!(feature, AVX | AVX2 | FMA | F16C | VAES | VPCLMULQDQ)
+    };
+    if !code.cpuid_features().iter().all(is_there) {
+        return false;
+    }
+    match code.mnemonic() {
+        // In 64-bit mode they are about all registers.
+        Vzeroupper | Vzeroall => return true,
+        // What is not selected is not accessed at all.
+        Maskmovdqu | Vmaskmovdqu | Vmaskmovps | Vmaskmovpd | Vpmaskmovd | Vpmaskmovq => return false,
+        _ => {}
+    }
+    let is_vector = |register: Register| register.is_xmm() || register.is_ymm();
     let is_plain = |i| match instruction.op_kind(i) {
         OpKind::Register => {
             let register = instruction.op_register(i);
-            register.is_xmm() || register.is_gpr32() || register.is_gpr64()
+            is_vector(register) || register.is_gpr32() || register.is_gpr64()
         }
-        OpKind::Memory | OpKind::Immediate8 => true,
+        // Not those with a vector of addresses.
+        OpKind::Memory => instruction.memory_index() == Register::None || instruction.memory_index().is_gpr(),
+        OpKind::Immediate8 => true,
         _ => false,
     };
-    let operands = 0..instruction.op_count();
-    let has_vector = |i| instruction.op_kind(i) == OpKind::Register && instruction.op_register(i).is_xmm();
-    code.encoding() == EncodingKind::Legacy
-        && code.cpuid_features().iter().all(is_sse)
-        && operands.clone().all(is_plain)
-        && operands.clone().any(has_vector)
-        && !has_implied_vector(code.mnemonic())
-}
-
-/// It has an operand that it does not name, or an order of its own among stores.
-fn has_implied_vector(mnemonic: Mnemonic) -> bool {
-    use Mnemonic::*;
-    matches!(
-        mnemonic,
-        Maskmovdqu
-            | Movntdq
-            | Movntdqa
-            | Movntpd
-            | Movntps
-            | Blendvpd
-            | Blendvps
-            | Pblendvb
-            | Pcmpestri
-            | Pcmpestrm
-            | Pcmpestri64
-            | Pcmpestrm64
-            | Pcmpistri
-            | Pcmpistrm
-    )
-}
-
-/// It may look at MXCSR. Of others too, that is only slower.
-fn computes_with_floats(mnemonic: Mnemonic) -> bool {
-    use Mnemonic::*;
-    let between = |first: Mnemonic, last: Mnemonic| (first as u32..=last as u32).contains(&(mnemonic as u32));
-    let moves = between(Movapd, Movups) || between(Pabsb, Pxor) || between(Unpckhpd, Unpcklps);
-    !moves
-        && !matches!(
-            mnemonic,
-            Andpd
-                | Andps
-                | Andnpd
-                | Andnps
-                | Orpd
-                | Orps
-                | Xorpd
-                | Xorps
-                | Shufpd
-                | Shufps
-                | Lddqu
-                | Blendpd
-                | Blendps
-                | Insertps
-                | Extractps
-                | Aesenc
-                | Aesenclast
-                | Aesdec
-                | Aesdeclast
-                | Aesimc
-                | Aeskeygenassist
-        )
+    let mut operands = 0..instruction.op_count();
+    let has_vector = |i| instruction.op_kind(i) == OpKind::Register && is_vector(instruction.op_register(i));
+    operands.clone().all(is_plain) && operands.any(has_vector)
 }
 
 /// Integer instructions whose only effects are those on their operands and the status flags, and which never fault but for
@@ -306,6 +313,14 @@ fn host_has(feature: CpuidFeature) -> bool {
         PCLMULQDQ => std::arch::is_x86_feature_detected!("pclmulqdq"),
         MOVBE => std::arch::is_x86_feature_detected!("movbe"),
         SSE4_2 => std::arch::is_x86_feature_detected!("sse4.2"),
+        SHA => std::arch::is_x86_feature_detected!("sha"),
+        GFNI => std::arch::is_x86_feature_detected!("gfni"),
+        AVX => std::arch::is_x86_feature_detected!("avx"),
+        AVX2 => std::arch::is_x86_feature_detected!("avx2"),
+        FMA => std::arch::is_x86_feature_detected!("fma"),
+        F16C => std::arch::is_x86_feature_detected!("f16c"),
+        VAES => std::arch::is_x86_feature_detected!("vaes"),
+        VPCLMULQDQ => std::arch::is_x86_feature_detected!("vpclmulqdq"),
         CMPXCHG16B => std::arch::is_x86_feature_detected!("cmpxchg16b"),
         // Part of 64-bit mode, or of instructions that do nothing here.
         _ => true,
@@ -314,7 +329,7 @@ fn host_has(feature: CpuidFeature) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use iced_x86::{Code, Decoder};
+    use iced_x86::Decoder;
 
     use super::*;
     use crate::table::decoder_options;
@@ -342,21 +357,5 @@ mod tests {
             assert_eq!(class_of(bytes), Some(Class::Nothing), "{bytes:02x?}");
         }
         assert_eq!(class_of(&[0x0f, 0x0d, 0xc8]), None, "PREFETCHW of a register faults");
-    }
-
-    #[test]
-    fn what_is_said_not_to_look_at_mxcsr_moves_or_is_of_integers() {
-        let harmless = [
-            "Mov", "P", "And", "Or", "Xor", "Unpck", "Shuf", "Lddqu", "Blend", "Insert", "Extract", "Aes",
-        ];
-        let sse = Code::values().filter(|code| {
-            let features = code.cpuid_features();
-            code.encoding() == EncodingKind::Legacy && features.iter().any(|f| format!("{f:?}").contains("SSE"))
-        });
-        for mnemonic in sse.map(Code::mnemonic) {
-            let name = format!("{mnemonic:?}");
-            let is_harmless = harmless.iter().any(|start| name.starts_with(start));
-            assert!(computes_with_floats(mnemonic) || is_harmless, "{name}");
-        }
     }
 }

@@ -73,7 +73,7 @@ fn has_count_in_cl(instruction: &Instruction) -> bool {
 }
 
 /// The same instruction in an encoding that takes any memory operand, and no hints.
-fn general(instruction: &Instruction) -> Instruction {
+pub(super) fn general(instruction: &Instruction) -> Instruction {
     let mut general = *instruction;
     general.set_code(match instruction.code() {
         Code::Mov_AL_moffs8 => Code::Mov_r8_rm8,
@@ -84,9 +84,24 @@ fn general(instruction: &Instruction) -> Instruction {
         Code::Mov_moffs16_AX => Code::Mov_rm16_r16,
         Code::Mov_moffs32_EAX => Code::Mov_rm32_r32,
         Code::Mov_moffs64_RAX => Code::Mov_rm64_r64,
+        // Where these are in 32-bit code, 64-bit code has REX prefixes.
+        Code::Inc_r16 => Code::Inc_rm16,
+        Code::Inc_r32 => Code::Inc_rm32,
+        Code::Dec_r16 => Code::Dec_rm16,
+        Code::Dec_r32 => Code::Dec_rm32,
         // A store of its own order would need the guest's fences.
         Code::Movnti_m32_r32 => Code::Mov_rm32_r32,
         Code::Movnti_m64_r64 => Code::Mov_rm64_r64,
+        Code::Movntps_m128_xmm | Code::Movntpd_m128_xmm | Code::Movntdq_m128_xmm => Code::Movdqa_xmmm128_xmm,
+        Code::Movntdqa_xmm_m128 => Code::Movdqa_xmm_xmmm128,
+        Code::VEX_Vmovntps_m128_xmm | Code::VEX_Vmovntpd_m128_xmm | Code::VEX_Vmovntdq_m128_xmm => {
+            Code::VEX_Vmovdqa_xmmm128_xmm
+        }
+        Code::VEX_Vmovntps_m256_ymm | Code::VEX_Vmovntpd_m256_ymm | Code::VEX_Vmovntdq_m256_ymm => {
+            Code::VEX_Vmovdqa_ymmm256_ymm
+        }
+        Code::VEX_Vmovntdqa_xmm_m128 => Code::VEX_Vmovdqa_xmm_xmmm128,
+        Code::VEX_Vmovntdqa_ymm_m256 => Code::VEX_Vmovdqa_ymm_ymmm256,
         code => code,
     });
     general.set_has_rep_prefix(false);
@@ -114,7 +129,7 @@ impl Emitter<'_> {
                 return Err(Unencodable);
             }
             if size == 16 {
-                self.check_alignment(linear);
+                self.check_alignment(linear, size);
             }
             let writes = self.writes_memory(instruction);
             self.check(linear, size, writes);
@@ -193,16 +208,6 @@ impl Emitter<'_> {
         info.used_memory()
             .iter()
             .any(|memory| !matches!(memory.access(), OpAccess::Read | OpAccess::CondRead))
-    }
-
-    /// A bit for each vector register that the instruction may write.
-    pub(super) fn written_vectors(&mut self, instruction: &Instruction) -> u16 {
-        let info = self.tools.factory.info(instruction);
-        info.used_registers()
-            .iter()
-            .filter(|used| !matches!(used.access(), OpAccess::Read | OpAccess::CondRead | OpAccess::None))
-            .filter(|used| used.register().is_vector_register())
-            .fold(0, |written, used| written | 1 << (used.register().number() & 15))
     }
 
     /// A bit for each general-purpose register that the instruction may write.

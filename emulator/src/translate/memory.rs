@@ -119,9 +119,10 @@ impl Emitter<'_> {
         self.assembler.bind(canonical);
     }
 
-    /// Leaves if the address in `linear` is not a multiple of 16.
-    pub(super) fn check_alignment(&mut self, linear: u8) {
-        self.assembler.constant(ADDEND, 60);
+    /// Leaves if the address in `linear` is not a multiple of `alignment`, a power of two.
+    pub(super) fn check_alignment(&mut self, linear: u8, alignment: u8) {
+        self.assembler
+            .constant(ADDEND, 64 - u64::from(alignment.trailing_zeros()));
         self.assembler.shift_left(COUNTER, linear, ADDEND);
         let aligned = self.assembler.if_zero();
         self.exit(Exit::Interpret);
@@ -130,7 +131,7 @@ impl Emitter<'_> {
 
     /// Leaves if the operand at `linear` is not in the TLB; what must be added to its address is in the addend then.
     pub(super) fn check(&mut self, linear: u8, size: u8, writes: bool) {
-        let keys = at::keys(self.context, writes);
+        let keys = at::keys(self.sort.context, writes);
         self.assembler.shift_right(ADDEND, linear, STATE);
         self.assembler.low_byte(ADDEND, ADDEND);
         self.assembler.load(COUNTER, Memory::table(ADDEND, keys));

@@ -8,11 +8,40 @@ use super::memory::number;
 use super::state::at;
 
 impl Emitter<'_> {
+    /// Bytes that a push, a pop, a call and a return move.
+    pub(super) fn word(&self) -> u8 {
+        if self.sort.is_64 { 8 } else { 4 }
+    }
+
+    /// Loads that much.
+    pub(super) fn load_word(&mut self, register: u8, from: Memory) {
+        self.assembler.with_memory(self.sort.is_64, 0x8b, register, from);
+    }
+
+    /// Stores that much.
+    pub(super) fn store_word(&mut self, to: Memory, register: u8) {
+        self.assembler.with_memory(self.sort.is_64, 0x89, register, to);
+    }
+
     /// Checks the place under the top of the stack; its linear address is the new RSP.
     pub(super) fn below_top(&mut self) -> Memory {
-        self.assembler.lea(true, ADDRESS, Memory::based(GUEST_STACK, -8));
-        self.check(ADDRESS, 8, true);
+        let word = self.word();
+        let below = Memory::based(GUEST_STACK, -i32::from(word));
+        self.assembler.lea(self.sort.is_64, ADDRESS, below);
+        self.check(ADDRESS, word, true);
         Memory::sum(ADDRESS, ADDEND, 0)
+    }
+
+    /// Checks what a register of the host points to.
+    fn pointed(&mut self, register: u8) -> Memory {
+        let linear = if self.sort.is_64 {
+            register
+        } else {
+            self.assembler.copy_32(ADDRESS, register);
+            ADDRESS
+        };
+        self.check(linear, self.word(), false);
+        Memory::sum(linear, ADDEND, 0)
     }
 
     /// The place under the top becomes the top.
@@ -22,13 +51,13 @@ impl Emitter<'_> {
 
     /// Checks the top of the stack.
     pub(super) fn top(&mut self) -> Memory {
-        self.check(GUEST_STACK, 8, false);
-        Memory::sum(GUEST_STACK, ADDEND, 0)
+        self.pointed(GUEST_STACK)
     }
 
     /// Releases `bytes` of the stack.
     pub(super) fn shrink(&mut self, bytes: i32) {
-        self.assembler.lea(true, GUEST_STACK, Memory::based(GUEST_STACK, bytes));
+        self.assembler
+            .lea(self.sort.is_64, GUEST_STACK, Memory::based(GUEST_STACK, bytes));
     }
 
     pub(super) fn push(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
@@ -36,21 +65,21 @@ impl Emitter<'_> {
             OpKind::Register => {
                 let place = self.below_top();
                 let value = self.value(number(instruction.op0_register()), COUNTER);
-                self.assembler.store(place, value);
+                self.store_word(place, value);
             }
             OpKind::Memory => {
                 let linear = self.linear(instruction)?;
-                self.check(linear, 8, false);
-                self.assembler.load(COUNTER, Memory::sum(linear, ADDEND, 0));
+                self.check(linear, self.word(), false);
+                self.load_word(COUNTER, Memory::sum(linear, ADDEND, 0));
                 self.assembler.store(Memory::frame(at::SCRATCH), COUNTER);
                 let place = self.below_top();
                 self.assembler.load(COUNTER, Memory::frame(at::SCRATCH));
-                self.assembler.store(place, COUNTER);
+                self.store_word(place, COUNTER);
             }
             _ => {
                 let place = self.below_top();
                 self.assembler.constant(COUNTER, instruction.immediate(0));
-                self.assembler.store(place, COUNTER);
+                self.store_word(place, COUNTER);
             }
         }
         self.grow();
@@ -62,10 +91,10 @@ impl Emitter<'_> {
         let place = self.top();
         match home(guest) {
             // POP RSP leaves what was popped.
-            Some(GUEST_STACK) => self.assembler.load(GUEST_STACK, place),
+            Some(GUEST_STACK) => self.load_word(GUEST_STACK, place),
             Some(home) => {
-                self.assembler.load(home, place);
-                self.shrink(8);
+                self.load_word(home, place);
+                self.shrink(i32::from(self.word()));
             }
             None => {
                 self.assembler.load(COUNTER, place);
@@ -77,9 +106,10 @@ impl Emitter<'_> {
     }
 
     pub(super) fn leave_frame(&mut self) -> Result<(), Unencodable> {
-        self.check(GUEST_FRAME, 8, false);
-        self.assembler.load(COUNTER, Memory::sum(GUEST_FRAME, ADDEND, 0));
-        self.assembler.lea(true, GUEST_STACK, Memory::based(GUEST_FRAME, 8));
+        let saved = self.pointed(GUEST_FRAME);
+        self.load_word(COUNTER, saved);
+        let above = Memory::based(GUEST_FRAME, i32::from(self.word()));
+        self.assembler.lea(self.sort.is_64, GUEST_STACK, above);
         self.assembler.copy(GUEST_FRAME, COUNTER);
         Ok(())
     }

@@ -36,6 +36,11 @@ pub(crate) const CODE_CONTEXTS: usize = 3;
 /// Entries of a jump cache: as many as a word has values.
 const JUMPS: usize = 1 << 16;
 
+/// The number of the jump cache for code of 64 or 32 bits.
+pub(crate) const fn jump_cache(context: u8, is_64: bool) -> u8 {
+    if is_64 { context } else { context + CODE_CONTEXTS as u8 }
+}
+
 /// Bits of an address below its page number.
 const PAGE_BITS: u32 = 12;
 
@@ -139,20 +144,28 @@ pub(crate) struct Frame {
     pub(crate) returned: u64,
     /// RSP of whoever entered.
     pub(crate) host_stack: u64,
-    /// The address of the vector registers, if the guest may use them.
+    /// The address of the guest's vector registers.
     pub(crate) vectors: u64,
-    /// The same, if floating-point exceptions are masked.
-    pub(crate) floats: u64,
+    /// 1 while they are in the host's, and MXCSR with them.
+    pub(crate) loaded: u64,
     /// MXCSR of the host.
     pub(crate) host_mxcsr: u32,
+    /// 0 if code may use vector registers as they are: the code of SSE, and that of AVX.
+    pub(crate) pending: [u64; 2],
+    /// What of that is still to be 1 when they are loaded.
+    pub(crate) refused: [u64; 2],
+    /// The other flags, as PUSHF stores them.
+    pub(crate) control: u64,
+    /// 0 if the program may change IF.
+    pub(crate) unprivileged: u64,
     /// To a multiple of 64 bytes.
-    _padding: [u64; 2],
+    _padding: [u64; 4],
     /// By context.
     pub(crate) read: [Translations; CONTEXTS],
     /// By context.
     pub(crate) write: [Translations; CONTEXTS],
-    /// By context.
-    pub(crate) jumps: [[Jump; JUMPS]; CODE_CONTEXTS],
+    /// By context, of 64-bit code and then of 32-bit code.
+    pub(crate) jumps: [[Jump; JUMPS]; 2 * CODE_CONTEXTS],
 }
 
 /// The place of a general-purpose register in [`Frame::gpr`]: R8 to R11, which live there always, are nearest.
@@ -177,8 +190,22 @@ pub(super) mod at {
     pub(in super::super) const HOST_STACK: i32 = from_rsp(offset_of!(Frame, host_stack));
 
     pub(in super::super) const VECTORS: i32 = from_rsp(offset_of!(Frame, vectors));
-    pub(in super::super) const FLOATS: i32 = from_rsp(offset_of!(Frame, floats));
+    pub(in super::super) const LOADED: i32 = from_rsp(offset_of!(Frame, loaded));
     pub(in super::super) const HOST_MXCSR: i32 = from_rsp(offset_of!(Frame, host_mxcsr));
+
+    pub(in super::super) const CONTROL: i32 = from_rsp(offset_of!(Frame, control));
+    pub(in super::super) const UNPRIVILEGED: i32 = from_rsp(offset_of!(Frame, unprivileged));
+
+    /// What makes code wait that uses vector registers.
+    pub(in super::super) const fn pending(avx: bool) -> i32 {
+        from_rsp(offset_of!(Frame, pending) + 8 * avx as usize)
+    }
+
+    /// What it is then.
+    pub(in super::super) const fn refused(avx: bool) -> i32 {
+        from_rsp(offset_of!(Frame, refused) + 8 * avx as usize)
+    }
+
     /// The guest's MXCSR, from its vector registers.
     pub(in super::super) const MXCSR: i32 = offset_of!(Fpu, mxcsr) as i32 - offset_of!(Fpu, vectors) as i32;
 
@@ -204,8 +231,8 @@ pub(super) mod at {
     pub(in super::super) const ADDENDS: i32 = offset_of!(Translations, addends) as i32;
 
     /// A jump cache; the host's address is [`JUMP_HOST`] further on.
-    pub(in super::super) const fn jumps(context: u8) -> i32 {
-        from_rsp(offset_of!(Frame, jumps) + context as usize * JUMPS * size_of::<Jump>())
+    pub(in super::super) const fn jumps(cache: u8) -> i32 {
+        from_rsp(offset_of!(Frame, jumps) + cache as usize * JUMPS * size_of::<Jump>())
     }
 
     pub(in super::super) const JUMP_HOST: i32 = offset_of!(Jump, host) as i32;
@@ -271,21 +298,21 @@ impl State {
         self.frame.as_ptr().cast::<u8>().wrapping_sub(FRAME)
     }
 
-    /// Where translated code goes when it finds `linear` in the jump cache of `context`.
-    pub(crate) fn jump(&self, context: u8, linear: u64) -> Option<u64> {
-        let jump = self.frame().jumps[usize::from(context)][Jump::slot(linear)];
+    /// Where translated code goes when it finds `linear` in a jump cache.
+    pub(crate) fn jump(&self, cache: u8, linear: u64) -> Option<u64> {
+        let jump = self.frame().jumps[usize::from(cache)][Jump::slot(linear)];
         (jump.key == linear.wrapping_neg()).then_some(jump.host)
     }
 
     /// Has translated code find what is at `host` for `linear`.
-    pub(crate) fn insert_jump(&mut self, context: u8, linear: u64, host: u64) {
+    pub(crate) fn insert_jump(&mut self, cache: u8, linear: u64, host: u64) {
         let key = linear.wrapping_neg();
         let slot = Jump::slot(linear);
-        let jump = &mut self.frame_mut().jumps[usize::from(context)][slot];
+        let jump = &mut self.frame_mut().jumps[usize::from(cache)][slot];
         let was_free = *jump == Jump::none(slot);
         *jump = Jump { key, host };
         if was_free {
-            self.used_jumps.push((context, slot as u16));
+            self.used_jumps.push((cache, slot as u16));
         }
     }
 
@@ -293,9 +320,9 @@ impl State {
     pub(crate) fn forget_jumps(&mut self) {
         let mut used = core::mem::take(&mut self.used_jumps);
         let frame = self.frame_mut();
-        for (context, slot) in used.drain(..) {
+        for (cache, slot) in used.drain(..) {
             let slot = usize::from(slot);
-            frame.jumps[usize::from(context)][slot] = Jump::none(slot);
+            frame.jumps[usize::from(cache)][slot] = Jump::none(slot);
         }
         self.used_jumps = used;
     }

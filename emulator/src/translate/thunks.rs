@@ -4,11 +4,14 @@
 //! CALL of [`Thunks::leave`] behind which lies the number of its [`Site`](super::block::Site): registers and status flags go
 //! into the frame, and the function that Rust called returns. Nothing is called from translated code, so nothing unwinds
 //! through it.
+//!
+//! Vector registers and MXCSR stay in the CPU's state until code is reached that uses them, which calls [`Thunks::load`] first.
+//! They are stored whenever such code is left, and loaded again if it is entered in the middle.
 #![allow(unsafe_code, reason = "translated code is called")]
 
 use core::mem::transmute;
 
-use super::assembler::{ADDRESS, Assembler, Memory, STATE, home};
+use super::assembler::{ADDRESS, Assembler, COUNTER, Memory, STATE, home};
 use super::buffer::Buffer;
 use super::state::{State, at};
 
@@ -18,18 +21,27 @@ const RDI: u8 = 7;
 /// What a function of the System V ABI must leave as it is: RBX, RBP, R12 to R15.
 const PRESERVED: [u8; 6] = [3, 5, 12, 13, 14, 15];
 
+/// Bytes of a vector register in the CPU's state.
+const VECTOR: i32 = 64;
+
 /// Where the thunks are in a buffer.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Thunks {
     enter: usize,
     /// What exits call.
     pub(super) leave: usize,
+    /// What code calls before it uses vector registers.
+    pub(super) load: usize,
 }
 
 impl Thunks {
     /// Writes them.
     pub(super) fn write(buffer: &mut Buffer, assembler: &mut Assembler) -> Thunks {
         assembler.begin(buffer.used());
+        let load = assembler.here();
+        let again = write_load(assembler);
+        let store = assembler.here();
+        write_store(assembler);
         let enter = assembler.here();
         for register in PRESERVED {
             push(assembler, register);
@@ -37,6 +49,7 @@ impl Thunks {
         assembler.store(Memory::based(RDI, at::HOST_STACK), STATE);
         assembler.store(Memory::based(RDI, at::SCRATCH), RSI);
         assembler.copy(STATE, RDI);
+        if_loaded(assembler, again);
         // Status flags: OF by an addition that overflows if AL is 1, the others from AH.
         assembler.load(RAX, Memory::frame(at::FLAGS));
         assembler.raw(&[0x04, 0x7f]);
@@ -62,13 +75,14 @@ impl Thunks {
         assembler.raw(&[0x9f]);
         assembler.raw(&[0x66]);
         assembler.with_memory(false, 0x89, RAX, Memory::frame(at::FLAGS));
+        if_loaded(assembler, store);
         assembler.load(STATE, Memory::frame(at::HOST_STACK));
         for register in PRESERVED.into_iter().rev() {
             pop(assembler, register);
         }
-        assembler.raw(&[0xc3]);
+        assembler.ret();
         buffer.append(assembler.bytes());
-        Thunks { enter, leave }
+        Thunks { enter, leave, load }
     }
 
     /// Executes translated code at `host` until it leaves; the number of the site where it did.
@@ -82,6 +96,60 @@ impl Thunks {
         enter(rsp, host);
         buffer.word_at(state.frame().returned)
     }
+}
+
+/// Calls `thunk` if the guest's vector registers are, or were, in the host's.
+fn if_loaded(assembler: &mut Assembler, thunk: usize) {
+    assembler.load(COUNTER, Memory::frame(at::LOADED));
+    let not = assembler.if_zero();
+    assembler.call(thunk);
+    assembler.bind(not);
+}
+
+/// In the frame, behind a return address.
+fn behind_call(displacement: i32) -> Memory {
+    Memory::frame(displacement + 8)
+}
+
+fn move_vectors(assembler: &mut Assembler, opcode: u8) {
+    let whole = is_x86_feature_detected!("avx");
+    assembler.load(COUNTER, behind_call(at::VECTORS));
+    for register in 0..16 {
+        let place = Memory::based(COUNTER, VECTOR * i32::from(register));
+        assembler.move_vector(opcode, whole, register, place);
+    }
+}
+
+/// Loads the guest's vector registers and MXCSR if they are not, and says so; of general-purpose registers only RCX changes.
+/// Where that begins which loads them in any case.
+fn write_load(assembler: &mut Assembler) -> usize {
+    assembler.load(COUNTER, behind_call(at::LOADED));
+    let not = assembler.if_zero();
+    assembler.ret();
+    assembler.bind(not);
+    let again = assembler.here();
+    move_vectors(assembler, 0x10);
+    assembler.mxcsr(2, Memory::based(COUNTER, at::MXCSR));
+    for avx in [false, true] {
+        assembler.load(COUNTER, behind_call(at::refused(avx)));
+        assembler.store(behind_call(at::pending(avx)), COUNTER);
+    }
+    assembler.constant(COUNTER, 1);
+    assembler.store(behind_call(at::LOADED), COUNTER);
+    assembler.ret();
+    again
+}
+
+/// Stores them, and makes MXCSR the host's.
+fn write_store(assembler: &mut Assembler) {
+    move_vectors(assembler, 0x11);
+    assembler.mxcsr(3, Memory::based(COUNTER, at::MXCSR));
+    assembler.mxcsr(2, behind_call(at::HOST_MXCSR));
+    if is_x86_feature_detected!("avx") {
+        // VZEROUPPER
+        assembler.raw(&[0xc5, 0xf8, 0x77]);
+    }
+    assembler.ret();
 }
 
 fn push(assembler: &mut Assembler, register: u8) {

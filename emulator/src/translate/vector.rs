@@ -1,131 +1,100 @@
-//! SSE instructions. Vector registers stay in the CPU's state; each instruction loads those that it names, and stores those that
-//! it writes.
+//! Instructions on vector registers: SSE and AVX.
 //!
-//! Instructions that compute with floating-point numbers run under the guest's MXCSR, which collects their flags. With an
-//! exception that is not masked they are the interpreter's, and so is everything here while the guest has vectors switched off:
-//! a block looks at that once, where it begins.
+//! The guest's XMM and YMM registers are the host's of the same number, once a block that uses them has been entered, and MXCSR
+//! is the guest's, which collects its flags. While the guest has vectors switched off, or a floating-point exception is not
+//! masked, such blocks are the interpreter's: a block looks at that once, where it begins. What is above 256 bits is zero then,
+//! as instructions with a VEX prefix leave it.
 
-use iced_x86::{Instruction, Mnemonic, OpKind, Register};
+use iced_x86::{EncodingKind, Instruction, Mnemonic, OpKind};
 
-use super::assembler::{ADDEND, ADDRESS, COUNTER, Memory, home};
+use super::assembler::{ADDEND, COUNTER, GUEST_COUNTER, Memory, home};
 use super::block::{Emitter, Exit, Unencodable};
+use super::copied::{general, part, point};
 use super::memory::number;
 use super::state::at;
 
-/// Bytes of a vector register in the CPU's state.
-const REGISTER: i32 = 64;
+/// The memory operand, of so many bytes, must be aligned.
+fn must_be_aligned(instruction: &Instruction, size: u8) -> bool {
+    use Mnemonic::*;
+    let mnemonic = instruction.mnemonic();
+    if instruction.code().encoding() == EncodingKind::VEX {
+        return matches!(
+            mnemonic,
+            Vmovaps | Vmovapd | Vmovdqa | Vmovntps | Vmovntpd | Vmovntdq | Vmovntdqa
+        );
+    }
+    let is_spared = matches!(
+        mnemonic,
+        Movups | Movupd | Movdqu | Lddqu | Pcmpestri | Pcmpestrm | Pcmpistri | Pcmpistrm | Pcmpestri64 | Pcmpestrm64
+    );
+    size == 16 && !is_spared
+}
 
-/// The memory operand of 16 bytes need not be aligned.
-fn may_be_unaligned(mnemonic: Mnemonic) -> bool {
+/// What it finds is in ECX.
+fn answers_in_counter(mnemonic: Mnemonic) -> bool {
+    use Mnemonic::*;
     matches!(
         mnemonic,
-        Mnemonic::Movups | Mnemonic::Movupd | Mnemonic::Movdqu | Mnemonic::Lddqu
+        Pcmpestri | Pcmpistri | Pcmpestri64 | Vpcmpestri | Vpcmpistri | Vpcmpestri64
     )
 }
 
 impl Emitter<'_> {
-    /// Leaves at the start of the block if vectors are switched off, or floating-point exceptions are not masked.
-    pub(super) fn check_vectors(&mut self, floats: bool) {
-        let switch = if floats { at::FLOATS } else { at::VECTORS };
-        self.assembler.load(COUNTER, Memory::frame(switch));
-        let off = self.assembler.if_zero();
-        let on = self.assembler.skip();
-        self.assembler.bind(off);
+    /// Loads the vector registers at the start of the block, if they are not; leaves if they cannot be used.
+    pub(super) fn check_vectors(&mut self, avx: bool) {
+        let pending = Memory::frame(at::pending(avx));
+        self.assembler.load(COUNTER, pending);
+        let ready = self.assembler.if_zero();
+        self.assembler.call(self.thunks.load);
+        self.assembler.load(COUNTER, pending);
+        let loaded = self.assembler.if_zero();
         self.exit(Exit::Interpret);
-        self.assembler.bind(on);
+        self.assembler.bind(ready);
+        self.assembler.bind(loaded);
     }
 
-    pub(super) fn vector(&mut self, instruction: &Instruction, floats: bool) -> Result<(), Unencodable> {
-        let mut copy = *instruction;
-        copy.set_segment_prefix(Register::None);
+    pub(super) fn vector(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
+        let mut copy = general(instruction);
         let has_memory = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
-        let mut integer = None;
         if has_memory {
             let linear = self.linear(instruction)?;
             let size = u8::try_from(instruction.memory_size().size()).map_err(|_| Unencodable)?;
-            if size == 0 || size > 16 {
+            if size == 0 || size > 32 {
                 return Err(Unencodable);
             }
-            if size == 16 && !may_be_unaligned(instruction.mnemonic()) {
-                self.check_alignment(linear);
+            if must_be_aligned(instruction, size) {
+                self.check_alignment(linear, size);
             }
             let writes = self.writes_memory(instruction);
             self.check(linear, size, writes);
-            super::copied::point(&mut copy, Memory::sum(linear, ADDEND, 0));
+            point(&mut copy, Memory::sum(linear, ADDEND, 0));
         }
-        self.assembler.load(COUNTER, Memory::frame(at::VECTORS));
-        let mut loaded: [Option<u8>; 16] = [None; 16];
-        let mut count = 0;
-        for i in 0..instruction.op_count() {
-            if instruction.op_kind(i) != OpKind::Register {
-                continue;
-            }
+        let mut integer = None;
+        for i in (0..instruction.op_count()).filter(|i| instruction.op_kind(*i) == OpKind::Register) {
             let register = instruction.op_register(i);
-            if register.is_xmm() {
-                let guest = register.number() & 15;
-                let host = *loaded[guest].get_or_insert_with(|| {
-                    count += 1;
-                    count - 1
-                });
-                copy.set_op_register(i, Register::XMM0 + i32::from(host));
+            if register.is_vector_register() {
                 continue;
             }
-            // With a memory operand there are no more temporaries.
             let guest = number(register);
             let place = match home(guest) {
                 Some(home) => home,
-                None if has_memory => return Err(Unencodable),
-                None => ADDRESS,
+                None => {
+                    self.assembler.load(COUNTER, Memory::frame(at::gpr(guest)));
+                    integer = Some(guest);
+                    COUNTER
+                }
             };
-            if place == ADDRESS {
-                self.assembler.load(ADDRESS, Memory::frame(at::gpr(guest)));
-            }
-            copy.set_op_register(i, super::copied::part(register, place));
-            integer = Some((guest, place));
-        }
-        for (guest, host) in each(&loaded) {
-            // MOVUPS
-            self.move_vector(0x10, host, guest);
-        }
-        if floats {
-            // LDMXCSR
-            self.mxcsr(2, Memory::based(COUNTER, at::MXCSR));
+            copy.set_op_register(i, part(register, place));
         }
         self.encode(&copy)?;
-        if floats {
-            // STMXCSR, and the host's own again.
-            self.mxcsr(3, Memory::based(COUNTER, at::MXCSR));
-            self.mxcsr(2, Memory::frame(at::HOST_MXCSR));
-        }
-        let written = self.written_vectors(instruction);
-        for (guest, host) in each(&loaded) {
-            if written >> guest & 1 != 0 {
-                self.move_vector(0x11, host, guest);
-            }
-        }
-        if let Some((guest, ADDRESS)) = integer
+        if let Some(guest) = integer
             && self.written(instruction) >> guest & 1 != 0
         {
-            self.assembler.store(Memory::frame(at::gpr(guest)), ADDRESS);
+            self.assembler.store(Memory::frame(at::gpr(guest)), COUNTER);
+        }
+        if answers_in_counter(instruction.mnemonic()) {
+            self.assembler.copy(GUEST_COUNTER, COUNTER);
         }
         Ok(())
     }
-
-    /// MOVUPS between a register of the host, below 8, and one of the guest.
-    fn move_vector(&mut self, opcode: u8, host: u8, guest: u8) {
-        self.assembler.raw(&[0x0f]);
-        self.assembler
-            .with_memory(false, opcode, host, Memory::based(COUNTER, REGISTER * i32::from(guest)));
-    }
-
-    /// LDMXCSR (2) or STMXCSR (3).
-    fn mxcsr(&mut self, operation: u8, memory: Memory) {
-        self.assembler.raw(&[0x0f]);
-        self.assembler.with_memory(false, 0xae, operation, memory);
-    }
-}
-
-fn each(loaded: &[Option<u8>; 16]) -> impl Iterator<Item = (u8, u8)> + use<> {
-    let loaded = *loaded;
-    (0..16).filter_map(move |guest| loaded[usize::from(guest)].map(|host| (guest, host)))
 }

@@ -36,6 +36,23 @@ pub enum Ring {
     User,
     /// The supervisor, kept off user pages: some data are on such.
     Smap,
+    /// The supervisor, and the user, in 32-bit code of compatibility mode.
+    NarrowSupervisor,
+    NarrowUser,
+}
+
+impl Ring {
+    /// Of the code.
+    pub fn bits(self) -> u32 {
+        match self {
+            Ring::NarrowSupervisor | Ring::NarrowUser => 32,
+            _ => 64,
+        }
+    }
+
+    fn is_user(self) -> bool {
+        matches!(self, Ring::User | Ring::NarrowUser)
+    }
 }
 
 struct Still;
@@ -109,7 +126,10 @@ impl Machine {
     /// A state to begin the program with.
     pub fn start(&self, program: &Program, dice: &mut Dice) -> Cpu {
         let mut cpu = Cpu::reset();
-        let user = self.ring == Ring::User;
+        let user = self.ring.is_user();
+        let is_64 = self.ring.bits() == 64;
+        let code = if is_64 { 0xa09b } else { 0xc09b };
+        let halves: &[u64] = if is_64 { &[0, HIGH] } else { &[0] };
         let dpl = if user { 3 << 5 } else { 0 };
         cpu.cr0 = Cr0(Cr0::PE | Cr0::PG | Cr0::WP | Cr0::ET | Cr0::NE);
         cpu.cr3 = PML4;
@@ -117,13 +137,28 @@ impl Machine {
         if self.ring == Ring::Smap {
             cpu.cr4.0 |= Cr4::SMAP;
         }
+        if !dice.one_in(8) {
+            cpu.cr4.0 |= Cr4::OSXSAVE;
+            cpu.xcr0 = dice.choose(&[7, 7, 7, 7, 3, 0xe7]);
+        }
+        if dice.one_in(16) {
+            cpu.cr0.0 |= Cr0::TS;
+        }
         cpu.efer = Efer(Efer::LME | Efer::LMA);
-        cpu.segments[Seg::Cs] = Segment::flat(8, Attributes(0xa09b | dpl));
+        cpu.segments[Seg::Cs] = Segment::flat(8, Attributes(code | dpl));
         for seg in [Seg::Es, Seg::Ss, Seg::Ds, Seg::Fs, Seg::Gs] {
             cpu.segments[seg] = Segment::flat(16, Attributes(0xc093 | dpl));
         }
         cpu.segments[Seg::Fs].base = BASES[0];
-        cpu.segments[Seg::Gs].base = BASES[1];
+        cpu.segments[Seg::Gs].base = if is_64 { BASES[1] } else { BASES[0] };
+        if !is_64 && dice.one_in(10) {
+            // Not what code is translated for.
+            let seg = dice.choose(&[Seg::Ds, Seg::Ss, Seg::Es]);
+            match dice.below(2) {
+                0 => cpu.segments[seg].base = 0x10,
+                _ => cpu.segments[seg].limit = DATA as u32 + 0x2200,
+            }
+        }
         // Every exception is the last one.
         cpu.idtr.limit = 0;
         for register in 0..16 {
@@ -136,31 +171,40 @@ impl Machine {
                         2 => CODE,
                         _ => page,
                     };
-                    let half = dice.choose(&[0, HIGH]);
-                    half + page + dice.choose(&[0x100, 0x7f0, 0xfe0]) + dice.below(40)
+                    let half = dice.choose(halves);
+                    let within = if dice.one_in(3) { 0 } else { dice.below(40) };
+                    half + page + dice.choose(&[0x100, 0x7e0, 0xfe0]) + within
                 }
                 5 => dice.below(64),
                 6 => program.address(dice),
                 _ => dice.number(),
             };
-            cpu.gpr.set(register, value);
+            // 32-bit code does not see it.
+            let unseen = if is_64 || dice.one_in(2) { 0 } else { dice.word() << 32 };
+            cpu.gpr.set(register, value ^ unseen);
         }
-        let stack = dice.choose(&[0, HIGH]) + STACK + 0x800 + 8 * dice.below(512);
+        let stack = dice.choose(halves) + STACK + 0x800 + 8 * dice.below(512);
         cpu.gpr.set(gpr::RSP, stack);
+        let is_wide = dice.one_in(8);
         for vector in &mut cpu.fpu.vectors[..16] {
             *vector = [(); 8].map(|()| match dice.below(3) {
                 0 => dice.number(),
                 1 => (dice.number() as f64).to_bits(),
                 _ => u64::from((dice.word() as i32 as f32).to_bits()) << 32 | u64::from(1.5f32.to_bits()),
             });
+            if !is_wide {
+                vector[4..].fill(0);
+            }
         }
         if dice.one_in(4) {
             // Another rounding, denormals as zeros, or an exception that is not masked.
             cpu.fpu.mxcsr ^= 1 << dice.choose(&[6, 7, 10, 11, 12, 13, 14, 15]);
         }
         cpu.rip = program.address(dice);
+        // IF, IOPL and NT.
+        let privileges = if dice.one_in(2) { dice.word() & 0x7200 } else { 0 };
         cpu.flags
-            .set_bits(dice.word() & 0x8d5 | 2 | u64::from(dice.one_in(8)) << 10);
+            .set_bits(dice.word() & 0x8d5 | 2 | u64::from(dice.one_in(8)) << 10 | privileges);
         if self.ring == Ring::Smap && dice.one_in(2) {
             cpu.flags.set_bits(cpu.flags.bits() | 1 << 18);
         }
@@ -181,8 +225,8 @@ impl Machine {
         for page in 0..RAM_SIZE as u64 / 0x1000 {
             let at = page * 0x1000;
             let user = match self.ring {
-                Ring::User => 4,
-                Ring::Supervisor => 0,
+                Ring::User | Ring::NarrowUser => 4,
+                Ring::Supervisor | Ring::NarrowSupervisor => 0,
                 Ring::Smap if at == DATA + 0x1000 => 4,
                 Ring::Smap => 0,
             };
@@ -249,6 +293,12 @@ impl Machine {
             println!("rip {:#x} and {:#x}", own.rip, others.rip);
             println!("flags {:?} and {:?}", own.flags, others.flags);
             println!("{:x?}\n{:x?}", own.gpr, others.gpr);
+            println!("mxcsr {:#x} and {:#x}", own.fpu.mxcsr, others.fpu.mxcsr);
+            for (number, (own, others)) in own.fpu.vectors.iter().zip(&others.fpu.vectors).enumerate() {
+                if own != others {
+                    println!("vector {number}: {own:x?}\n{others:x?}");
+                }
+            }
             panic!("the CPUs differ");
         }
     }

@@ -1,4 +1,4 @@
-//! Both tiers in step: random 64-bit programs on an interpreting CPU and on one that translates, compared wherever they stop.
+//! Both tiers in step: random programs of 64-bit and 32-bit code on an interpreting CPU and on one that translates, compared wherever they stop.
 //!
 //! - `machine`: memory, page tables, and a CPU in ring 0 or 3.
 //! - `program`: random code that loops, calls, jumps, faults and overwrites itself.
@@ -57,7 +57,7 @@ fn play(ring: Ring, translation: Translation, steps: Steps) -> u64 {
     for seed in first..first + plays {
         let played = catch_unwind(AssertUnwindSafe(|| {
             let mut dice = Dice::new(seed);
-            let program = Program::random(&mut dice);
+            let program = Program::random(&mut dice, ring.bits());
             let cpu = plain.start(&program, &mut dice);
             plain.load(&program, &cpu);
             translated.load(&program, &cpu);
@@ -113,6 +113,16 @@ fn random_code_does_the_same_in_both_tiers_in_ring_3() {
 #[test]
 fn random_code_does_the_same_in_both_tiers_under_smap() {
     assert!(play(Ring::Smap, at_once(), Steps::Few) > 10_000);
+}
+
+#[test]
+fn random_32_bit_code_does_the_same_in_both_tiers_in_ring_0() {
+    assert!(play(Ring::NarrowSupervisor, at_once(), Steps::Many) > 10_000);
+}
+
+#[test]
+fn random_32_bit_code_does_the_same_in_both_tiers_in_ring_3() {
+    assert!(play(Ring::NarrowUser, at_once(), Steps::Few) > 10_000);
 }
 
 #[test]

@@ -3,8 +3,8 @@
 use std::sync::OnceLock;
 
 use iced_x86::{
-    Code, Decoder, DecoderOptions, Encoder, EncodingKind, FlowControl, Instruction, Mnemonic, OpCodeOperandKind,
-    Register,
+    Code, CpuidFeature, Decoder, DecoderOptions, Encoder, EncodingKind, FlowControl, Instruction, Mnemonic,
+    OpCodeOperandKind, Register,
 };
 
 use crate::dice::Dice;
@@ -13,6 +13,7 @@ use crate::machine::{CODE, DATA, HIGH};
 /// The program's code, and where its instructions are.
 pub struct Program {
     pub seed: u64,
+    bits: u32,
     pub bytes: Vec<u8>,
     starts: Vec<u64>,
 }
@@ -20,19 +21,63 @@ pub struct Program {
 /// Space between two runs of instructions, so that they lie in different pages.
 const PAGE: usize = 0x1000;
 
-/// Forms with operands that the generator knows.
-fn forms() -> &'static [Code] {
-    static FORMS: OnceLock<Vec<Code>> = OnceLock::new();
-    FORMS.get_or_init(|| {
+/// What instructions a program has most of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Family {
+    Integers,
+    Sse,
+    Avx,
+}
+
+/// Forms of 64-bit or 32-bit code with operands that the generator knows.
+fn forms(family: Family, bits: u32) -> &'static [Code] {
+    static FORMS: [[OnceLock<Vec<Code>>; 3]; 2] = [const { [const { OnceLock::new() }; 3] }; 2];
+    let is_there = |code: Code| match bits {
+        64 => code.op_code().mode64(),
+        _ => code.op_code().mode32(),
+    };
+    let is_of = |code: Code| match family {
+        Family::Integers => is_chosen(code.mnemonic()) && code.encoding() != EncodingKind::EVEX,
+        Family::Sse => code.encoding() == EncodingKind::Legacy && has_any(code, &SSE),
+        Family::Avx => code.encoding() == EncodingKind::VEX && has_any(code, &AVX),
+    };
+    FORMS[usize::from(bits == 64)][family as usize].get_or_init(|| {
         Code::values()
-            .filter(|code| is_chosen(code.mnemonic()) && code.op_code().mode64() && *code != Code::Bswap_r16)
-            .filter(|code| !matches!(code.encoding(), EncodingKind::EVEX | EncodingKind::XOP))
+            .filter(|code| is_of(*code) && is_there(*code) && *code != Code::Bswap_r16)
+            .filter(|code| code.encoding() != EncodingKind::XOP)
             .filter(|code| {
                 let info = code.op_code();
                 info.op_kinds().iter().all(|kind| is_known(*kind))
             })
             .collect()
     })
+}
+
+const SSE: [CpuidFeature; 10] = [
+    CpuidFeature::SSE,
+    CpuidFeature::SSE2,
+    CpuidFeature::SSE3,
+    CpuidFeature::SSSE3,
+    CpuidFeature::SSE4_1,
+    CpuidFeature::SSE4_2,
+    CpuidFeature::AES,
+    CpuidFeature::PCLMULQDQ,
+    CpuidFeature::SHA,
+    CpuidFeature::GFNI,
+];
+
+const AVX: [CpuidFeature; 7] = [
+    CpuidFeature::AVX,
+    CpuidFeature::AVX2,
+    CpuidFeature::FMA,
+    CpuidFeature::F16C,
+    CpuidFeature::VAES,
+    CpuidFeature::VPCLMULQDQ,
+    CpuidFeature::GFNI,
+];
+
+fn has_any(code: Code, features: &[CpuidFeature]) -> bool {
+    code.cpuid_features().iter().any(|feature| features.contains(feature))
 }
 
 fn is_chosen(mnemonic: Mnemonic) -> bool {
@@ -158,6 +203,11 @@ fn is_chosen(mnemonic: Mnemonic) -> bool {
             | Pop
             | Leave
             | Pushfq
+            | Pushfd
+            | Popfq
+            | Cli
+            | Sti
+            | Rdtscp
             | Rdtsc
             | Xlatb
             | Movaps
@@ -220,6 +270,13 @@ fn is_known(kind: OpCodeOperandKind) -> bool {
             | r64_or_mem
             | xmm_or_mem
             | xmm_rm
+            | xmm_vvvv
+            | xmm_is4
+            | ymm_or_mem
+            | ymm_rm
+            | ymm_reg
+            | ymm_vvvv
+            | ymm_is4
             | r8_reg
             | r16_reg
             | r32_reg
@@ -251,14 +308,15 @@ fn is_known(kind: OpCodeOperandKind) -> bool {
     )
 }
 
-fn register(dice: &mut Dice, bytes: u64) -> Register {
+fn register(dice: &mut Dice, bits: u32, bytes: u64) -> Register {
+    let (all, low, other) = if bits == 64 { (16, 20, 8) } else { (8, 8, 5) };
     // RSP is spared a little.
-    let number = match dice.below(16) {
-        4 if !dice.one_in(8) => 8,
+    let number = match dice.below(all) {
+        4 if !dice.one_in(8) => other,
         number => number,
     } as i32;
     match bytes {
-        1 => Register::AL + dice.below(20) as i32,
+        1 => Register::AL + dice.below(low) as i32,
         2 => Register::AX + number,
         4 => Register::EAX + number,
         _ => Register::RAX + number,
@@ -266,10 +324,12 @@ fn register(dice: &mut Dice, bytes: u64) -> Register {
 }
 
 /// Gives the instruction a memory operand.
-fn point(dice: &mut Dice, instruction: &mut Instruction) {
-    let narrow = dice.one_in(20);
+fn point(dice: &mut Dice, bits: u32, instruction: &mut Instruction) {
+    let is_64 = bits == 64;
+    let narrow = !is_64 || dice.one_in(20);
     let pointer = |dice: &mut Dice| {
         let number = dice.choose(&[0, 1, 2, 3, 4, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        let number = if is_64 { number } else { number % 8 };
         if narrow {
             Register::EAX + number
         } else {
@@ -278,9 +338,12 @@ fn point(dice: &mut Dice, instruction: &mut Instruction) {
     };
     instruction.set_memory_displ_size(if narrow { 4 } else { 8 });
     let near = dice.choose(&[0, 0, 8, 0x10, -8i64 as u64, 0x7e]);
+    // What must be aligned is so, often.
+    let near = if dice.one_in(3) { near & !31 } else { near };
+    let near = if is_64 { near } else { near & 0xffff_ffff };
     instruction.set_memory_displacement64(near);
     match dice.below(10) {
-        0 => {
+        0 if is_64 => {
             instruction.set_memory_base(Register::RIP);
             instruction.set_memory_displacement64(dice.choose(&[0, HIGH]) + DATA + dice.below(0x2000));
         }
@@ -309,11 +372,12 @@ fn point(dice: &mut Dice, instruction: &mut Instruction) {
     }
 }
 
-fn random(dice: &mut Dice, code: Code) -> Instruction {
+fn random(dice: &mut Dice, bits: u32, code: Code) -> Instruction {
     use OpCodeOperandKind::*;
     let mut instruction = Instruction::default();
     instruction.set_code(code);
     let to_memory = dice.one_in(2);
+    let vectors = u64::from(bits) / 4;
     for (i, kind) in code.op_code().op_kinds().iter().enumerate() {
         let i = i as u32;
         let set = |instruction: &mut Instruction, register| {
@@ -322,16 +386,17 @@ fn random(dice: &mut Dice, code: Code) -> Instruction {
         };
         let memory = |dice: &mut Dice, instruction: &mut Instruction| {
             instruction.set_op_kind(i, iced_x86::OpKind::Memory);
-            point(dice, instruction);
+            point(dice, bits, instruction);
         };
         match kind {
             mem => memory(dice, &mut instruction),
             mem_offs => {
                 instruction.set_op_kind(i, iced_x86::OpKind::Memory);
-                instruction.set_memory_displ_size(8);
-                instruction.set_memory_displacement64(dice.choose(&[0, HIGH]) + DATA + dice.below(0x1000));
+                let half = if bits == 64 { dice.choose(&[0, HIGH]) } else { 0 };
+                instruction.set_memory_displ_size(bits / 8);
+                instruction.set_memory_displacement64(half + DATA + dice.below(0x1000));
             }
-            r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | xmm_or_mem if to_memory => {
+            r8_or_mem | r16_or_mem | r32_or_mem | r64_or_mem | xmm_or_mem | ymm_or_mem if to_memory => {
                 memory(dice, &mut instruction);
                 // Many may be locked; those that may not are undefined.
                 let locks = matches!(
@@ -342,24 +407,28 @@ fn random(dice: &mut Dice, code: Code) -> Instruction {
                     instruction.set_has_lock_prefix(true);
                 }
             }
-            xmm_or_mem | xmm_reg | xmm_rm => {
-                let register = Register::XMM0 + dice.below(16) as i32;
+            xmm_or_mem | xmm_reg | xmm_rm | xmm_vvvv | xmm_is4 => {
+                let register = Register::XMM0 + dice.below(vectors) as i32;
+                set(&mut instruction, register);
+            }
+            ymm_or_mem | ymm_reg | ymm_rm | ymm_vvvv | ymm_is4 => {
+                let register = Register::YMM0 + dice.below(vectors) as i32;
                 set(&mut instruction, register);
             }
             r8_or_mem | r8_reg | r8_opcode => {
-                let register = register(dice, 1);
+                let register = register(dice, bits, 1);
                 set(&mut instruction, register);
             }
             r16_or_mem | r16_reg | r16_rm | r16_opcode => {
-                let register = register(dice, 2);
+                let register = register(dice, bits, 2);
                 set(&mut instruction, register);
             }
             r32_or_mem | r32_reg | r32_rm | r32_opcode | r32_vvvv => {
-                let register = register(dice, 4);
+                let register = register(dice, bits, 4);
                 set(&mut instruction, register);
             }
             r64_or_mem | r64_reg | r64_rm | r64_opcode | r64_vvvv => {
-                let register = register(dice, 8);
+                let register = register(dice, bits, 8);
                 set(&mut instruction, register);
             }
             al => set(&mut instruction, Register::AL),
@@ -403,7 +472,15 @@ fn random(dice: &mut Dice, code: Code) -> Instruction {
 }
 
 /// A transfer to one of `targets`.
-fn transfer(dice: &mut Dice, targets: &[u64]) -> Instruction {
+fn transfer(dice: &mut Dice, bits: u32, targets: &[u64]) -> Instruction {
+    const NARROW_CONDITIONS: [Code; 6] = [
+        Code::Jb_rel32_32,
+        Code::Jae_rel8_32,
+        Code::Je_rel32_32,
+        Code::Jne_rel8_32,
+        Code::Jl_rel32_32,
+        Code::Jg_rel32_32,
+    ];
     const CONDITIONS: [Code; 16] = [
         Code::Jo_rel32_64,
         Code::Jno_rel32_64,
@@ -423,24 +500,35 @@ fn transfer(dice: &mut Dice, targets: &[u64]) -> Instruction {
         Code::Jg_rel32_64,
     ];
     let target = dice.choose(targets);
+    let is_64 = bits == 64;
     let code = match dice.below(16) {
-        0..8 => dice.choose(&CONDITIONS),
-        8 => Code::Jmp_rel32_64,
-        9 | 10 => Code::Call_rel32_64,
-        11 => dice.choose(&[Code::Jrcxz_rel8_64, Code::Jecxz_rel8_64]),
-        12 => dice.choose(&[Code::Loop_rel8_64_RCX, Code::Loop_rel8_64_ECX, Code::Loope_rel8_64_RCX]),
-        13 => return Instruction::with(Code::Retnq),
-        14 => return Instruction::with1(Code::Retnq_imm16, 8 * dice.below(3) as u32).unwrap(),
+        0..8 if is_64 => dice.choose(&CONDITIONS),
+        8 if is_64 => Code::Jmp_rel32_64,
+        9 | 10 if is_64 => Code::Call_rel32_64,
+        11 if is_64 => dice.choose(&[Code::Jrcxz_rel8_64, Code::Jecxz_rel8_64]),
+        12 if is_64 => dice.choose(&[Code::Loop_rel8_64_RCX, Code::Loop_rel8_64_ECX, Code::Loope_rel8_64_RCX]),
+        13 if is_64 => return Instruction::with(Code::Retnq),
+        14 if is_64 => return Instruction::with1(Code::Retnq_imm16, 8 * dice.below(3) as u32).unwrap(),
+        0..8 => dice.choose(&NARROW_CONDITIONS),
+        8 => Code::Jmp_rel32_32,
+        9 | 10 => Code::Call_rel32_32,
+        11 => dice.choose(&[Code::Jecxz_rel8_32, Code::Jcxz_rel8_32]),
+        12 => dice.choose(&[Code::Loop_rel8_32_ECX, Code::Loop_rel8_32_CX, Code::Loope_rel8_32_ECX]),
+        13 => return Instruction::with(Code::Retnd),
+        14 => return Instruction::with1(Code::Retnd_imm16, 4 * dice.below(3) as u32).unwrap(),
         _ => {
-            let code = dice.choose(&[Code::Jmp_rm64, Code::Call_rm64]);
+            let code = match is_64 {
+                true => dice.choose(&[Code::Jmp_rm64, Code::Call_rm64]),
+                false => dice.choose(&[Code::Jmp_rm32, Code::Call_rm32]),
+            };
             if dice.one_in(2) {
-                let register = register(dice, 8);
+                let register = register(dice, bits, u64::from(bits) / 8);
                 return Instruction::with1(code, register).unwrap();
             }
             let mut instruction = Instruction::default();
             instruction.set_code(code);
             instruction.set_op0_kind(iced_x86::OpKind::Memory);
-            point(dice, &mut instruction);
+            point(dice, bits, &mut instruction);
             return instruction;
         }
     };
@@ -448,13 +536,15 @@ fn transfer(dice: &mut Dice, targets: &[u64]) -> Instruction {
 }
 
 impl Program {
-    pub fn random(dice: &mut Dice) -> Program {
+    /// Of 64-bit or 32-bit code.
+    pub fn random(dice: &mut Dice, bits: u32) -> Program {
         let seed = dice.word();
-        let base = CODE + dice.choose(&[0, HIGH]);
-        let mut encoder = Encoder::new(64);
+        let base = CODE + if bits == 64 { dice.choose(&[0, HIGH]) } else { 0 };
+        let mut encoder = Encoder::new(bits);
         let mut bytes = vec![0x90; 4 * PAGE];
         let mut starts = vec![base];
         let runs = 1 + dice.below(4) as usize;
+        let family = dice.choose(&[Family::Integers, Family::Integers, Family::Sse, Family::Avx]);
         for run in 0..runs {
             // The last run reaches into the next page.
             let mut at = run * PAGE
@@ -468,10 +558,14 @@ impl Program {
                     break;
                 }
                 let instruction = if dice.one_in(5) {
-                    transfer(dice, &starts)
+                    transfer(dice, bits, &starts)
                 } else {
-                    let code = dice.choose(forms());
-                    random(dice, code)
+                    let family = match dice.below(4) {
+                        0 => Family::Integers,
+                        _ => family,
+                    };
+                    let code = dice.choose(forms(family, bits));
+                    random(dice, bits, code)
                 };
                 let length = encoder.encode(&instruction, base + at as u64);
                 let mut encoded = encoder.take_buffer();
@@ -483,20 +577,31 @@ impl Program {
                 encoded.clear();
                 encoder.set_buffer(encoded);
             }
-            let back = Instruction::with_branch(Code::Jmp_rel32_64, dice.choose(&starts)).unwrap();
+            let jump = if bits == 64 {
+                Code::Jmp_rel32_64
+            } else {
+                Code::Jmp_rel32_32
+            };
+            let back = Instruction::with_branch(jump, dice.choose(&starts)).unwrap();
             if at + 5 <= bytes.len() && encoder.encode(&back, base + at as u64).is_ok() {
                 let encoded = encoder.take_buffer();
                 bytes[at..at + encoded.len()].copy_from_slice(&encoded);
             }
             encoder.set_buffer(Vec::new());
         }
-        Program { seed, bytes, starts }
+        Program {
+            seed,
+            bits,
+            bytes,
+            starts,
+        }
     }
 
     /// This code at the start of the code pages.
     pub fn of(code: &[u8]) -> Program {
         Program {
             seed: 1,
+            bits: 64,
             bytes: code.to_vec(),
             starts: vec![CODE],
         }
@@ -505,7 +610,11 @@ impl Program {
     /// The address of an instruction, in either half.
     pub fn address(&self, dice: &mut Dice) -> u64 {
         let start = dice.choose(&self.starts);
-        if dice.one_in(8) { start ^ HIGH } else { start }
+        if self.bits == 64 && dice.one_in(8) {
+            start ^ HIGH
+        } else {
+            start
+        }
     }
 
     /// Something else for a place in the code, guest-physical.
@@ -524,7 +633,7 @@ impl Program {
         let mut text = String::new();
         for start in &self.starts {
             let at = (start & 0xf_ffff) - CODE;
-            let mut decoder = Decoder::with_ip(64, &self.bytes[at as usize..], *start, DecoderOptions::AMD);
+            let mut decoder = Decoder::with_ip(self.bits, &self.bytes[at as usize..], *start, DecoderOptions::AMD);
             let instruction = decoder.decode();
             let end = if instruction.flow_control() == FlowControl::Next {
                 ""
