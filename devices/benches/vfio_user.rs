@@ -1,8 +1,9 @@
 //! What a register of a device in another process costs: `cargo bench -p reprise-devices --bench vfio_user`.
 //!
-//! * a read, from the bus to the answer, of the example device in a process of its own, beside a message of the same size to a
-//!   process that sends one of the size of the reply back, by nothing but a socket: some of either in turn, as often as makes
-//!   what else the host does even;
+//! * a read, from the bus to the answer, of the example device in a process of its own, beside two round trips by nothing but a
+//!   socket: a message of the same size to a process that sends one of the size of the reply back, and the very same question to
+//!   the very same server, which takes two reads and two writes of its socket for each (`vfio_user` 0.1). Some of each in turn, as
+//!   often as makes what else the host does even;
 //! * how fast another thread is while one makes 10,000 reads that are each answered after 1 ms.
 
 use std::env;
@@ -183,21 +184,39 @@ fn round_trips(folder: &Path) {
     let _process = Process::start("example", &socket);
     let (_device, function) = connect(&socket);
     assert_eq!(read(&function), u64::from(u32::from_le_bytes(*b"RPRS")));
-    let [mut bare, mut register, mut ratios] = [(); 3].map(|()| Vec::new());
+    let socket = folder.join("asked");
+    let _asked = Process::start("example", &socket);
+    let mut server = UnixStream::connect(&socket).expect("a connection");
+    let question = question();
+    let [mut bare, mut served, mut register, mut ratios, mut overheads] = [(); 5].map(|()| Vec::new());
     for _ in 0..TURNS {
-        let own = seconds(|| {
-            stream.write_all(&[0; QUESTION]).expect("a question");
-            stream.read_exact(&mut answer).expect("an answer");
+        let [own, same] = [(&mut stream, [0; QUESTION]), (&mut server, question)].map(|(stream, question)| {
+            seconds(|| {
+                stream.write_all(&question).expect("a question");
+                stream.read_exact(&mut answer).expect("an answer");
+            })
         });
         let theirs = seconds(|| _ = black_box(read(&function)));
         bare.push(own);
+        served.push(same);
         register.push(theirs);
         ratios.push(theirs / own);
+        overheads.push(theirs / same);
     }
-    let [bare, register] = [bare, register].map(|mut times| 1e6 * median(&mut times));
-    let ratio = median(&mut ratios);
+    let [bare, served, register] = [bare, served, register].map(|mut times| 1e6 * median(&mut times));
+    let [ratio, overhead] = [ratios, overheads].map(|mut ratios| median(&mut ratios));
     println!("a register: {register:.1} us; a bare socket: {bare:.1} us; ratio {ratio:.2}");
+    println!("the same server by a bare socket: {served:.1} us; ratio {overhead:.2}");
     println!("figures: {:?}", Device::counters(&function));
+}
+
+/// What asks for the first register: REGION_READ with id 1, of four bytes at 0 of BAR 0.
+fn question() -> [u8; QUESTION] {
+    let mut question = [0; QUESTION];
+    for (at, byte) in [(0, 1), (2, 9), (4, QUESTION as u8), (28, 4)] {
+        question[at] = byte;
+    }
+    question
 }
 
 /// How fast another thread is beside reads that are late.

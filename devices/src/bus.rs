@@ -23,7 +23,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
+
+use crate::sync::lock;
 
 mod ticket;
 
@@ -149,6 +151,14 @@ pub struct Bus {
     ports: RwLock<Ranges>,
     memory: RwLock<Ranges>,
     unclaimed: Tally,
+    /// What was asked of each device, by its name, also of those that answer nowhere now. Locked after the ranges.
+    tallies: Mutex<BTreeMap<String, Kept>>,
+}
+
+/// The tally of a device, for as long as there is the device.
+struct Kept {
+    tally: Arc<Tally>,
+    device: Weak<dyn Device>,
 }
 
 impl Bus {
@@ -197,18 +207,28 @@ impl Bus {
                 length,
             });
         };
+        let mut ranges = self.ranges(space).write().unwrap_or_else(PoisonError::into_inner);
+        let mut tallies = lock(&self.tallies);
+        let kept = tallies.get(device.name()).filter(|kept| kept.is_of_use());
+        let tally = kept.map(|kept| Arc::clone(&kept.tally)).unwrap_or_default();
+        let kept = Kept {
+            tally: Arc::clone(&tally),
+            device: Arc::downgrade(&device),
+        };
+        let name = device.name().to_owned();
         let range = Arc::new(Range {
             start,
             last,
             first_offset,
             device,
-            tally: Tally::default(),
+            tally,
         });
-        let mut ranges = self.ranges(space).write().unwrap_or_else(PoisonError::into_inner);
         ranges.insert(range).map_err(|(new, old)| BusError::Overlap {
             new: new.claim(space),
             old: old.claim(space),
-        })
+        })?;
+        tallies.insert(name, kept);
+        Ok(())
     }
 
     /// Puts what `wrap` makes of it in the place of the device called `name`, in all of its ranges; false, and `wrap` was
@@ -222,6 +242,9 @@ impl Bus {
         let wrapped = wrap(Arc::clone(&first.device));
         for range in of_device {
             *range = Arc::new(range.with(Arc::clone(&wrapped)));
+        }
+        if let Some(kept) = lock(&self.tallies).get_mut(name) {
+            kept.device = Arc::downgrade(&wrapped);
         }
         true
     }
@@ -281,7 +304,8 @@ impl Bus {
     }
 
     /// What has happened so far, by device name: `reads` and `writes` asked of the device, `late` for those of them that
-    /// it answered later, `lost` for those that it will never answer, and the device's own figures. `unclaimed` counts accesses where nobody answers.
+    /// it answered later, `lost` for those that it will never answer, and the device's own figures. `unclaimed` counts accesses
+    /// where nobody answers. A device that leaves the bus for a while keeps its figures.
     #[must_use]
     pub fn counters(&self) -> BTreeMap<String, BTreeMap<&'static str, u64>> {
         let mut all = BTreeMap::<String, BTreeMap<&'static str, u64>>::new();
@@ -292,13 +316,16 @@ impl Bus {
             }
         };
         add("unclaimed", &self.unclaimed);
+        let mut tallies = lock(&self.tallies);
+        tallies.retain(|_, kept| kept.is_of_use());
+        for (name, kept) in &*tallies {
+            add(name, &kept.tally);
+        }
+        drop(tallies);
         let mut devices = Vec::new();
         for space in [Space::Port, Space::Memory] {
             let ranges = self.ranges(space).read().unwrap_or_else(PoisonError::into_inner);
-            for range in &ranges.sorted {
-                add(range.device.name(), &range.tally);
-                devices.push(Arc::clone(&range.device));
-            }
+            devices.extend(ranges.sorted.iter().map(|range| Arc::clone(&range.device)));
         }
         // Asked only now, with no lock held. A device with several ranges is asked for each, and says the same.
         for device in devices {
@@ -383,7 +410,14 @@ struct Range {
     last: u64,
     first_offset: u64,
     device: Arc<dyn Device>,
-    tally: Tally,
+    tally: Arc<Tally>,
+}
+
+impl Kept {
+    /// Whether its device is there.
+    fn is_of_use(&self) -> bool {
+        self.device.strong_count() > 0
+    }
 }
 
 impl Range {
@@ -404,7 +438,7 @@ impl Range {
             last: self.last,
             first_offset: self.first_offset,
             device,
-            tally: self.tally.clone(),
+            tally: Arc::clone(&self.tally),
         }
     }
 
@@ -454,18 +488,6 @@ impl Tally {
             ("lost", &self.lost),
         ]
         .map(|(counter, figure)| (counter, figure.load(Relaxed)))
-    }
-}
-
-impl Clone for Tally {
-    fn clone(&self) -> Self {
-        let [reads, writes, late, lost] = self.figures().map(|(_, figure)| AtomicU64::new(figure));
-        Self {
-            reads,
-            writes,
-            late,
-            lost,
-        }
     }
 }
 

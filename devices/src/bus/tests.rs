@@ -245,6 +245,26 @@ fn a_removed_device_is_no_longer_asked() {
 }
 
 #[test]
+fn counters_do_not_go_back_while_a_device_moves_and_go_with_it() {
+    let (bus, one) = (Bus::new(), Probe::new(1));
+    let reads = || bus.counters().get("one").map(|figures| figures["reads"]);
+    bus.insert(Space::Port, 0x100, 8, one.clone()).unwrap();
+    assert!(bus.insert(Space::Port, 0x104, 8, Probe::new(2)).is_err());
+    assert!(!bus.counters().contains_key("two"), "nothing has changed");
+    assert_eq!(bus.read(Space::Port, 0x100, 1).wait(), 1);
+    bus.remove(Space::Port, 0x100);
+    assert_eq!(reads(), Some(1), "it is there, and answers nowhere");
+    bus.insert(Space::Memory, 0x1000, 8, one.clone()).unwrap();
+    assert_eq!(bus.read(Space::Memory, 0x1000, 1).wait(), 1);
+    assert_eq!(reads(), Some(2));
+    bus.remove(Space::Memory, 0x1000);
+    drop(one);
+    assert_eq!(reads(), None);
+    bus.insert(Space::Port, 0x100, 8, Probe::new(1)).unwrap();
+    assert_eq!(reads(), Some(0), "another one of the same name");
+}
+
+#[test]
 fn a_device_may_move_itself_within_an_access() {
     struct Mover {
         bus: Weak<Bus>,

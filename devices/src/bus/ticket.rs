@@ -54,17 +54,36 @@ struct Shared {
 }
 
 enum State {
-    Owed(Option<Waker>),
-    Answered { value: u64, lost: bool },
+    Owed {
+        waker: Option<Waker>,
+        /// Whether a thread sleeps until the answer is there.
+        slept_for: bool,
+    },
+    Answered {
+        value: u64,
+        lost: bool,
+    },
 }
 
 type Waker = Box<dyn FnOnce() + Send>;
+
+impl State {
+    /// Says that the calling thread is about to sleep until the answer is there, if it is not.
+    fn sleep_for(&mut self) {
+        if let Self::Owed { slept_for, .. } = self {
+            *slept_for = true;
+        }
+    }
+}
 
 impl Ticket {
     /// The two ends of a new question.
     pub fn pair() -> (Self, Completion) {
         let shared = Arc::new(Shared {
-            state: Mutex::new(State::Owed(None)),
+            state: Mutex::new(State::Owed {
+                waker: None,
+                slept_for: false,
+            }),
             answered: Condvar::new(),
         });
         (
@@ -114,7 +133,7 @@ impl Ticket {
     pub fn on_ready(&self, waker: impl FnOnce() + Send + 'static) {
         let mut state = lock(&self.shared.state);
         let replaced = match &mut *state {
-            State::Owed(set) => set.replace(Box::new(waker)),
+            State::Owed { waker: set, .. } => set.replace(Box::new(waker)),
             State::Answered { .. } => {
                 drop(state);
                 return waker();
@@ -134,6 +153,7 @@ impl Ticket {
             if let Some(answer) = self.answer_in(&state) {
                 return answer;
             }
+            state.sleep_for();
             state = self.shared.answered.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -141,8 +161,9 @@ impl Ticket {
     /// The answer, waiting for at most `timeout`; `None` if it is still owed then.
     #[must_use]
     pub fn wait_timeout(&self, timeout: Duration) -> Option<u64> {
-        let state = lock(&self.shared.state);
-        let owed = |state: &mut State| matches!(state, State::Owed(_));
+        let mut state = lock(&self.shared.state);
+        state.sleep_for();
+        let owed = |state: &mut State| matches!(state, State::Owed { .. });
         let waited = self.shared.answered.wait_timeout_while(state, timeout, owed);
         let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
         self.answer_in(&state)
@@ -159,7 +180,7 @@ impl Ticket {
 
     fn answer_in(&self, state: &State) -> Option<u64> {
         match state {
-            State::Owed(_) => None,
+            State::Owed { .. } => None,
             State::Answered { value, .. } => Some(value & self.keep | self.set),
         }
     }
@@ -189,11 +210,15 @@ impl Shared {
     /// Answers unless answered: the drop at the end of [`Completion::complete`] comes here too, and changes nothing.
     fn answer(&self, value: u64, lost: bool) {
         let mut state = lock(&self.state);
-        let State::Owed(waker) = &mut *state else { return };
-        let waker = waker.take();
+        let State::Owed { waker, slept_for } = &mut *state else {
+            return;
+        };
+        let (waker, slept_for) = (waker.take(), *slept_for);
         *state = State::Answered { value, lost };
         drop(state);
-        self.answered.notify_all();
+        if slept_for {
+            self.answered.notify_all();
+        }
         if let Some(waker) = waker {
             waker();
         }

@@ -1,8 +1,9 @@
 //! A connection in use: accesses go out as they are made, answers are matched by their ids as they come.
 //!
 //! # Invariants
-//! - What arrives is read by one at a time: the link's thread, or for a moment whoever waits for an answer ([`Carrier`]). The
-//!   latter has the thread not woken, and leaves to it whatever is no answer to be taken at once.
+//! - What arrives is read by one at a time: the link's thread, or for a moment whoever waits for an answer ([`Carrier`]). As long
+//!   as each finds its own answer, the connection is theirs ([`Shared::lent`]) and the thread is not woken; it looks again after
+//!   [`LEASE`], and at once if anything is left for it. A process that speaks of itself is left to the thread.
 //! - Whoever asks waits for nobody: what the socket does not take at once is kept and sent by the link's thread, and an answer
 //!   comes through a [`Ticket`].
 //! - Accesses reach the process in the order in which they were made, each once. A write is posted: it is done when the socket
@@ -16,19 +17,24 @@
 //! connected -socket closed-> gone -[`REDIAL`], again and again-> connected; -protocol broken-> cut off. Dropped, it ends its
 //! thread.
 
+mod habit;
 mod line;
 mod reader;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::mem;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Relaxed, SeqCst},
+};
 use std::sync::{Arc, Mutex, MutexGuard, TryLockError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, epoll, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
 use super::error::VfioUserError;
@@ -37,11 +43,14 @@ use crate::bus::{Carrier, Response, Ticket};
 use crate::sync::lock;
 use crate::thread::{ThreadKind, begin};
 use crate::virtio::Dma;
+use habit::Habit;
 use line::{Line, Owed};
-use reader::{Reader, Watch};
+use reader::{MOMENT, Reader};
 
 /// How long a process may stay away before it is looked for again.
 const REDIAL: Duration = Duration::from_millis(500);
+/// For how long the thread leaves a connection to those who find their own answers, unless they go on with it.
+const LEASE: Duration = Duration::from_millis(2);
 /// Answers that a process may owe. Only one that answers nothing while its guest resets processors comes near.
 const MAX_OWED: usize = 4096;
 /// Writes that may wait for room in the socket: as many processors as reset themselves while the process takes nothing.
@@ -73,8 +82,10 @@ struct Shared {
     state: Mutex<State>,
     /// Taken before `state` if both are.
     reader: Mutex<Reader>,
-    /// Has the thread told when there is something to read.
-    watch: Watch,
+    /// Whether whoever waits has found its own answer since the thread looked, so that the thread needs not be woken.
+    lent: AtomicBool,
+    /// Whether somebody had to leave its answer to whoever was reading.
+    missed: AtomicBool,
     /// Rung when there is something to send, or the thread shall look at its flags.
     bell: OwnedFd,
     ended: AtomicBool,
@@ -105,10 +116,12 @@ impl Link {
                     inbox: Inbox::default(),
                     held: false,
                     broken: None,
-                    asleep: 0,
+                    habit: Habit::default(),
+                    talks: 0,
                     bytes: vec![0; 64 << 10],
                 }),
-                watch: Watch(epoll::create(epoll::CreateFlags::CLOEXEC)?),
+                lent: AtomicBool::new(false),
+                missed: AtomicBool::new(false),
                 bell: eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?,
                 ended: AtomicBool::new(false),
                 paused: AtomicBool::new(false),
@@ -236,10 +249,12 @@ impl Shared {
     }
 
     /// Goes on with `stream`, of which `inbox` has arrived.
-    fn connected(&self, stream: UnixStream, inbox: Inbox) -> Result<Arc<UnixStream>, Errno> {
+    fn connected(&self, stream: UnixStream, inbox: Inbox) -> io::Result<Arc<UnixStream>> {
+        // Whoever is not to wait says so.
+        stream.set_nonblocking(false)?;
+        stream.set_read_timeout(Some(MOMENT))?;
         let stream = Arc::new(stream);
         let mut reader = lock(&self.reader);
-        self.watch.add(&stream)?;
         (reader.inbox, reader.held, reader.broken) = (inbox, false, None);
         lock(&self.state).line = Some(Line {
             stream: Arc::clone(&stream),
@@ -310,7 +325,6 @@ impl Shared {
             let Err(stop) = self.serve(&stream) else {
                 return;
             };
-            self.watch.remove(&stream);
             // Whoever waits is answered as the line goes, and may ask again: not with the lock held.
             let line = lock(&self.state).line.take();
             drop(line);
@@ -328,7 +342,7 @@ impl Shared {
                 }
                 let again = redial(&self.bell).and_then(|(new, arrived)| {
                     let connected = self.connected(new, arrived);
-                    connected.map_err(|error| VfioUserError::Socket { source: error.into() })
+                    connected.map_err(|source| VfioUserError::Socket { source })
                 });
                 match again {
                     Ok(new) => {
@@ -373,17 +387,20 @@ impl Shared {
 
     /// Reads and writes until the connection or the link ends.
     fn serve(&self, stream: &UnixStream) -> Result<(), Stop> {
+        // Whether somebody was reading when the thread wanted to.
+        let mut busy = false;
+        let lease = Timespec::try_from(LEASE).ok();
         loop {
             if self.ended.load(Relaxed) {
                 return Err(Stop::Ended);
             }
             // Whoever reads in our place rings when there is something left to do.
-            let held = match self.try_reader() {
+            let (held, speaks) = match self.try_reader() {
                 Some(mut reader) => {
                     self.go_on(&mut reader)?;
-                    reader.held
+                    (reader.held, reader.talks > 0)
                 }
-                None => false,
+                None => (false, false),
             };
             let mut told = Vec::new();
             let (sends, reads) = {
@@ -392,15 +409,19 @@ impl Shared {
                 line.flush(&mut told)?;
                 (!line.unsent.is_empty(), line.has_room() && !held)
             };
+            let missed = self.missed.swap(false, SeqCst);
+            let lent = self.lent.swap(false, SeqCst) && !missed && !speaks || mem::take(&mut busy);
             // Whoever is told may ask again: not with the lock held.
             told.into_iter().for_each(|told| told.complete(0));
             let wanted = |wanted, flag| if wanted { flag } else { PollFlags::empty() };
             let mut fds = [
-                PollFd::from_borrowed_fd(stream.as_fd(), wanted(sends, PollFlags::OUT)),
+                PollFd::from_borrowed_fd(
+                    stream.as_fd(),
+                    wanted(sends, PollFlags::OUT) | wanted(reads && !lent, PollFlags::IN),
+                ),
                 PollFd::from_borrowed_fd(self.bell.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(self.watch.0.as_fd(), wanted(reads, PollFlags::IN)),
             ];
-            match poll(&mut fds, None) {
+            match poll(&mut fds, lease.as_ref().filter(|_| reads && lent)) {
                 Ok(_) => {}
                 Err(Errno::INTR) => continue,
                 Err(error) => return Err(Stop::Broken(VfioUserError::Socket { source: error.into() })),
@@ -408,18 +429,21 @@ impl Shared {
             if !fds[1].revents().is_empty() {
                 self.hush();
             }
-            let gone = fds[0]
-                .revents()
-                .intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL);
+            let seen = fds[0].revents();
+            let gone = seen.intersects(PollFlags::HUP | PollFlags::ERR | PollFlags::NVAL);
             // What a process has said before it went counts: who reads in our place is waited for then.
             let reader = match (reads, gone) {
                 (true, true) => Some(lock(&self.reader)),
-                (true, false) if !fds[2].revents().is_empty() => self.try_reader(),
+                (true, false) if seen.contains(PollFlags::IN) => {
+                    let reader = self.try_reader();
+                    busy = reader.is_none();
+                    reader
+                }
                 (false, true) => return Err(Stop::Broken(VfioUserError::Gone)),
                 _ => None,
             };
             if let Some(mut reader) = reader
-                && !self.receive(stream, &mut reader)?
+                && !self.receive(stream, &mut reader, false)?
                 && gone
             {
                 return Err(Stop::Broken(VfioUserError::Gone));

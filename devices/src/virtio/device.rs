@@ -182,6 +182,9 @@ pub trait VirtioDevice: Send + Sync {
         }
     }
 
+    /// It goes on for the first time since it was restored: its queues run, and its driver can be told of changes.
+    fn goes_on(&self) {}
+
     /// What serves queue `index`; asked for once each.
     fn handler(&self, index: u16) -> Box<dyn QueueHandler>;
 

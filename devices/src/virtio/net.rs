@@ -12,17 +12,18 @@
 //!
 //! # Life
 //! Reset: one pair, every frame is received, no offloads. The first queue that begins has the link do what the driver accepts; the
-//! control queue changes it.
+//! control queue changes it. A card that goes on after a restore asks its driver to announce the guest (VIRTIO_NET_S_ANNOUNCE).
 
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
 use virtio_bindings::virtio_net as bits;
 
-use super::device::{DeviceKind, DeviceStateError, QueueHandler, VirtioDevice};
+use super::device::{ConfigChange, DeviceKind, DeviceStateError, QueueHandler, VirtioDevice};
 use super::rate_limiter::{RateLimiter, limited};
+use crate::sync::lock;
 
 mod control;
 mod filter;
@@ -69,6 +70,7 @@ const HOST_ECN: u64 = 1 << bits::VIRTIO_NET_F_HOST_ECN;
 const HOST_UFO: u64 = 1 << bits::VIRTIO_NET_F_HOST_UFO;
 const MRG_RXBUF: u64 = 1 << bits::VIRTIO_NET_F_MRG_RXBUF;
 const MQ: u64 = 1 << bits::VIRTIO_NET_F_MQ;
+const ANNOUNCE: u64 = 1 << bits::VIRTIO_NET_F_GUEST_ANNOUNCE;
 /// What a driver may switch on and off.
 const GUEST_OFFLOADS: u64 = GUEST_CSUM | GUEST_TSO4 | GUEST_TSO6 | GUEST_ECN | GUEST_UFO;
 
@@ -147,6 +149,9 @@ struct Shared {
     pairs: u16,
     mode: Mode,
     counters: Counters,
+    change: Mutex<Option<ConfigChange>>,
+    /// Whether the driver is asked to tell its network where the guest is now: VIRTIO_NET_S_ANNOUNCE.
+    announce: AtomicBool,
 }
 
 impl std::fmt::Debug for Shared {
@@ -188,6 +193,7 @@ impl Net {
             | 1 << bits::VIRTIO_NET_F_MAC
             | 1 << bits::VIRTIO_NET_F_STATUS
             | 1 << bits::VIRTIO_NET_F_CTRL_VQ
+            | ANNOUNCE
             | 1 << bits::VIRTIO_NET_F_CTRL_RX
             | 1 << bits::VIRTIO_NET_F_CTRL_RX_EXTRA
             | 1 << bits::VIRTIO_NET_F_CTRL_MAC_ADDR;
@@ -215,6 +221,8 @@ impl Net {
                 pairs,
                 mode: Mode::new(options.mac, features),
                 counters: Counters::default(),
+                change: Mutex::default(),
+                announce: AtomicBool::new(false),
             }),
             mtu: options.mtu,
             queue_size: options.queue_size,
@@ -248,13 +256,22 @@ impl VirtioDevice for Net {
     fn config(&self) -> Vec<u8> {
         let mut config = vec![0; CONFIG_LENGTH];
         config[0..6].copy_from_slice(&self.mac().bytes());
-        config[6..8].copy_from_slice(&(bits::VIRTIO_NET_S_LINK_UP as u16).to_le_bytes());
+        let mut status = bits::VIRTIO_NET_S_LINK_UP as u16;
+        if self.shared.announce.load(Ordering::SeqCst) {
+            status |= bits::VIRTIO_NET_S_ANNOUNCE as u16;
+        }
+        config[6..8].copy_from_slice(&status.to_le_bytes());
         config[8..10].copy_from_slice(&self.shared.pairs.to_le_bytes());
         config[10..12].copy_from_slice(&self.mtu.unwrap_or(0).to_le_bytes());
         config
     }
 
+    fn connect(&self, change: ConfigChange) {
+        *lock(&self.shared.change) = Some(change);
+    }
+
     fn reset(&self) {
+        self.shared.announce.store(false, Ordering::SeqCst);
         self.shared.mode.reset();
     }
 
@@ -264,6 +281,17 @@ impl VirtioDevice for Net {
 
     fn restore(&self, saved: &[u8]) -> Result<(), DeviceStateError> {
         self.shared.mode.restore(saved, &*self.shared.link, self.shared.pairs)
+    }
+
+    /// The guest is somewhere else: switches learn that from the frames that its driver is asked to send.
+    fn goes_on(&self) {
+        if self.shared.mode.accepted() & ANNOUNCE == 0 {
+            return;
+        }
+        self.shared.announce.store(true, Ordering::SeqCst);
+        if let Some(change) = &*lock(&self.shared.change) {
+            change.announce();
+        }
     }
 
     fn handler(&self, index: u16) -> Box<dyn QueueHandler> {

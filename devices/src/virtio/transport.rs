@@ -10,7 +10,7 @@
 //! - device_status reads as zero after a reset only when no queue's thread touches guest memory any more.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -142,6 +142,8 @@ pub struct VirtioPci {
     bells: Mutex<Vec<Kept>>,
     /// Where in configuration space the access window is.
     window: u8,
+    /// Whether it was restored, and has not gone on since.
+    restored: AtomicBool,
 }
 
 /// A state of the device configuration structure, and how many there were, modulo 2^8.
@@ -209,6 +211,7 @@ impl VirtioPci {
             doorbells: OnceLock::new(),
             bells: Mutex::default(),
             window,
+            restored: AtomicBool::new(false),
         });
         let place = MsixPlace {
             bar: BAR,
@@ -257,7 +260,11 @@ impl VirtioPci {
         for queue in &self.queues {
             queue.set_paused(paused, instantly);
         }
-        self.queues.iter().all(|queue| queue.set_paused(paused, deadline))
+        let done = self.queues.iter().all(|queue| queue.set_paused(paused, deadline));
+        if !paused && self.restored.swap(false, Ordering::SeqCst) {
+            self.device.goes_on();
+        }
+        done
     }
 
     fn read_register(&self, offset: u64, size: u8) -> u64 {

@@ -1,23 +1,22 @@
 //! Drivers made of bytes, a host that says what nobody expects, and what a sane driver finds after them.
 
+#[path = "../driver/mod.rs"]
+mod driver;
+
 use std::io::Write;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
-use reprise_devices::pci::{Function, Message, Messages};
-use reprise_devices::virtio::{Balloon, BalloonOptions, Console, ConsoleSize, Dma, VirtioDevice, VirtioPci, Vsock};
-use reprise_devices::{Device, Output};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
+use driver::{Driver, MEMORY, eventually};
+use reprise_devices::Output;
+use reprise_devices::virtio::{Balloon, BalloonOptions, Console, ConsoleSize, VirtioDevice, VirtioPci, Vsock};
+use vm_memory::{Bytes, GuestAddress};
 
 /// A console, sockets, a balloon.
 pub const KINDS: u8 = 3;
 
-const MEMORY: u64 = 0x4_0000;
 const BUFFERS: u64 = 0x2_0000;
-const QUEUE: u64 = 16;
 const PAGE: u64 = 4096;
 /// The guest's CID, and a port of the host that nobody listens at.
 const CID: u64 = 3;
@@ -27,18 +26,6 @@ const HEADER: usize = 44;
 const REQUEST: u16 = 1;
 const RST: u16 = 3;
 const STREAM: u16 = 1;
-
-/// Descriptor table, available ring and used ring of a queue.
-fn rings(queue: u64) -> [u64; 3] {
-    let base = 0x1000 + 0x3000 * queue;
-    [base, base + 0x1000, base + 0x2000]
-}
-
-struct Nobody;
-
-impl Messages for Nobody {
-    fn send(&self, _message: Message) {}
-}
 
 /// What was printed.
 #[derive(Clone, Default)]
@@ -149,124 +136,15 @@ impl Host {
     }
 }
 
-struct World {
-    memory: GuestMemoryMmap,
-    device: Arc<VirtioPci>,
-    function: Function,
-    queues: u64,
-    /// Where what the device said it wrote ends.
-    told: Arc<AtomicU64>,
+/// A driver in its right mind.
+trait Sane {
+    fn offer(&self, queue: u64, address: u64, length: u32, flags: u16);
+    fn sane_console(&self, console: &Console, printed: &Printed);
+    fn sane_sockets(&self);
+    fn sane_balloon(&self, given: &Mutex<Vec<(u64, u64)>>);
 }
 
-impl World {
-    fn new(device: Arc<dyn VirtioDevice>) -> Self {
-        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), MEMORY as usize)]).unwrap();
-        let told = Arc::new(AtomicU64::new(0));
-        let furthest = Arc::clone(&told);
-        let watcher = move |address: u64, length| {
-            furthest.fetch_max(address.saturating_add(length), Ordering::SeqCst);
-        };
-        let dma = Dma::new(memory.clone(), Arc::new(watcher));
-        let queues = device.queue_sizes().len() as u64;
-        let (device, function) = VirtioPci::new("fuzzed", device, dma, Arc::new(Nobody)).unwrap();
-        function.write_config(4, 2, 6);
-        Self {
-            memory,
-            device,
-            function,
-            queues,
-            told,
-        }
-    }
-
-    fn write(&self, offset: u64, size: u8, value: u64) {
-        let _ = Device::write(&self.function, offset, size, value).wait();
-    }
-
-    fn read(&self, offset: u64, size: u8) -> u64 {
-        Device::read(&self.function, offset, size).wait()
-    }
-
-    fn eventually(what: &str, mut happens: impl FnMut() -> bool) {
-        let start = Instant::now();
-        while !happens() {
-            assert!(start.elapsed() < Duration::from_secs(60), "{what} does not happen");
-            std::thread::sleep(Duration::from_micros(100));
-        }
-    }
-
-    /// Sets all queues up, for a driver that accepts all that the device itself offers, and this of the transport's.
-    fn set_up(&self, transport: u64) {
-        self.write(0x14, 1, 0);
-        Self::eventually("the reset", || self.read(0x14, 1) == 0);
-        self.write(0x14, 1, 3);
-        self.write(0x00, 4, 0);
-        let features = self.read(0x04, 4) & 0xff_ffff | transport;
-        for (half, features) in [(0, features), (1, 1)] {
-            self.write(0x08, 4, half);
-            self.write(0x0c, 4, features);
-        }
-        self.write(0x14, 1, 0xb);
-        assert_eq!(self.read(0x14, 1), 0xb);
-        for queue in 0..self.queues {
-            let rings = rings(queue);
-            self.memory.write_slice(&[0; 0x3000], GuestAddress(rings[0])).unwrap();
-            self.write(0x16, 2, queue);
-            self.write(0x18, 2, QUEUE);
-            for (register, ring) in [0x20, 0x28, 0x30].into_iter().zip(rings) {
-                self.write(register, 8, ring);
-            }
-            self.write(0x1c, 2, 1);
-        }
-        self.write(0x14, 1, 0xf);
-    }
-
-    fn describe(&self, queue: u64, index: u64, address: u64, length: u32, flags: u16, next: u16) {
-        let bytes = [
-            &address.to_le_bytes()[..],
-            &length.to_le_bytes(),
-            &flags.to_le_bytes(),
-            &next.to_le_bytes(),
-        ]
-        .concat();
-        let at = rings(queue)[0] + 16 * (index % QUEUE);
-        self.memory.write_slice(&bytes, GuestAddress(at)).unwrap();
-    }
-
-    fn make_available(&self, queue: u64, index: u16) {
-        let ring = rings(queue)[1];
-        for place in 0..QUEUE {
-            self.memory
-                .write_obj(place as u16, GuestAddress(ring + 4 + 2 * place))
-                .unwrap();
-        }
-        self.memory.write_obj(index, GuestAddress(ring + 2)).unwrap();
-    }
-
-    fn notify(&self, queue: u64) {
-        self.write(0x3000 + 4 * queue, 2, queue);
-    }
-
-    fn used(&self, queue: u64) -> u16 {
-        self.memory.read_obj(GuestAddress(rings(queue)[2] + 2)).unwrap()
-    }
-
-    fn counter(&self, name: &str) -> u64 {
-        let figures = Device::counters(&self.function);
-        figures.iter().find(|(counter, _)| *counter == name).unwrap().1
-    }
-
-    /// Pauses the device amid whatever it does, has it remember that, and lets it go on.
-    fn settle(&self) {
-        std::thread::sleep(Duration::from_micros(200));
-        if self.device.set_paused(true, Duration::from_secs(60)) {
-            let state = self.device.state().unwrap();
-            // Rings that a hostile driver has moved need not be those that were saved.
-            let _ = self.device.restore(&state);
-        }
-        self.device.set_paused(false, Duration::ZERO);
-    }
-
+impl Sane for Driver {
     /// Offers one buffer of queue `queue`, and waits until it is used.
     fn offer(&self, queue: u64, address: u64, length: u32, flags: u16) {
         let used = self.used(queue);
@@ -278,13 +156,13 @@ impl World {
     fn sane_console(&self, console: &Console, printed: &Printed) {
         self.memory.write_slice(b"sane\n", GuestAddress(BUFFERS)).unwrap();
         self.offer(1, BUFFERS, 5, 0);
-        Self::eventually("that it is printed", || printed.0.lock().unwrap().ends_with(b"sane\n"));
+        eventually("that it is printed", || printed.0.lock().unwrap().ends_with(b"sane\n"));
         // What was typed at the hostile driver comes first.
-        Self::eventually("that it is typed", || {
+        eventually("that it is typed", || {
             console.enqueue(b"typed");
             let used = self.used(0);
             self.offer(0, BUFFERS, PAGE as u32, 2);
-            Self::eventually("input", || self.used(0) != used);
+            eventually("input", || self.used(0) != used);
             let mut page = [0; PAGE as usize];
             self.memory.read_slice(&mut page, GuestAddress(BUFFERS)).unwrap();
             page.windows(5).any(|window| window == b"typed")
@@ -304,11 +182,11 @@ impl World {
         let sent = GuestAddress(BUFFERS + PAGE);
         self.memory.write_slice(&packet, sent).unwrap();
         self.offer(1, sent.0, HEADER as u32, 0);
-        Self::eventually("a refusal", || {
+        eventually("a refusal", || {
             let used = self.used(0);
             self.offer(0, BUFFERS, PAGE as u32, 2);
             // Clients of the host that are still there come first.
-            Self::eventually("a packet", || self.used(0) != used);
+            eventually("a packet", || self.used(0) != used);
             let mut answer = [0; HEADER];
             self.memory.read_slice(&mut answer, GuestAddress(BUFFERS)).unwrap();
             let field = |at: usize| u16::from_le_bytes([answer[at], answer[at + 1]]);
@@ -322,7 +200,7 @@ impl World {
             .write_obj((BUFFERS / PAGE) as u32 + 1, GuestAddress(BUFFERS))
             .unwrap();
         self.offer(0, BUFFERS, 4, 0);
-        Self::eventually("that a page is given back", || {
+        eventually("that a page is given back", || {
             given.lock().unwrap().contains(&(BUFFERS + PAGE, PAGE))
         });
     }
@@ -336,8 +214,10 @@ pub fn operate(bytes: &[u8]) -> u64 {
     };
     let folder = tempfile::tempdir().unwrap();
     let (device, mut host) = Host::new(*which, folder.path());
-    let world = World::new(device);
-    world.set_up(if which & 0x80 != 0 { 3 << 28 } else { 0 });
+    let world = Driver::new(device);
+    // All that the device itself offers, and some of the transport's.
+    let own = |offered| offered & 0xff_ffff;
+    world.set_up(|offered| own(offered) | if which & 0x80 != 0 { 3 << 28 } else { 0 });
     for operation in operations.chunks_exact(6) {
         let [what, a, b, c, d, e] = *operation else {
             unreachable!("chunks of six")
@@ -384,21 +264,18 @@ pub fn operate(bytes: &[u8]) -> u64 {
         }
     }
     let requests = world.counter("requests");
-    assert!(world.told.load(Ordering::SeqCst) <= MEMORY, "outside memory");
+    assert!(world.take_furthest() <= MEMORY, "outside memory");
 
     // After that, a sane driver and a sane host.
     world.function.write_config(4, 2, 6);
-    world.set_up(0);
-    world.told.store(0, Ordering::SeqCst);
+    world.set_up(own);
+    world.take_furthest();
     match &mut host {
         Host::Console(console, printed) => world.sane_console(console, printed),
         Host::Sockets(_, streams) => {
             streams.clear();
             world.sane_sockets();
-            assert!(
-                world.told.load(Ordering::SeqCst) > BUFFERS,
-                "a device that writes says so"
-            );
+            assert!(world.take_furthest() > BUFFERS, "a device that writes says so");
         }
         Host::Balloon(given) => world.sane_balloon(given),
     }

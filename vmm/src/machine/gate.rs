@@ -319,11 +319,16 @@ impl Seat {
         self.gate.wait(self.index, vcpu, |_| Some(())).is_some()
     }
 
-    /// Parks `vcpu` until the answer that `ticket` is for is there, and the machine runs. Whenever the vCPU is
-    /// [called](Gate::call), it is asked whether it still waits; if not, the answer is counted as stale when it comes.
+    /// Parks `vcpu` until the answer that `ticket` is for is there, and the machine runs; its counters are told before. Whenever the
+    /// vCPU is [called](Gate::call), it is asked whether it still waits; if not, the answer is counted as stale when it comes.
     pub fn park(&self, parked: Parked, ticket: Ticket, vcpu: &dyn Vcpu) -> Waited {
+        let since = Instant::now();
         // Still running, for the gate: it ends before anybody can mind.
         ticket.hasten();
+        if let Some(answered) = self.answered_soon(&ticket, since) {
+            return answered;
+        }
+        self.publish(vcpu.counters());
         ticket.on_ready(self.gate.look());
         let mut state = self.gate.lock();
         let place = &mut state.seats[self.index];
@@ -331,7 +336,7 @@ impl Seat {
         place.waiting = Some(Waiting {
             parked,
             ticket,
-            since: Some(Instant::now()),
+            since: Some(since),
         });
         drop(state);
         let waited = loop {
@@ -353,6 +358,20 @@ impl Seat {
             ticket.on_ready(move || gate.lock().seats[index].stale += 1);
         }
         waited
+    }
+
+    /// The answer that came before anybody could mind, `since` it is waited for; `None` if it has not, or if the vCPU is wanted.
+    fn answered_soon(&self, ticket: &Ticket, since: Instant) -> Option<Waited> {
+        let value = ticket.try_take()?;
+        let mut state = self.gate.lock();
+        let runs = state.wish == Wish::Run;
+        let place = &mut state.seats[self.index];
+        (runs && !place.called && !place.asked).then(|| {
+            place.parks += 1;
+            place.parked += since.elapsed();
+            let lost = ticket.is_lost();
+            Waited::Answered { value, lost }
+        })
     }
 
     /// What the vCPU waited for when it was saved, once.

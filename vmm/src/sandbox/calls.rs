@@ -120,7 +120,14 @@ const QUEUE: &[c_long] = &[
 const KEYBOARD: &[c_long] = &[SYS_accept4];
 
 /// A device in another process besides: it is looked for again when its process was gone, and its interrupts are waited for.
-const USER_DEVICE: &[c_long] = &[SYS_socket, SYS_connect, SYS_epoll_ctl, SYS_epoll_wait, SYS_epoll_pwait];
+const USER_DEVICE: &[c_long] = &[
+    SYS_socket,
+    SYS_connect,
+    SYS_setsockopt,
+    SYS_epoll_ctl,
+    SYS_epoll_wait,
+    SYS_epoll_pwait,
+];
 
 /// The whole process besides all of these: it opens files, makes threads, serves its API, writes snapshots, and confines its
 /// threads.

@@ -71,7 +71,6 @@ pub(super) fn resume(
 
 /// Parks the vCPU until the answer to `step` is there.
 fn wait(vcpu: &dyn Vcpu, outside: Outside<'_>, seat: &Seat, step: Step, ticket: Ticket) -> Outcome {
-    seat.publish(vcpu.counters());
     let parked = Parked {
         request: step.request,
         done: step.done,

@@ -4,6 +4,7 @@
 #[path = "../../../devices/examples/user_device.rs"]
 mod example;
 mod guest;
+mod long;
 mod process;
 mod table;
 

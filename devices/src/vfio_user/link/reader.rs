@@ -1,31 +1,28 @@
 //! What comes in on a connection: answers, and accesses to guest memory.
 
 use std::hint::spin_loop;
-use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, Timespec, epoll, poll};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
-use super::line::Line;
+use super::habit::{Habit, Way};
 use super::{POSTED, Shared};
 use crate::bus::{Carrier, Ticket};
 use crate::sync::lock;
 use crate::vfio_user::error::VfioUserError;
 use crate::vfio_user::wire::{Body, Header, Inbox, MAX_DATA, command, flag, message};
 
-/// How long whoever waits for an answer looks for it: some times the way to a process that is ready and back. A vCPU can be held
-/// up for so long, unless a signal ends it.
-const MOMENT: Duration = Duration::from_micros(200);
-/// For how much of that it does so without sleeping: it takes longer to fall asleep and to be woken than a process on another of the
-/// host's processors takes to answer.
-const AWAKE: Duration = Duration::from_micros(30);
-/// How many answers are slept for after one that did not come while awake: the process may be waiting for this very processor.
-const ASLEEP: u32 = 64;
+/// How long whoever waits for an answer looks for it, or twice as long, rounded up to what the host's clock ticks in. It is as long
+/// until a vCPU that waits can be paused.
+pub(super) const MOMENT: Duration = Duration::from_millis(4);
+/// For how much of that it does so without sleeping, if it does at all ([`Habit`]).
+const AWAKE: Duration = Duration::from_micros(50);
+/// How many answers the link's thread takes after something that the process asked: it shall not wait until a vCPU asks too.
+const TALKS: u32 = 64;
 /// EINVAL: what a process is told that reaches for memory which is not there.
 const INVALID: u32 = 22;
 
@@ -36,32 +33,12 @@ pub(super) struct Reader {
     pub held: bool,
     /// What ends the connection, found by whoever looked for an answer.
     pub broken: Option<VfioUserError>,
-    /// How many answers are slept for from the beginning.
-    pub asleep: u32,
+    /// How whoever waits does so.
+    pub habit: Habit,
+    /// For how many answers a process that speaks of itself is left to the link's thread.
+    pub talks: u32,
     /// What is read at once.
     pub bytes: Vec<u8>,
-}
-
-/// An epoll instance with the connection alone. The link's thread sleeps on it, and is not woken while that is turned off.
-pub(super) struct Watch(pub OwnedFd);
-
-impl Watch {
-    pub fn add(&self, stream: &UnixStream) -> Result<(), Errno> {
-        epoll::add(&self.0, stream, epoll::EventData::new_u64(0), epoll::EventFlags::IN)
-    }
-
-    pub fn remove(&self, stream: &UnixStream) {
-        // Fails if it is not there, which is what is wanted.
-        let _ = epoll::delete(&self.0, stream);
-    }
-
-    pub fn turn(&self, stream: &UnixStream, on: bool) -> Result<(), Errno> {
-        let flags = match on {
-            true => epoll::EventFlags::IN,
-            false => epoll::EventFlags::empty(),
-        };
-        epoll::modify(&self.0, stream, epoll::EventData::new_u64(0), flags)
-    }
 }
 
 impl Shared {
@@ -72,14 +49,26 @@ impl Shared {
         }
         let paused = self.paused.load(Relaxed);
         if !reader.held || !paused {
-            reader.held = self.take(&mut reader.inbox, paused)?;
+            reader.held = self.take(reader, paused)?;
         }
         Ok(())
     }
 
-    /// Reads once, and takes what has arrived; false if nothing has.
-    pub(super) fn receive(&self, stream: &UnixStream, reader: &mut Reader) -> Result<bool, VfioUserError> {
-        match rustix::net::recv(stream, &mut reader.bytes[..], RecvFlags::DONTWAIT) {
+    /// Reads once, and takes what has arrived; false if nothing has. If `sleeps`, it waits a moment for that.
+    pub(super) fn receive(
+        &self,
+        stream: &UnixStream,
+        reader: &mut Reader,
+        sleeps: bool,
+    ) -> Result<bool, VfioUserError> {
+        // A limit of the socket's own, which costs nothing until it ends. That of poll(2) has the host program its timer each time,
+        // which in a virtual machine takes longer than the answer.
+        let flags = if sleeps {
+            RecvFlags::empty()
+        } else {
+            RecvFlags::DONTWAIT
+        };
+        match rustix::net::recv(stream, &mut reader.bytes[..], flags) {
             Ok((0, _)) | Err(Errno::CONNRESET) => Err(VfioUserError::Gone),
             Ok((length, _)) => {
                 reader.inbox.push(&reader.bytes[..length]);
@@ -92,14 +81,15 @@ impl Shared {
     }
 
     /// Takes the messages that have arrived; true if one has to wait until the machine goes on.
-    fn take(&self, inbox: &mut Inbox, paused: bool) -> Result<bool, VfioUserError> {
-        while let Some((header, body)) = inbox.next()? {
+    fn take(&self, reader: &mut Reader, paused: bool) -> Result<bool, VfioUserError> {
+        while let Some((header, body)) = reader.inbox.next()? {
             if header.is_reply() {
                 self.answered(header, body)?;
             } else if paused {
-                inbox.put_back(header);
+                reader.inbox.put_back(header);
                 return Ok(true);
             } else {
+                reader.talks = TALKS;
                 self.asked(header, body)?;
             }
         }
@@ -188,36 +178,22 @@ impl Shared {
     }
 }
 
-impl Carrier for Shared {
-    fn carry(&self, ticket: &Ticket) {
-        let Some(mut reader) = self.try_reader() else { return };
-        let stream = || {
-            let state = lock(&self.state);
-            let line = state.line.as_ref().filter(|line| line.has_room())?;
-            Some(Arc::clone(&line.stream))
-        };
-        let Some(stream) = stream().filter(|_| !reader.held && reader.broken.is_none()) else {
-            return;
-        };
-        if self.watch.turn(&stream, false).is_err() {
-            return;
-        }
+impl Shared {
+    /// Reads until `ticket` has its answer or a moment has passed: whether it has it, and nothing is left for the link's thread.
+    fn look(&self, way: Way, ticket: &Ticket, reader: &mut Reader, stream: &UnixStream) -> bool {
         let begin = Instant::now();
         while ticket.try_take().is_none() {
             let elapsed = begin.elapsed();
-            let Some(left) = MOMENT.checked_sub(elapsed) else { break };
-            if reader.asleep > 0 || elapsed > AWAKE {
-                let left = Timespec::try_from(left).unwrap_or_default();
-                let mut fds = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN)];
-                // A signal means that this thread is wanted elsewhere.
-                let Ok(1..) = poll(&mut fds, Some(&left)) else {
-                    break;
-                };
+            if elapsed > MOMENT {
+                break;
             }
-            match self.receive(&stream, &mut reader) {
+            let sleeps = way == Way::Asleep || elapsed > AWAKE;
+            match self.receive(stream, reader, sleeps) {
+                // Too long; or a signal, which means that this thread is wanted elsewhere.
+                Ok(false) if sleeps => break,
                 Ok(false) => spin_loop(),
-                Ok(true) if !reader.held && lock(&self.state).line.as_ref().is_some_and(Line::has_room) => {}
-                Ok(true) => break,
+                Ok(true) if reader.held || reader.talks > 0 => break,
+                Ok(true) => {}
                 Err(error) => {
                     reader.broken = Some(error);
                     break;
@@ -227,17 +203,42 @@ impl Carrier for Shared {
         let carried = ticket.try_take().is_some();
         if carried {
             self.counters.carried.fetch_add(1, Relaxed);
+            reader.habit.took(way, begin.elapsed());
+        } else {
+            reader.habit.missed();
         }
-        reader.asleep = match reader.asleep {
-            0 if carried && begin.elapsed() <= AWAKE => 0,
-            0 => ASLEEP,
-            left => left - 1,
+        let nobody_waits = || lock(&self.state).line.as_ref().is_some_and(|line| line.owed.is_empty());
+        carried && !reader.held && reader.talks == 0 && reader.broken.is_none() && nobody_waits()
+    }
+}
+
+impl Carrier for Shared {
+    fn carry(&self, ticket: &Ticket) {
+        // Before the look at who reads, which is the other way round below: one of the two sees the other.
+        self.missed.store(true, SeqCst);
+        let Some(mut reader) = self.try_reader() else { return };
+        self.missed.store(false, SeqCst);
+        let stream = || {
+            let state = lock(&self.state);
+            let line = state.line.as_ref().filter(|line| line.has_room())?;
+            Some(Arc::clone(&line.stream))
         };
-        // Fails if the connection has gone meanwhile.
-        let _ = self.watch.turn(&stream, true);
-        let left_over = reader.held || reader.broken.is_some();
+        let may = !reader.held && reader.broken.is_none() && reader.talks == 0;
+        let Some(stream) = stream().filter(|_| may) else {
+            reader.talks = reader.talks.saturating_sub(1);
+            return;
+        };
+        let way = reader.habit.next();
+        if way == Way::Away {
+            return;
+        }
+        self.lent.store(true, SeqCst);
+        let complete = self.look(way, ticket, &mut reader, &stream);
         drop(reader);
-        if left_over {
+        let missed = self.missed.swap(false, SeqCst);
+        let lent = complete && !missed;
+        self.lent.store(lent, SeqCst);
+        if !lent {
             self.ring();
         }
     }

@@ -6,12 +6,13 @@ use virtio_bindings::virtio_net as bits;
 
 use super::filter::{TABLE, Table};
 use super::mode::Refused;
-use super::{MacAddress, Shared, count};
+use super::{ANNOUNCE, MacAddress, Ordering, Shared, count};
 use crate::virtio::chain::{Chain, ChainError};
 use crate::virtio::device::{Handled, QueueHandler};
 
 const CLASS_RX: u8 = bits::VIRTIO_NET_CTRL_RX as u8;
 const CLASS_MAC: u8 = bits::VIRTIO_NET_CTRL_MAC as u8;
+const CLASS_ANNOUNCE: u8 = bits::VIRTIO_NET_CTRL_ANNOUNCE as u8;
 const CLASS_MQ: u8 = bits::VIRTIO_NET_CTRL_MQ as u8;
 const CLASS_OFFLOADS: u8 = bits::VIRTIO_NET_CTRL_GUEST_OFFLOADS as u8;
 const OK: u8 = bits::VIRTIO_NET_OK as u8;
@@ -87,6 +88,10 @@ impl Controller {
                     return Err(Failed::Refused);
                 }
                 mode.set_mac(mac);
+                Ok(())
+            }
+            (CLASS_ANNOUNCE, bits::VIRTIO_NET_CTRL_ANNOUNCE_ACK) if mode.accepted() & ANNOUNCE != 0 => {
+                self.shared.announce.store(false, Ordering::SeqCst);
                 Ok(())
             }
             (CLASS_MQ, bits::VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET) => {

@@ -68,6 +68,11 @@ impl Mode {
         self.offered
     }
 
+    /// The features that the driver has accepted, once a queue has begun.
+    pub(super) fn accepted(&self) -> u64 {
+        lock(&self.settled).accepted.unwrap_or(0)
+    }
+
     pub(super) fn mac(&self) -> MacAddress {
         lock(&self.settled).mac
     }

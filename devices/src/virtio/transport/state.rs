@@ -1,5 +1,6 @@
 //! A virtio device as plain data. Its function's configuration space and MSI-X are saved with the bus.
 
+use std::sync::atomic::Ordering::SeqCst;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -232,6 +233,7 @@ impl VirtioPci {
         for (index, queue) in running {
             self.queues[index].start(queue, state.driver_features);
         }
+        self.restored.store(true, SeqCst);
         Ok(())
     }
 }

@@ -39,6 +39,45 @@ fn what_the_driver_has_settled_goes_with_a_snapshot() {
     assert_eq!(wire.asked(), []);
 }
 
+/// virtio 1.2, "Gratuitous Packet Sending".
+#[test]
+fn a_driver_is_asked_to_announce_the_guest_where_it_goes_on_and_nowhere_else() {
+    const ANNOUNCE: u64 = 1 << 21;
+    const STATUS: u64 = 0x2006;
+    for (accepted, asked) in [(ANNOUNCE, 3), (0, 1)] {
+        let (wire, driver) = card(CTRL_VQ | accepted);
+        let mut settled = 0;
+        eventually("the first queue", || {
+            settled += wire.asked().len();
+            settled == 4
+        });
+        assert!(driver.device.set_paused(true, Duration::from_secs(60)));
+        let state = driver.device.state().unwrap();
+        driver.device.set_paused(false, Duration::ZERO);
+        assert_eq!(driver.read(STATUS, 2), 1, "it is where it was");
+        driver.device.set_paused(true, Duration::from_secs(60));
+
+        let net = Arc::new(Net::new(Wire::new(1) as _, options()).unwrap());
+        let mut other = Driver::with(net as _, driver.memory.clone());
+        other.device.restore(&state).unwrap();
+        assert_eq!(other.read(STATUS, 2), 1, "its driver could not answer yet");
+        let generation = other.read(0x15, 1);
+        other.device.set_paused(false, Duration::ZERO);
+        assert_eq!(other.read(STATUS, 2), asked);
+        assert_eq!(other.read(0x15, 1) != generation, asked == 3);
+        assert_eq!(
+            other.read(0x1000, 1) & 2,
+            asked & 2,
+            "a configuration change notification"
+        );
+        assert_eq!(command(&mut other, 2, &[3, 0]), u8::from(accepted == 0));
+        assert_eq!(other.read(STATUS, 2), 1, "it is done");
+        other.device.set_paused(true, Duration::from_secs(60));
+        other.device.set_paused(false, Duration::ZERO);
+        assert_eq!(other.read(STATUS, 2), 1, "once");
+    }
+}
+
 #[test]
 fn a_state_that_no_card_can_have_is_refused_and_changes_nothing() {
     let saved = settled().1.device.state().unwrap().device;
