@@ -195,7 +195,7 @@ impl Profile {
     fn callers(&self, sample: &mut Sample<'_>, frames: &mut Vec<Frame>) {
         let mut frame = sample.cpu.gpr.get(gpr::RBP);
         let mut below = sample.cpu.gpr.get(gpr::RSP);
-        while frames.len() < FRAMES && frame % 8 == 0 && frame.wrapping_sub(below) < STRIDE {
+        while frames.len() < FRAMES && frame.is_multiple_of(8) && frame.wrapping_sub(below) < STRIDE {
             let mut words = [0; 16];
             if !(sample.memory)(frame, &mut words) {
                 return;
