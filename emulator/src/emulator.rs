@@ -131,6 +131,10 @@ pub struct Counters {
     pub stop_exits: u64,
     /// How often there was no more room for translated code, and all of it was dropped.
     pub evictions: u64,
+    /// Bytes of translated code that there are now.
+    pub code_bytes: u64,
+    /// How often code was found overwritten while there was translated code, however much of it at once.
+    pub invalidations: u64,
 }
 
 impl Emulator {
@@ -253,6 +257,7 @@ impl Emulator {
             walks: self.fast.walks,
             translations: self.translator.as_ref().map_or(0, |translator| translator.made),
             evictions: self.translator.as_ref().map_or(0, |translator| translator.evictions),
+            code_bytes: self.translator.as_ref().map_or(0, |translator| translator.code_bytes()),
             ..self.counters
         }
     }
@@ -380,6 +385,7 @@ impl Emulator {
                     self.attention.flushed();
                 }
                 if self.attention.take_code_overwritten() {
+                    self.counters.invalidations += 1;
                     self.forget_jumps();
                 }
                 if self.attention.take_call() {

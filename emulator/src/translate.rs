@@ -61,6 +61,27 @@ pub struct Translation {
     pub threshold: u8,
     /// Bytes of host code that a CPU keeps; the host's memory is taken as they are used.
     pub buffer: usize,
+    /// What makes it harder, for tests.
+    pub stress: Stress,
+}
+
+/// What makes life hard for translated code, and changes nothing of what it does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Stress {
+    /// Half of the blocks, chosen by this number and their addresses, are interpreted for ever.
+    pub spared: Option<u64>,
+    /// Nothing is found: the TLB forgets all pages but one, the jump cache all targets, and blocks are not linked.
+    pub starved: bool,
+}
+
+impl Stress {
+    /// The block at `linear` is interpreted.
+    pub(crate) fn spares(self, linear: u64) -> bool {
+        self.spared.is_some_and(|seed| {
+            let mixed = (linear ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            mixed >> 63 != 0
+        })
+    }
 }
 
 impl Default for Translation {
@@ -68,6 +89,7 @@ impl Default for Translation {
         Translation {
             threshold: 24,
             buffer: 64 << 20,
+            stress: Stress::default(),
         }
     }
 }

@@ -36,3 +36,19 @@ fn random_bytes_are_as_long_and_as_valid_as_on_the_processor() {
         panic!("{table}");
     }
 }
+
+#[test]
+fn thousands_of_random_instructions_do_in_translated_code_what_they_do_on_the_processor() {
+    if let Some(table) = differs(&["--count", "20000", "--seed", "3", "--tier", "translated"]) {
+        panic!("{table}");
+    }
+}
+
+#[test]
+fn little_programs_with_a_fault_at_each_access_do_in_every_tier_what_they_do_on_the_processor() {
+    for tier in ["fast", "careful", "translated"] {
+        if let Some(table) = differs(&["--programs", "1000", "--seed", "2", "--tier", tier]) {
+            panic!("{tier}: {table}");
+        }
+    }
+}

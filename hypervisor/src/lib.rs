@@ -36,7 +36,7 @@
 //! - [`vm`], [`vcpu`]: what a backend is; [`exit`]: what crosses the boundary; [`signals`]: interrupts and doorbells as events;
 //!   [`error`]: what can go wrong; [`model`]: which processor a guest sees.
 //! - [`state`]: what a snapshot holds of a machine and its vCPUs.
-//! - [`reclaim`]: memory that goes back to the host.
+//! - [`profile`]: looking at what a guest executes; [`reclaim`]: memory that goes back to the host.
 //! - [`soft`]: the backend whose CPU is software; [`kvm`]: that which runs on the host's KVM; [`auto`]: which of them.
 #![deny(unsafe_code)]
 
@@ -46,6 +46,7 @@ pub mod error;
 pub mod exit;
 pub mod kvm;
 pub mod model;
+pub mod profile;
 pub mod reclaim;
 pub mod signals;
 pub mod soft;
@@ -61,8 +62,9 @@ pub use exit::{Access, Answer, IoRequest, RequestId, Space, VmEntry, VmExit};
 pub use kvm::KvmHypervisor;
 pub use model::CpuModel;
 pub use reclaim::Reclaim;
+pub use reprise_emulator::translate::{Stress, Translation};
 pub use signals::{Doorbell, DoorbellAddress, Message, MessageEvent};
-pub use soft::{PacedSoft, SoftHypervisor};
+pub use soft::{PacedSoft, SoftHypervisor, TranslatingSoft};
 pub use state::{VcpuState, VmState};
 pub use vcpu::{Kick, Vcpu};
 pub use vm::{Hypervisor, HypervisorKind, InterruptLine, Vm, VmSettings};

@@ -35,6 +35,8 @@ mod world;
 
 use std::sync::Arc;
 
+use reprise_emulator::translate::Translation;
+
 use crate::tsc::TscRate;
 use crate::{Hypervisor, HypervisorError, HypervisorKind, Vm, VmSettings};
 
@@ -47,7 +49,16 @@ pub struct SoftHypervisor;
 #[derive(Debug, Clone, Copy)]
 pub struct PacedSoft(TscRate);
 
+/// The same, its vCPUs translating code as told, whatever the machine's configuration says: for tests.
+#[derive(Debug, Clone, Copy)]
+pub struct TranslatingSoft(Translation);
+
 impl SoftHypervisor {
+    /// Has vCPUs translate code as `translation` says, where this host can.
+    pub fn translating(self, translation: Translation) -> TranslatingSoft {
+        TranslatingSoft(translation)
+    }
+
     /// Has time-stamp counters count at `khz` kHz; `None` if no processor counts like that.
     pub fn counting_at(self, khz: u32) -> Option<PacedSoft> {
         TscRate::new(khz).map(PacedSoft)
@@ -65,6 +76,20 @@ impl Hypervisor for PacedSoft {
 
     fn create_vm(&self, settings: VmSettings) -> Result<Arc<dyn Vm>, HypervisorError> {
         Ok(Arc::new(vm::SoftVm::counting_at(settings, self.0)?))
+    }
+}
+
+impl Hypervisor for TranslatingSoft {
+    fn kind(&self) -> HypervisorKind {
+        HypervisorKind::Soft
+    }
+
+    fn max_vcpus(&self) -> u32 {
+        vm::MAX_VCPUS
+    }
+
+    fn create_vm(&self, settings: VmSettings) -> Result<Arc<dyn Vm>, HypervisorError> {
+        Ok(Arc::new(vm::SoftVm::new(settings)?.translating(self.0)))
     }
 }
 

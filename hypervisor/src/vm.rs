@@ -1,10 +1,12 @@
 //! A hypervisor makes virtual machines; a virtual machine makes vCPUs and carries interrupts to them.
 
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::Arc;
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::profile::Profiler;
 use crate::signals::{Doorbell, DoorbellAddress, MessageEvent};
 use crate::{CpuModel, GuestMemory, HypervisorError, Vcpu, VmState};
 
@@ -58,6 +60,12 @@ pub trait Vm: Send + Sync {
     /// Has vCPUs that are made from now on translate hot code of the guest, where they are software: the same, but faster. A
     /// backend without such has nothing to do.
     fn translate(&self, _on: bool) {}
+
+    /// Has `profiler` look at each vCPU that is made from now on, every `period` instructions. False where nobody sees the
+    /// instructions of a guest.
+    fn profile(&self, _period: NonZeroU64, _profiler: Arc<dyn Profiler>) -> bool {
+        false
+    }
 
     /// The interrupt line of global system interrupt `gsi`, 0..24: the IO-APIC's pin, and the PIC's for 0..16.
     ///

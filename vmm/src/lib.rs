@@ -45,6 +45,7 @@ pub mod inherited;
 pub mod lifecycle;
 mod listen;
 pub mod machine;
+pub mod profile;
 pub mod sandbox;
 pub mod snapshot;
 mod vcpu_loop;

@@ -33,6 +33,7 @@ use crate::boot::{self, BootError, Payload};
 use crate::config::{ConsoleMode, DeviceSpec, VmConfig};
 use crate::console::{Console, ConsoleError, Consoles};
 use crate::events::Events;
+use crate::profile::Profile;
 use crate::sandbox;
 use crate::snapshot::SnapshotError;
 use crate::vcpu_loop::{self, Ended, Outside};
@@ -61,6 +62,8 @@ pub struct MachineOptions {
     pub virtio_console: Option<Arc<Console>>,
     /// Where it is told what befalls the machine besides its end.
     pub events: Events,
+    /// Who looks at what the guest executes.
+    pub profile: Option<Arc<Profile>>,
 }
 
 /// Why a machine ended.
@@ -83,6 +86,9 @@ pub enum MachineEnd {
 /// A machine cannot be built or paused.
 #[derive(Debug, thiserror::Error)]
 pub enum MachineError {
+    /// Nobody sees what the guest executes.
+    #[error("a guest on KVM cannot be profiled; expected --hypervisor soft")]
+    Profile,
     /// There is nothing to boot.
     #[error("`payload.kernel` is missing; expected the path of a vmlinux, bzImage, vmlinuz or Multiboot kernel")]
     NoKernel,
@@ -302,6 +308,11 @@ impl Machine {
             model: config.cpus.model.into(),
         })?;
         vm.translate(config.cpus.translate);
+        if let Some(profile) = &options.profile
+            && !vm.profile(profile.period(), profile.clone())
+        {
+            return Err(MachineError::Profile);
+        }
         let shared = Arc::new(Shared::new(vcpus as usize, on_end));
         let parts = Parts {
             config,

@@ -11,8 +11,12 @@ use std::process::{Child, Command, Output, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use iced_x86::code_asm::ecx;
 use reprise_hypervisor::kvm::Backing;
 use reprise_hypervisor::{HypervisorKind, KvmHypervisor};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -223,6 +227,106 @@ fn a_guest_that_kvm_cannot_go_on_with_ends_with_status_1_and_is_explained() {
         assert!(text.contains(part), "{part}: {text}");
         assert!(events.contains(part), "{part}: {events}");
     }
+}
+
+/// Runs a guest of a few instructions on the processor in software, to its status by the debug-exit port.
+fn run_soft(folder: &Path, guest: &[u8], more: &[&str]) -> Output {
+    let kernel = folder.join("kernel");
+    fs::write(&kernel, code::image(guest)).unwrap();
+    reprise(&[
+        "run",
+        "--hypervisor",
+        "soft",
+        "--serial",
+        "null",
+        "--memory",
+        "64M",
+        "--debug-exit",
+    ])
+    .args(["--kernel", kernel.to_str().unwrap()])
+    .args(more)
+    .output()
+    .unwrap()
+}
+
+#[test]
+fn a_host_that_forbids_executable_memory_interprets_and_says_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let guest = code::assemble(|a| code::debug_exit(a, 5));
+    // As a policy of the host would: no memory is shared and executable. What this thread starts inherits that.
+    let forbid = || {
+        let is = |argument, value| {
+            let all = SeccompCmpOp::MaskedEq(value);
+            SeccompCondition::new(argument, SeccompCmpArgLen::Dword, all, value).unwrap()
+        };
+        let shared = is(3, libc::MAP_SHARED as u64);
+        let rule = SeccompRule::new(vec![is(2, libc::PROT_EXEC as u64), shared]).unwrap();
+        let rules = [(libc::SYS_mmap, vec![rule])].into_iter().collect();
+        let refuse = SeccompAction::Errno(libc::EACCES as u32);
+        let filter = SeccompFilter::new(rules, SeccompAction::Allow, refuse, TargetArch::x86_64).unwrap();
+        let program: BpfProgram = filter.try_into().unwrap();
+        seccompiler::apply_filter(&program).unwrap();
+    };
+    let more = ["--cpus", "2,translate=on"];
+    let outputs = [false, true].map(|forbids| {
+        thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                if forbids {
+                    forbid();
+                }
+                run_soft(folder.path(), &guest, &more)
+            });
+            thread.join().unwrap()
+        })
+    });
+    for output in &outputs {
+        assert_eq!(output.status.code(), Some(5 << 1 | 1), "{}", stderr(output));
+    }
+    let told = stderr(&outputs[1]);
+    assert_eq!(
+        told.matches("is not translated but interpreted").count(),
+        1,
+        "once: {told}"
+    );
+    assert!(
+        told.contains("executable code") && told.contains("Permission denied"),
+        "{told}"
+    );
+    if std::arch::is_x86_feature_detected!("bmi2") {
+        assert!(!stderr(&outputs[0]).contains("is not translated"));
+    }
+}
+
+#[test]
+fn a_profile_says_which_functions_were_executed_and_how_often() {
+    let folder = tempfile::tempdir().unwrap();
+    let guest = code::assemble(|a| {
+        let (mut busy, mut again) = (a.create_label(), a.create_label());
+        a.jmp(busy)?;
+        a.nops_with_size(0x3e)?;
+        a.set_label(&mut busy)?;
+        a.mov(ecx, 500_000)?;
+        a.set_label(&mut again)?;
+        a.dec(ecx)?;
+        a.jnz(again)?;
+        code::debug_exit(a, 1)
+    });
+    let map = folder.path().join("map");
+    let start = code::CODE;
+    fs::write(&map, format!("{start:016x} T start\n{:016x} t busy\n", start + 0x40)).unwrap();
+    let profile = folder.path().join("profile");
+    let option = format!("path={},symbols={},every=1000", profile.display(), map.display());
+    let output = run_soft(folder.path(), &guest, &["--profile", &option]);
+    assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
+    let told = fs::read_to_string(&profile).unwrap();
+    let count = told.strip_prefix("vcpu0;kernel;busy ").expect(&told).trim();
+    // A million instructions and a few.
+    assert_eq!(count, "1000", "{told}");
+
+    let option = format!("{},symbols=/nowhere", profile.display());
+    let output = run_soft(folder.path(), &guest, &["--profile", &option]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("there is no profile"), "{}", stderr(&output));
 }
 
 #[test]

@@ -68,7 +68,7 @@ impl Emulator {
             Heat::SINGLE => return Climb::One,
             Heat::INTERPRETED => return Climb::Interpret,
             Heat::TRANSLATED => self.fast.tlb.state.jump(jump_cache(sort.context, sort.is_64), linear),
-            heat if !self.is_hot(heat) => {
+            heat if !self.is_hot(heat, linear) => {
                 self.blocks.warm(linear);
                 return Climb::Interpret;
             }
@@ -106,10 +106,10 @@ impl Emulator {
         self.elsewhere.is_some() || self.blocks.distrusts()
     }
 
-    fn is_hot(&self, heat: Heat) -> bool {
+    fn is_hot(&self, heat: Heat, linear: u64) -> bool {
         self.translator
             .as_ref()
-            .is_some_and(|translator| heat.0 >= translator.threshold)
+            .is_some_and(|translator| heat.0 >= translator.threshold && !translator.stress.spares(linear))
     }
 
     /// The host's address of the block at `linear`, which is translated if need be; `None` if its first instruction is the
@@ -190,12 +190,20 @@ impl Emulator {
         (frame.loaded, frame.pending) = (0, [1; 2]);
         self.attention.settle();
         let mut host = host;
+        // The instruction that missed last.
+        let mut missed = None;
         let (rip, undone, left) = loop {
             let Some(translator) = self.translator.as_mut() else {
                 break (self.cpu.rip, 0, Way::Cold);
             };
             let site = translator.enter(&mut self.fast.tlb.state, host);
             *exits_of(&mut self.counters, site.exit) += 1;
+            // An instruction may need two pages, or one in two ways.
+            if translator.stress.starved && missed != Some(site.rip) {
+                self.fast.tlb.flush();
+                self.fast.tlb.state.forget_jumps();
+            }
+            missed = matches!(site.exit, Exit::Miss { .. }).then_some(site.rip);
             match site.exit {
                 Exit::Miss { resume, size, writes } => {
                     let resume = translator.resume(resume);

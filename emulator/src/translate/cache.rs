@@ -10,7 +10,7 @@ use super::block::{Emitter, Entry, Listing, Site, Sort, Tools};
 use super::buffer::Buffer;
 use super::state::State;
 use super::thunks::Thunks;
-use super::{Translation, TranslationError};
+use super::{Stress, Translation, TranslationError};
 use crate::attention::Attention;
 use crate::blocks::PlaceHasher;
 use crate::code_pages::line_mask;
@@ -80,6 +80,8 @@ pub(crate) struct Translator {
     blocks: HashMap<Key, Known, BuildHasherDefault<PlaceHasher>>,
     /// How often a block is interpreted before it is translated.
     pub(crate) threshold: u8,
+    /// What makes it harder.
+    pub(crate) stress: Stress,
     /// Blocks translated, ever.
     pub(crate) made: u64,
     /// How often the buffer was full.
@@ -109,6 +111,7 @@ impl Translator {
             steps: Vec::new(),
             blocks: HashMap::default(),
             threshold: translation.threshold,
+            stress: translation.stress,
             made: 0,
             evictions: 0,
         })
@@ -238,6 +241,11 @@ impl Translator {
         self.buffer.address(at as usize)
     }
 
+    /// Bytes of code that there are now.
+    pub(crate) fn code_bytes(&self) -> u64 {
+        self.buffer.used() as u64
+    }
+
     /// What a site has the interpreter execute.
     pub(crate) fn step(&self, number: u32) -> Op<Fast> {
         self.steps[number as usize]
@@ -246,6 +254,9 @@ impl Translator {
     /// Makes the jump at `patch` lead to a block in the same page; where that goes.
     pub(crate) fn link(&mut self, patch: u32, entry: Entry) -> u64 {
         let to = entry.0 as usize;
+        if self.stress.starved {
+            return self.buffer.address(to);
+        }
         self.buffer.patch(patch as usize, distance(patch as usize, to));
         self.buffer.address(to)
     }

@@ -15,7 +15,7 @@ const FUNCTION: u64 = CODE + 0x1003;
 const FLAG: u64 = DATA + 0x100;
 
 /// A CPU that translates everything at once, about to execute a program.
-fn machine(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Machine {
+pub fn machine(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Machine {
     let mut machine = Machine::new(Ring::Supervisor);
     let cpu = prepare(&machine, &assembled(CODE, write));
     machine.load(&Program::of(&assembled(CODE, |a| a.hlt())), &cpu.0);
@@ -24,13 +24,13 @@ fn machine(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> M
     machine
 }
 
-fn assembled(at: u64, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
+pub fn assembled(at: u64, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Vec<u8> {
     let mut assembler = CodeAssembler::new(64).unwrap();
     write(&mut assembler).unwrap();
     assembler.assemble(at).unwrap()
 }
 
-fn prepare(machine: &Machine, code: &[u8]) -> (Cpu, Vec<u8>) {
+pub fn prepare(machine: &Machine, code: &[u8]) -> (Cpu, Vec<u8>) {
     let mut cpu = machine.start(&Program::of(code), &mut Dice::new(1));
     cpu.rip = CODE;
     cpu.flags.set_bits(2);
@@ -42,7 +42,7 @@ fn prepare(machine: &Machine, code: &[u8]) -> (Cpu, Vec<u8>) {
     (cpu, code.to_vec())
 }
 
-fn translate(machine: &mut Machine) {
+pub fn translate(machine: &mut Machine) {
     let translation = Translation {
         threshold: 0,
         ..Translation::default()
@@ -50,7 +50,7 @@ fn translate(machine: &mut Machine) {
     machine.emulator.set_translation(Some(translation)).unwrap();
 }
 
-fn run_to_halt(machine: &mut Machine) {
+pub fn run_to_halt(machine: &mut Machine) {
     loop {
         match machine.emulator.run(Entry::Resume).unwrap() {
             Exit::Halt => return,

@@ -3,17 +3,19 @@
 //! - `machine`: memory, page tables, and a CPU in ring 0 or 3.
 //! - `program`: random code that loops, calls, jumps, faults and overwrites itself.
 //! - `changing`: code that is overwritten, by itself or another CPU, or mapped elsewhere.
+//! - `odd`: code where nobody expects it: in a device, in the middle of instructions, new for ever.
 //!
 //! `REPRISE_PLAYS=N` plays N programs of each kind, `REPRISE_SEED=N` begins at another one.
 
 mod changing;
 mod dice;
 mod machine;
+mod odd;
 mod program;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use reprise_emulator::translate::Translation;
+use reprise_emulator::translate::{Stress, Translation};
 
 use dice::Dice;
 use machine::{Machine, Ring};
@@ -138,11 +140,39 @@ fn a_limit_of_one_instruction_is_kept() {
 
 #[test]
 fn a_buffer_that_is_always_full_makes_no_difference() {
-    let translation = Translation {
-        threshold: 0,
-        buffer: 0,
-    };
+    let translation = Translation { buffer: 0, ..at_once() };
     assert!(play(Ring::Supervisor, translation, Steps::Many) > 10_000);
+}
+
+/// A tier for each block, chosen by `seed`.
+fn mixed(seed: u64) -> Translation {
+    let stress = Stress {
+        spared: Some(seed),
+        starved: false,
+    };
+    Translation { stress, ..at_once() }
+}
+
+/// Every lookup misses.
+fn starved() -> Translation {
+    let stress = Stress {
+        spared: None,
+        starved: true,
+    };
+    Translation { stress, ..at_once() }
+}
+
+#[test]
+fn a_tier_chosen_at_random_for_each_block_makes_no_difference() {
+    for (ring, seed) in [(Ring::Supervisor, 1), (Ring::User, 2), (Ring::Smap, 3)] {
+        assert!(play(ring, mixed(seed), Steps::Many) > 10_000);
+    }
+}
+
+#[test]
+fn lookups_that_always_miss_make_no_difference() {
+    assert!(play(Ring::Smap, starved(), Steps::Many) > 10_000);
+    assert!(play(Ring::User, starved(), Steps::Few) > 10_000);
 }
 
 #[test]

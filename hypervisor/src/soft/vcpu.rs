@@ -25,6 +25,7 @@ use super::chipset::{Chipset, Seat};
 use super::hypercall::Counters as Hypercalls;
 use super::msr::{Msrs, Surroundings};
 use super::vm::Machine;
+use crate::profile::{Profiling, Sample};
 use crate::{IoRequest, Kick, RequestId, StateError, Vcpu, VcpuError, VcpuState, VmEntry, VmExit};
 
 /// One vCPU of the soft backend.
@@ -40,6 +41,8 @@ pub struct SoftVcpu {
     armed: Option<u64>,
     counters: Counters,
     hypercalls: Hypercalls,
+    /// Who looks at what is executed, and the count of instructions at which that is next.
+    profiling: Option<(Profiling, u64)>,
 }
 
 /// What the platform did for this vCPU.
@@ -76,13 +79,56 @@ impl SoftVcpu {
             armed: None,
             counters: Counters::default(),
             hypercalls: Hypercalls::default(),
+            profiling: None,
         }
     }
 
+    /// Has somebody look at what is executed.
+    pub fn profile(&mut self, profiling: Profiling) {
+        let next = self.emulator.counters().instructions + profiling.period.get();
+        self.profiling = Some((profiling, next));
+    }
+
+    /// Lets the CPU run until it wants something, or is to be looked at.
+    fn enter(&mut self, entry: Entry) -> Result<Exit, Error> {
+        let Some((_, next)) = self.profiling else {
+            return self.emulator.run(entry);
+        };
+        let left = next.saturating_sub(self.emulator.counters().instructions);
+        let exit = self.emulator.run_at_most(entry, left.max(1));
+        self.take_sample();
+        exit
+    }
+
+    /// Has the CPU looked at, if it is time.
+    fn take_sample(&mut self) {
+        let Some((profiling, next)) = &mut self.profiling else {
+            return;
+        };
+        let Some(late) = self.emulator.counters().instructions.checked_sub(*next) else {
+            return;
+        };
+        let period = profiling.period.get();
+        let periods = 1 + late / period;
+        *next = next.saturating_add(periods.saturating_mul(period));
+        let cpu = self.emulator.cpu().clone();
+        let mut aside = self.emulator.aside();
+        profiling.profiler.sample(Sample {
+            vcpu: self.index as u32,
+            periods,
+            cpu: &cpu,
+            memory: &mut |linear, bytes| aside.read_linear(linear, bytes),
+        });
+    }
+
     /// Translates hot code, if this host can.
-    pub fn translate(&mut self) {
-        if let Err(error) = self.emulator.set_translation(Some(Translation::default())) {
-            tracing::warn!(vcpu = self.index, ?error, "code is not translated but interpreted");
+    pub fn translate(&mut self, translation: Translation) {
+        if let Err(error) = self.emulator.set_translation(Some(translation)) {
+            // One note for all vCPUs.
+            if self.index == 0 {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(%error, cause, "the guest's code is not translated but interpreted");
+            }
         }
     }
 
@@ -321,7 +367,7 @@ impl SoftVcpu {
             }
             let exit = match again.take() {
                 Some(request) => Exit::Request(request),
-                None => self.emulator.run(entry).map_err(|error| match error {
+                None => self.enter(entry).map_err(|error| match error {
                     Error::AnswerOwed(id) => VcpuError::AnswerOwed { waiting: RequestId(id) },
                     source => VcpuError::Emulator {
                         rip: self.emulator.cpu().rip,
@@ -427,6 +473,8 @@ impl Vcpu for SoftVcpu {
             ("translation_exits_for_jumps", cpu.jump_exits),
             ("translation_exits_for_stops", cpu.stop_exits),
             ("translation_evictions", cpu.evictions),
+            ("translation_invalidations", cpu.invalidations),
+            ("translated_bytes", cpu.code_bytes),
             ("interrupts", own.interrupts),
             ("nmis", own.nmis),
             ("sleeps", own.sleeps),

@@ -1,10 +1,12 @@
 //! One virtual machine of the soft backend.
 
+use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use reprise_emulator::model::executes;
+use reprise_emulator::translate::Translation;
 use reprise_emulator::{CpuidTable, Model, Ram};
 use vmm_sys_util::eventfd::EventFd;
 
@@ -14,6 +16,7 @@ use super::ioapic::MessageBus;
 use super::message::decode_msi;
 use super::signals::Signals;
 use super::vcpu::SoftVcpu;
+use crate::profile::{Profiler, Profiling};
 use crate::signals::{Doorbell, DoorbellAddress, MessageEvent};
 use crate::tsc::TscRate;
 use crate::{CpuModel, HypervisorError, InterruptLine, StateError, Vcpu, Vm, VmSettings, VmState};
@@ -70,6 +73,10 @@ pub struct SoftVm {
     cpu_model: CpuModel,
     /// Hot code is translated.
     translates: AtomicBool,
+    /// How, if it is whatever the configuration says.
+    always: Option<Translation>,
+    /// Who looks at the vCPUs.
+    profiling: Mutex<Option<Profiling>>,
     /// Interrupts that events signal, once there is one.
     signals: Mutex<Option<Signals>>,
     last_signal: AtomicU64,
@@ -117,10 +124,20 @@ impl SoftVm {
             model: Arc::new(Model::announcing(&table)),
             cpu_model: model,
             translates: AtomicBool::new(false),
+            always: None,
+            profiling: Mutex::new(None),
             signals: Mutex::new(None),
             last_signal: AtomicU64::new(0),
             made: Mutex::new(vec![false; count].into()),
         })
+    }
+
+    /// The same, code being translated as `translation` says.
+    pub fn translating(self, translation: Translation) -> Self {
+        Self {
+            always: Some(translation),
+            ..self
+        }
     }
 }
 
@@ -142,14 +159,25 @@ impl Vm for SoftVm {
         machine.chipset.tsc_rate().announce(&mut entries);
         let cpuid = CpuidTable::new(entries);
         let mut vcpu = SoftVcpu::new(place, machine, ram, model, cpuid);
-        if self.translates.load(Ordering::Relaxed) {
-            vcpu.translate();
+        let wanted = self.translates.load(Ordering::Relaxed).then(Translation::default);
+        if let Some(translation) = self.always.or(wanted) {
+            vcpu.translate(translation);
+        }
+        let profiling = self.profiling.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(profiling) = profiling {
+            vcpu.profile(profiling);
         }
         Ok(Box::new(vcpu))
     }
 
     fn translate(&self, on: bool) {
         self.translates.store(on, Ordering::Relaxed);
+    }
+
+    fn profile(&self, period: NonZeroU64, profiler: Arc<dyn Profiler>) -> bool {
+        let mut profiling = self.profiling.lock().unwrap_or_else(PoisonError::into_inner);
+        *profiling = Some(Profiling { period, profiler });
+        true
     }
 
     fn interrupt_line(&self, gsi: u32) -> Result<Arc<dyn InterruptLine>, HypervisorError> {

@@ -1,11 +1,23 @@
 //! The backends that there are on this host.
 
-use reprise_hypervisor::{Hypervisor, KvmHypervisor, SoftHypervisor};
+use reprise_hypervisor::{Hypervisor, KvmHypervisor, SoftHypervisor, Stress, Translation};
+
+/// Everything is translated when it is executed first.
+pub const AT_ONCE: Translation = Translation {
+    threshold: 0,
+    buffer: 1 << 20,
+    stress: Stress {
+        spared: None,
+        starved: false,
+    },
+};
 
 /// Runs `test` on every backend that there is here.
 pub fn on_each(mut test: impl FnMut(&dyn Hypervisor)) {
     eprintln!("on the soft backend");
     test(&SoftHypervisor);
+    eprintln!("on the soft backend, all code translated");
+    test(&SoftHypervisor.translating(AT_ONCE));
     if let Some(kvm) = kvm() {
         eprintln!("on KVM");
         test(&kvm);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -14,6 +15,7 @@ use crate::config::{
 };
 use crate::lifecycle::{End, Restore, Vmm, VmmError, WhenGuestEnds};
 use crate::machine::MachineOptions;
+use crate::profile::{Profile, ProfileOptions};
 use crate::sandbox::Sandbox;
 use crate::snapshot::{Snapshot, SnapshotError};
 
@@ -91,6 +93,11 @@ pub(super) struct Run {
     /// Let a byte v that the guest writes to port 0xF4 end the program with status (v << 1) | 1.
     #[arg(long)]
     debug_exit: bool,
+    /// Write what the guest executes, sampled by instruction counts, as folded stacks for flame graphs: FILE or path=FILE, with
+    /// symbols=FILE (a vmlinux with symbols, a System.map, a copy of /proc/kallsyms) or every=INSTRUCTIONS if need be. On a
+    /// processor in software only.
+    #[arg(long, value_name = "FILE")]
+    profile: Option<ProfileOptions>,
     /// Have a device answer late, for tests: device=NAME,us=MIN..MAX with times in microseconds, or us=never or us=lost;
     /// seed=N and after=N if need be. Repeat it for several; * is every device.
     #[arg(long, value_name = "DELAY", value_parser = options::delay)]
@@ -115,11 +122,20 @@ impl Run {
             }
         };
         let rules = self.host.rules(named, self.api_socket.as_ref());
+        // Before the process is confined.
+        let profile = match &self.profile {
+            None => None,
+            Some(options) => {
+                let profile = Profile::open(options, self.kernel.as_ref()).map_err(no_profile)?;
+                Some(Arc::new(profile))
+            }
+        };
         let vmm = serve::vmm(
             &self.host,
             rules,
             MachineOptions {
                 debug_exit: self.debug_exit,
+                profile: profile.clone(),
                 ..MachineOptions::default()
             },
             WhenGuestEnds::End,
@@ -132,6 +148,9 @@ impl Run {
         let end = self.begin(&vmm).map(|()| vmm.wait());
         drop(server);
         vmm.close();
+        if let Some(profile) = profile {
+            profile.write().map_err(no_profile)?;
+        }
         match end {
             Ok(End::PowerOff | End::Asked) => Ok(ExitCode::SUCCESS),
             Ok(End::DebugExit(value)) => Ok(ExitCode::from((value << 1) | 1)),
@@ -191,6 +210,12 @@ impl Run {
             ..VmConfig::default()
         }
     }
+}
+
+fn no_profile(error: std::io::Error) -> Failure {
+    let mut failure = Failure::from(error);
+    failure.chain.insert(0, "there is no profile".to_owned());
+    failure
 }
 
 fn no_kernel() -> Failure {

@@ -41,8 +41,11 @@ const CANONICAL: &str = "SDM Vol. 1, Canonical Addressing: #GP(0), #SS(0) on the
 
 const LOAD_OF_SS: &str = "SDM Vol. 3, Masking Exceptions and Interrupts When Switching Stacks: a #DB waits for the next instruction; TCG tells it at once";
 
+const LEVEL_FIRST: &str = "SDM Vol. 2, MOV to and from debug registers: #GP(0) at another level than 0, which processors look at before the number; Bochs and TCG: #UD";
+
 /// Bochs's.
 pub const BOCHS: &[Deviation] = &[
+    deviation("debug", "debug registers that there are not, at level 3", LEVEL_FIRST),
     deviation(
         "segments",
         "IRET outwards, SS",
@@ -103,6 +106,7 @@ pub const BOCHS: &[Deviation] = &[
 
 /// QEMU's. That TCG pushes no RF is taken care of elsewhere.
 pub const QEMU: &[Deviation] = &[
+    deviation("debug", "debug registers that there are not, at level 3", LEVEL_FIRST),
     deviation(
         "segments",
         "RET far outwards, SS",

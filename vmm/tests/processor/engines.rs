@@ -7,7 +7,7 @@ use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use reprise_hypervisor::SoftHypervisor;
+use reprise_hypervisor::Hypervisor;
 use reprise_vmm::config::{CpusConfig, MemoryConfig, PayloadConfig, VmConfig};
 use reprise_vmm::console::Console;
 use reprise_vmm::machine::{Machine, MachineEnd, MachineOptions};
@@ -136,8 +136,8 @@ sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
         self.folder.path().join("kernel")
     }
 
-    /// What it prints here.
-    pub fn run_on_reprise(&self) -> String {
+    /// What it prints on a processor of `hypervisor`.
+    pub fn run_on_reprise(&self, hypervisor: &dyn Hypervisor) -> String {
         let config = VmConfig {
             cpus: CpusConfig::of(1),
             memory: MemoryConfig::of(64 << 20),
@@ -155,7 +155,7 @@ sound: waveoutdrv=dummy, waveindrv=dummy, midioutdrv=dummy
         };
         let (tell, ends) = channel();
         let on_end = Box::new(move |end| tell.send(end).unwrap());
-        let machine = Machine::new(&config, &SoftHypervisor, options, on_end).unwrap();
+        let machine = Machine::new(&config, hypervisor, options, on_end).unwrap();
         machine.start();
         let end = ends.recv_timeout(LONG);
         machine.stop();

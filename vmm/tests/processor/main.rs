@@ -14,15 +14,32 @@ mod trace;
 
 use deviations::Deviation;
 use engines::Image;
+use reprise_hypervisor::{Hypervisor, SoftHypervisor, Stress, Translation};
 use trace::Trace;
 
-/// Runs an image on Reprise.
+/// Runs an image on Reprise, in each tier.
 fn check_here(name: &str) -> (Image, Trace) {
     let image = Image::assemble(name);
     let expected = Trace::expected(name);
-    let ours = Trace::of(&image.run_on_reprise());
-    if let Some(difference) = expected.difference(&ours, &[]) {
-        panic!("{name} on Reprise: {difference}");
+    let at_once = Translation {
+        threshold: 0,
+        ..Translation::default()
+    };
+    let stress = Stress {
+        spared: Some(1),
+        starved: false,
+    };
+    let in_part = Translation { stress, ..at_once };
+    let engines: [(&str, &dyn Hypervisor); 3] = [
+        ("interpreted", &SoftHypervisor),
+        ("translated", &SoftHypervisor.translating(at_once)),
+        ("translated in part", &SoftHypervisor.translating(in_part)),
+    ];
+    for (how, engine) in engines {
+        let ours = Trace::of(&image.run_on_reprise(engine));
+        if let Some(difference) = expected.difference(&ours, &[]) {
+            panic!("{name} on Reprise, {how}: {difference}");
+        }
     }
     (image, expected)
 }

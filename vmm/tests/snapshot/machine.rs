@@ -16,7 +16,7 @@ use reprise_vmm::snapshot::{self, Prefault, Snapshot};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::backends::on_each;
+use crate::backends::{AT_ONCE, on_each};
 use crate::guest;
 
 /// As long as it takes.
@@ -213,8 +213,21 @@ fn is_parked(snapshot: &Snapshot) -> bool {
 
 #[test]
 fn rule_23_an_access_under_way_is_finished_in_another_machine_and_made_once() {
+    // Interpreted, translated, and from one to the other each time.
+    let translating = SoftHypervisor.translating(AT_ONCE);
+    let pairs: [[&dyn Hypervisor; 2]; 3] = [
+        [&SoftHypervisor, &SoftHypervisor],
+        [&translating, &translating],
+        [&SoftHypervisor, &translating],
+    ];
+    for engines in pairs {
+        is_finished_in_another_machine(engines);
+    }
+}
+
+fn is_finished_in_another_machine(engines: [&dyn Hypervisor; 2]) {
     let place = late("*", "100..3000", 0);
-    let mut guest = place.boot();
+    let mut guest = place.boot_on(engines[0]);
     let mut parked = 0;
     for (count, byte) in (b'1'..=b'9').zip(b'a'..) {
         let count = char::from(count);
@@ -226,7 +239,7 @@ fn rule_23_an_access_under_way_is_finished_in_another_machine_and_made_once() {
         let one = Snapshot::open(&place.path("one")).unwrap();
         parked += u32::from(is_parked(&one));
         guest.machine.stop();
-        guest = restore(&one, Prefault::No).unwrap();
+        guest = restore_on(engines[usize::from(byte % 2)], &one, Prefault::No).unwrap();
         guest.machine.resume();
     }
     assert!(parked > 0, "a device of which it waits most of the time");

@@ -280,7 +280,8 @@ fn floating(dice: &mut Dice) -> Xsave {
     xsave
 }
 
-fn fill_vectors(dice: &mut Dice, taste: Taste, xsave: &mut Xsave) {
+/// Random vectors.
+pub fn fill_vectors(dice: &mut Dice, taste: Taste, xsave: &mut Xsave) {
     for i in 0..16 {
         let mut vector = [0; 32];
         for word in vector.chunks_exact_mut(8) {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use reprise_emulator::cpu::{Attributes, Cr0, Cr4, Efer, Flags, Seg, Segment, TableRegister, fpu};
 use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters};
 use reprise_emulator::translate::Translation;
-use reprise_emulator::{Cpu, CpuidTable, Emulator, Entry, Exit, Host, Model, Ram};
+use reprise_emulator::{Counters, Cpu, CpuidTable, Emulator, Entry, Exit, Host, Model, Ram};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::program::Image;
 use crate::sandbox::code_base;
 use crate::state::{
     CODE, CODE_PAGES, DATA, FILLER, Input, LDT, NO_VECTOR, Output, PAGE, READ_ONLY, STACK, State, Template, WRITABLE,
@@ -85,6 +86,8 @@ pub struct Emulated {
     template: Box<Template>,
     page: Box<[u8; PAGE]>,
     start: Cpu,
+    /// What the CPU had done when it was asked.
+    counted: Counters,
 }
 
 impl Emulated {
@@ -103,6 +106,7 @@ impl Emulated {
             template: Box::new([[0; PAGE]; 4]),
             page: Box::new([0; PAGE]),
             start,
+            counted: Counters::default(),
         };
         machine.write_tables(processor);
         machine
@@ -215,18 +219,53 @@ impl Emulated {
         self.poke(physical::CODE, &[FILLER; CODE_PAGES * PAGE]);
     }
 
-    /// Translates cases that are one instruction.
+    /// Translates what has been executed so often.
     ///
     /// # Panics
     /// If this host cannot.
-    pub fn translate(&mut self) {
+    pub fn translate(&mut self, threshold: u8) {
         let translation = Translation {
-            threshold: 0,
+            threshold,
             ..Translation::default()
         };
         self.emulator
             .set_translation(Some(translation))
             .expect("executable memory");
+    }
+
+    /// Executes everything by the careful way, or no longer.
+    pub fn set_careful(&mut self, only: bool) {
+        self.emulator.set_careful(only);
+    }
+
+    /// What the CPU has done since it was asked last.
+    pub fn take_counters(&mut self) -> Counters {
+        let now = self.emulator.counters();
+        let before = core::mem::replace(&mut self.counted, now);
+        Counters {
+            instructions: now.instructions - before.instructions,
+            translated: now.translated - before.translated,
+            ..now
+        }
+    }
+
+    /// Puts a program on the code pages.
+    pub fn set_program(&mut self, image: &Image) {
+        self.poke(physical::CODE, image);
+        self.ram.written_by_host(physical::CODE, image.len() as u64);
+    }
+
+    /// Runs the program from the start to its end; false if it does not come to one.
+    pub fn run_program(&mut self, state: &State, output: &mut Output) -> bool {
+        let mut cpu = self.start.clone();
+        set_state(&mut cpu, state, self);
+        cpu.refresh();
+        self.emulator.set_cpu(cpu);
+        let exit = self.emulator.run_at_most(Entry::Resume, PATIENCE);
+        let ends = matches!(exit, Ok(Exit::Halt));
+        self.end(&exit, output);
+        self.restore_memory(output);
+        ends
     }
 
     /// Makes memory what each case finds.

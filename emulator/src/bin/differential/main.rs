@@ -7,7 +7,7 @@
 //! # Life
 //! [`case`] makes a case ([`encode`]s an instruction, [`place`]s its operands), [`native`] and its [`sandbox`] run it on the
 //! processor, [`emulated`] in the emulator; [`compare`] tells what differs, [`mod@shrink`] makes that small, [`report`] prints it.
-//! [`lengths`] compares the decoder's edges instead.
+//! [`lengths`] compares the decoder's edges instead, and [`programs`] whole programs, which [`program`] writes.
 
 mod bochs;
 mod case;
@@ -19,6 +19,8 @@ mod form;
 mod lengths;
 mod native;
 mod place;
+mod program;
+mod programs;
 mod quirk;
 mod report;
 mod run;
@@ -31,13 +33,15 @@ use std::process::ExitCode;
 use run::{Options, Tier};
 
 const USAGE: &str =
-    "usage: differential [--count N] [--seed S] [--family NAME] [--threads N] [--rows N] [--lengths N] [--tier fast|careful|translated]
+    "usage: differential [--count N] [--seed S] [--family NAME] [--threads N] [--rows N] [--lengths N] [--programs N] [--tier fast|careful|translated]
     [--forms]
   --count N      cases to run (1000000); 0 goes on until something differs
   --seed S       where the randomness starts (1)
   --family NAME  only families whose name contains NAME, or the instruction NAME
   --threads N    threads, each with a child of its own (1)
   --lengths N    compares the lengths of N strings of bytes instead of the effects of instructions
+  --programs N   compares N little programs instead of instructions, each from several states and with a fault at each access;
+                 0 goes on until something differs
   --rows N       mismatches to print (20)
   --tier NAME    executes the emulator's side by the fast way, the careful one, or translated (careful, and fast where it can)
   --against bochs  compares with Bochs, on what this processor has not
@@ -58,6 +62,7 @@ fn main() -> ExitCode {
     };
     let mut lists = false;
     let mut with_bochs = false;
+    let mut programs = None;
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         let mut number = || arguments.next().and_then(|text| text.parse::<u64>().ok());
@@ -66,6 +71,7 @@ fn main() -> ExitCode {
             "--seed" => number().map(|seed| options.seed = seed),
             "--threads" => number().map(|threads| options.threads = threads.clamp(1, 256) as usize),
             "--lengths" => number().map(|count| options.lengths = Some(count)),
+            "--programs" => number().map(|count| programs = Some(count)),
             "--rows" => number().map(|rows| options.rows = rows as usize),
             "--family" => arguments.next().map(|family| options.family = family),
             "--tier" => arguments
@@ -95,9 +101,10 @@ fn main() -> ExitCode {
         eprintln!("nothing is compared: {obstacle}");
         return ExitCode::from(NOT_HERE);
     }
-    let is_same = match with_bochs {
-        true => bochs::run(&options),
-        false => run::run(&options),
+    let is_same = match (with_bochs, programs) {
+        (true, _) => bochs::run(&options),
+        (false, Some(count)) => programs::run(&options, count),
+        (false, None) => run::run(&options),
     };
     match is_same {
         true => ExitCode::SUCCESS,

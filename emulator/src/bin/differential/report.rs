@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use iced_x86::{FastFormatter, Instruction};
+use reprise_emulator::Counters;
 
 use crate::case::{Case, decode};
 use crate::compare::{Difference, hex};
@@ -161,6 +162,15 @@ pub fn table(families: &[String], counts: &[Count]) {
         row(name, &count);
     }
     row("all", &sum);
+}
+
+/// Prints how much the tiers have done.
+pub fn tiers(done: &Counters) {
+    let share = done.translated as f64 * 100.0 / done.instructions.max(1) as f64;
+    println!(
+        "instructions in the emulator: {}, of them in translated code: {} ({share:.1} %)",
+        done.instructions, done.translated
+    );
 }
 
 fn row(name: &str, count: &Count) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use reprise_emulator::Model;
+use reprise_emulator::{Counters, Model};
 
 use crate::case::{Case, Maker};
 use crate::compare::{Difference, differences, same};
@@ -62,7 +62,7 @@ impl Tier {
 }
 
 /// The model and the forms that are compared.
-fn forms(options: &Options) -> (Arc<Model>, Forms) {
+pub fn forms(options: &Options) -> (Arc<Model>, Forms) {
     let model = Arc::new(Model::with(form::host_has));
     let mut forms = Forms::new(&Model::new(), &options.family);
     forms.families.sort();
@@ -115,6 +115,8 @@ struct Findings {
     left_out: LeftOut,
     /// Mismatches by title: how many, and the first.
     mismatches: BTreeMap<String, (u64, Mismatch)>,
+    /// What the emulator has done.
+    done: Counters,
 }
 
 /// Runs; true if nothing differed.
@@ -140,6 +142,7 @@ pub fn run(options: &Options) -> bool {
         counts: vec![Count::default(); forms.families.len()],
         left_out: LeftOut::default(),
         mismatches: BTreeMap::new(),
+        done: Counters::default(),
     });
     let done = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
@@ -160,7 +163,7 @@ pub fn run(options: &Options) -> bool {
                     emulated: {
                         let mut emulated = Emulated::new(model.clone(), processor);
                         if options.tier == Some(Tier::Translated) {
-                            emulated.translate();
+                            emulated.translate(0);
                         }
                         emulated
                     },
@@ -189,6 +192,9 @@ pub fn run(options: &Options) -> bool {
                 }
                 let mut findings = findings.lock().unwrap_or_else(PoisonError::into_inner);
                 findings.left_out.add(worker.maker.left_out);
+                let done = worker.emulated.take_counters();
+                findings.done.instructions += done.instructions;
+                findings.done.translated += done.translated;
                 for (sum, count) in findings.counts.iter_mut().zip(&worker.counts) {
                     sum.executions += count.executions;
                     sum.faults += count.faults;
@@ -208,13 +214,17 @@ pub fn run(options: &Options) -> bool {
         println!("--- {title} ({count} times)");
     }
     report::table(&forms.families, &findings.counts);
+    if options.tier == Some(Tier::Translated) {
+        report::tiers(&findings.done);
+    }
     for ((what, reason), count) in quirk::LEFT_OUT.iter().zip(findings.left_out.0) {
         println!("left out {count} times: {what} {reason}");
     }
     findings.mismatches.is_empty() && !stop.load(Ordering::Relaxed)
 }
 
-fn empty_output() -> Output {
+/// An outcome to be overwritten.
+pub fn empty_output() -> Output {
     // Never read before it is written; only its size matters.
     Output {
         state: crate::state::State {
@@ -444,7 +454,7 @@ fn batch_template(batch: &mut crate::state::Batch) -> &mut Template {
 }
 
 /// Memory: mostly zeros and random bytes.
-fn template(dice: &mut Dice) -> Box<Template> {
+pub fn template(dice: &mut Dice) -> Box<Template> {
     let mut template = Box::new([[0; crate::state::PAGE]; 4]);
     for page in template.iter_mut() {
         let taste = dice.taste();

@@ -258,6 +258,9 @@ extern "C" fn handler(signal: i32, _: *mut libc::siginfo_t, context: *mut libc::
                 copy(*page as *mut u8, (&raw const (*batch).template[i]).cast(), PAGE);
             }
             copy(child.read_only, (&raw const (*batch).template[3]).cast(), PAGE);
+            if (*batch).has_program != 0 {
+                copy(child.code, (&raw const (*batch).program).cast(), CODE_PAGES * PAGE);
+            }
         }
         let input = &raw const (&(*batch).inputs)[(*batch).index as usize % BATCH];
         load(context, &raw const (*input).state);

@@ -228,6 +228,10 @@ pub struct Batch {
     pub count: u64,
     /// The case that is running.
     pub index: u64,
+    /// The cases are of a program: what is on the code pages.
+    pub has_program: u64,
+    /// The code pages then.
+    pub program: [u8; CODE_PAGES * PAGE],
     /// The cases.
     pub inputs: [Input; BATCH],
     /// What became of them.
