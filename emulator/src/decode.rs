@@ -12,7 +12,7 @@ use crate::elsewhere::Elsewhere;
 use crate::event::Exception;
 use crate::op::vex::Extra;
 use crate::op::{Attr, Op};
-use crate::table::{Flow, Table};
+use crate::table::{Flow, Form, Table};
 
 /// Bytes that an instruction can have.
 const LONGEST: usize = 15;
@@ -65,11 +65,7 @@ pub fn decode<M: Access>(
     {
         instruction = exchange;
     }
-    let form = if instruction.is_invalid() || has_wide_element(&instruction, code, &bytes[..instruction.len()]) {
-        None
-    } else {
-        table.form(instruction.code())
-    };
+    let form = form(table, &instruction, code, &bytes[..instruction.len()]);
     if let Some(elsewhere) = elsewhere
         && (form.is_none() || elsewhere.leaves(&instruction))
     {
@@ -104,6 +100,17 @@ pub fn decode<M: Access>(
         form.memory
     };
     Ok(Decoded { op, flow: form.flow })
+}
+
+/// How an instruction, of these bytes, is executed; `None` if it is undefined.
+pub(crate) fn form<'a, M: Access>(
+    table: &'a Table<M>,
+    instruction: &Instruction,
+    code: CodeSize,
+    bytes: &[u8],
+) -> Option<&'a Form<M>> {
+    let is_undefined = instruction.is_invalid() || has_wide_element(instruction, code, bytes);
+    table.form(instruction.code()).filter(|_| !is_undefined)
 }
 
 /// VPINSRD and VPEXTRD with VEX.W, which make them VPINSRQ and VPEXTRQ, outside 64-bit mode.

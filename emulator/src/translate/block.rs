@@ -20,7 +20,7 @@ use super::state::{at, jump_cache};
 use super::thunks::Thunks;
 use crate::blocks::BLOCK_OPS;
 use crate::cpu::CodeSize;
-use crate::decode::decode;
+use crate::decode::{decode, form};
 use crate::fast::Fast;
 use crate::op::Op;
 use crate::ram::PAGE_SIZE;
@@ -100,7 +100,8 @@ impl Listing {
         let mut instruction = Instruction::default();
         while self.instructions.len() < BLOCK_OPS && decoder.can_decode() {
             decoder.decode_out(&mut instruction);
-            let form = table.form(instruction.code()).filter(|_| !instruction.is_invalid());
+            let at = (instruction.ip() % PAGE_SIZE) as usize;
+            let form = form(table, &instruction, code, &bytes[at..at + instruction.len()]);
             let class = form.and_then(
                 |form| match class(&instruction).filter(|_| is_64 || is_flat(&instruction)) {
                     // STI ends a block of the interpreter's only where it lets interrupts in.
@@ -110,7 +111,6 @@ impl Listing {
                     None if can_be_stepped(&instruction, form.flow) => {
                         let from = group.filter(|from| instruction.ip() - from < GROUP_BYTES);
                         let off = from.map_or(0, |from| instruction.ip() - from);
-                        let at = (instruction.ip() % PAGE_SIZE) as usize;
                         let decoded = decode(None, table, code, &bytes[at..], off as u8).ok()?;
                         group = Some(instruction.ip() - off);
                         self.steps.push(decoded.op);

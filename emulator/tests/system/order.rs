@@ -248,19 +248,21 @@ fn a_port_is_refused_before_a_string_is_looked_at_and_asked_after_it() {
 }
 
 #[test]
-fn elements_lie_behind_each_other_beyond_what_the_address_size_reaches() {
+fn elements_wrap_around_with_the_address_size() {
     both(|mut world| {
         world.user();
-        // vmaskmovps xmm0, xmm1, [edi]: the second element.
-        world.code(USER, 64, |a| a.db(&[0x67, 0xc4, 0xe2, 0x71, 0x2c, 0x07]));
+        // vmaskmovps xmm0, xmm1, [edi]: the second element; and HLT, which is not for level 3.
+        world.code(USER, 64, |a| a.db(&[0x67, 0xc4, 0xe2, 0x71, 0x2c, 0x07, 0xf4]));
         world.change(|cpu| {
             cpu.cr4.0 |= Cr4::OSXSAVE;
             cpu.xcr0 = 7;
             cpu.gpr.set(gpr::RDI, 0xffff_ffff);
             cpu.fpu.vectors[1] = [1 << 63, 0, 0, 0, 0, 0, 0, 0];
         });
-        assert_eq!(world.run_to_handler(), PF);
-        assert_eq!(world.cpu().cr2, 0x1_0000_0003);
+        world.write(3, 4, 0x1234_5678);
+        assert_eq!(world.run_to_handler(), GP);
+        assert_eq!(world.frame(true).rip, USER + 6);
+        assert_eq!(world.cpu().fpu.vectors[0][0], 0x1234_5678 << 32);
     });
 }
 

@@ -344,10 +344,9 @@ impl Part {
         self.start..self.start + self.length
     }
 
-    /// Where they are in memory. The operand as a whole has an address of the instruction's address size; what lies behind does
-    /// not wrap around with that.
+    /// Where they are in memory. Elements wrap around with the address size, as the processor at hand has it for VMASKMOV.
     pub fn at<M>(self, cpu: &Cpu, op: &Op<M>, usage: Use) -> Result<Linear, Stop> {
-        let offset = effective_address(cpu, op).wrapping_add(self.start as u64);
+        let offset = effective_address(cpu, op).wrapping_add(self.start as u64) & op.attr.address_mask();
         cpu.linear(Seg::from_number(op.seg()), offset, self.length as u64, usage)
     }
 }

@@ -68,6 +68,10 @@ pub const REASONS: &[(&str, &str)] = &[
         "loads as many bytes as it writes in Bochs (SDM Vol. 2, MOVDDUP: m64)",
     ),
     (
+        "elements under an opmask that lie behind the end of 32-bit addresses",
+        "do not wrap around in Bochs, as those of VMASKMOV do on processors",
+    ),
+    (
         "compressed displacements of VPEXTR and VPINSR",
         "are multiplied by something else in Bochs (SDM Vol. 2, Compressed Displacement)",
     ),
@@ -250,6 +254,11 @@ pub fn forgives(case: &Case, expected: &Outcome, found: &Outcome) -> bool {
     }
     let shifts_words = ["Vpsrlw", "Vpsraw", "Vpsllw"].contains(&name.as_str()) && has_immediate(&instruction);
     if MEMORY.contains(&expected.vector) && found.is_done() && shifts_words && instruction.has_op_mask() {
+        return true;
+    }
+    let is_narrow = case.code[..prefix].contains(&0x67);
+    let faults = MEMORY.contains(&expected.vector) || MEMORY.contains(&found.vector);
+    if is_narrow && faults && instruction.has_op_mask() {
         return true;
     }
     let extracts = name.starts_with("Vextract") && instruction.has_op_mask();
