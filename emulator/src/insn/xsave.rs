@@ -95,9 +95,10 @@ fn fxsave_area<M: Access>(
     length: usize,
     usage: Use,
 ) -> Result<[(Linear, Range<usize>); 2], Stop> {
-    let start = General::linear(cpu, op, 4, usage)?;
+    let start = General::linear(cpu, op, 4, Use::Read)?;
     if !start.address.is_multiple_of(16) {
-        // The alignment check, where it is on, comes first, and knows but the alignment of the fields.
+        // The alignment check, where it is on, comes before a segment's not being writable, and knows but the alignment of the
+        // fields.
         if cpu.view.checks_alignment() && !start.address.is_multiple_of(4) {
             return Err(Exception::with_code(event::AC, 0).into());
         }

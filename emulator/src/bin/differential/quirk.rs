@@ -5,6 +5,7 @@ use iced_x86::{Code, Instruction, Mnemonic};
 
 use crate::case::undefined_flags;
 use crate::form::is_modelled;
+use crate::state::Output;
 
 /// What is left out of a comparison.
 #[derive(Debug, Clone, Copy, Default)]
@@ -68,7 +69,7 @@ fn is_narrow_permutation(code: &[u8]) -> bool {
 }
 
 /// What is compared in part only, and why.
-pub const REASONS: [(&str, &str); 6] = [
+pub const REASONS: [(&str, &str); 7] = [
     (
         "far calls, ENTER, PUSHA and the instructions that store x87 and vector state",
         "may fault when this processor has stored a part already; the emulator stores all or nothing",
@@ -90,7 +91,20 @@ pub const REASONS: [(&str, &str); 6] = [
         "x87 instructions",
         "leave pointers that this processor tells only while an unmasked exception is pending",
     ),
+    (
+        "operands of which a part lies at the end of the address space, and the rest at its start",
+        "are #GP on this processor where the sum of base and offset has a carry, too; a page fault otherwise, and in the emulator",
+    ),
 ];
+
+/// A difference that comes of an operand around the end of the address space.
+pub fn wraps(expected: &Output, found: &Output) -> bool {
+    const GP: u64 = 13;
+    const PF: u64 = 14;
+    const LONGEST_OPERAND: u64 = 64;
+    (u64::from(expected.vector), u64::from(found.vector)) == (GP, PF)
+        && found.cr2.checked_add(LONGEST_OPERAND).is_none()
+}
 
 /// Where MXCSR_MASK is in what FXSAVE stores.
 pub const MXCSR_MASK_OFFSET: u64 = 28;

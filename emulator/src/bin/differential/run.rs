@@ -328,7 +328,7 @@ impl Worker<'_> {
                     .run(&case.input, way, case.mask.mxcsr_mask, &mut self.found);
                 settle_tf(way, &self.expected, &mut self.found);
                 if !same(&self.expected, &self.found, case.mask) {
-                    let lasts = self.differs(case, way, name);
+                    let lasts = !quirk::wraps(&self.expected, &self.found) && self.differs(case, way, name);
                     fine &= !lasts;
                     self.counts[case.family].mismatches += u64::from(lasts);
                     self.counts[case.family].skipped += u64::from(!lasts);
