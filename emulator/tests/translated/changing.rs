@@ -19,6 +19,7 @@ pub fn machine(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) 
     let mut machine = Machine::new(Ring::Supervisor);
     let cpu = prepare(&machine, &assembled(CODE, write));
     machine.load(&Program::of(&assembled(CODE, |a| a.hlt())), &cpu.0);
+    machine.let_write_tables();
     machine.write(CODE, &cpu.1);
     translate(&mut machine);
     machine

@@ -232,6 +232,7 @@ impl Machine {
             };
             let entry = match at {
                 READ_ONLY => at | 0x21,
+                PML4..=TABLE => at | 0x21,
                 ABSENT => 0,
                 DEVICE => 1 << 32 | 0x63,
                 CODE..DATA => at | 0x63,
@@ -251,6 +252,13 @@ impl Machine {
         image[CODE as usize..][..program.bytes.len()].copy_from_slice(&program.bytes);
         self.write(0, &image);
         self.emulator.set_cpu(cpu.clone());
+    }
+
+    /// Lets the program write page tables. It must flush what the TLB knows of them, which no random program does.
+    pub fn let_write_tables(&self) {
+        for at in (PML4..=TABLE).step_by(0x1000) {
+            self.write(TABLE + 8 * (at >> 12), &(at | 0x63).to_le_bytes());
+        }
     }
 
     pub fn go_on(&mut self, cpu: &Cpu) {
@@ -307,6 +315,10 @@ impl Machine {
         let image = |machine: &Machine| {
             let mut image = vec![0; RAM_SIZE];
             machine.memory.read_slice(&mut image, GuestAddress(0)).unwrap();
+            // A page is accessed as soon as its code is looked for, even if a limit comes first (SDM volume 3, section 5.8).
+            for entry in image[TABLE as usize..][..0x1000].chunks_exact_mut(8) {
+                entry[0] |= 0x20;
+            }
             image
         };
         let (own, others) = (image(self), image(other));
