@@ -4,6 +4,7 @@
 use reprise_emulator::cpu::{Cr0, Seg};
 use reprise_emulator::translate::Translation;
 use reprise_emulator::{Cpu, Entry, Exit};
+use vm_memory::{Bytes, GuestAddress};
 
 use crate::delivery;
 use crate::dice::Dice;
@@ -120,6 +121,9 @@ impl Ways {
             let Some(exit) = run(&self.watch, &mut self.fast, steps) else {
                 return blocks;
             };
+            if self.has_remapped(&scene.image) {
+                return blocks;
+            }
             let retired = self.fast.emulator.counters().instructions - bases[0];
             if !self.catch_up(bases[1], retired, exit) {
                 return blocks;
@@ -140,6 +144,23 @@ impl Ways {
         assert!(self.fast.image() == self.careful.image(), "memory differs");
         assert!(self.fast.trace == self.careful.trace, "devices were asked otherwise");
         blocks
+    }
+
+    /// The program has written page tables. What it sees until the TLB forgets may be either, and the careful way has none.
+    fn has_remapped(&self, before: &[u8]) -> bool {
+        const PAGE_SIZE: usize = PAGE as usize;
+        const ACCESSED_AND_DIRTY: u8 = 0x60;
+        let mut page = [0; PAGE_SIZE];
+        PAGING.map(|number| number * PAGE_SIZE).any(|at| {
+            let memory = self.fast.ram.memory();
+            memory.read_slice(&mut page, GuestAddress(at as u64)).expect("all is RAM");
+            let before = &before[at..at + PAGE_SIZE];
+            page != before
+                && page.iter().zip(before).enumerate().any(|(byte, (new, old))| {
+                    let marks = if byte % 4 == 0 { ACCESSED_AND_DIRTY } else { 0 };
+                    (new ^ old) & !marks != 0
+                })
+        })
     }
 
     /// Lets the careful machine go to where the fast one is. False if that takes too long: a repetition.
