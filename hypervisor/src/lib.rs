@@ -64,7 +64,7 @@ pub use model::CpuModel;
 pub use reclaim::Reclaim;
 pub use reprise_emulator::translate::{Stress, Translation};
 pub use signals::{Doorbell, DoorbellAddress, Message, MessageEvent};
-pub use soft::{PacedSoft, SoftHypervisor, TranslatingSoft};
+pub use soft::{PacedSoft, SoftHypervisor, TieredSoft};
 pub use state::{VcpuState, VmState};
 pub use vcpu::{Kick, Vcpu};
 pub use vm::{Hypervisor, HypervisorKind, InterruptLine, Vm, VmSettings};

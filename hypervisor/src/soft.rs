@@ -49,14 +49,19 @@ pub struct SoftHypervisor;
 #[derive(Debug, Clone, Copy)]
 pub struct PacedSoft(TscRate);
 
-/// The same, its vCPUs translating code as told, whatever the machine's configuration says: for tests.
+/// The same, its vCPUs translating code or not as told, whatever the machine's configuration says: for tests.
 #[derive(Debug, Clone, Copy)]
-pub struct TranslatingSoft(Translation);
+pub struct TieredSoft(Option<Translation>);
 
 impl SoftHypervisor {
     /// Has vCPUs translate code as `translation` says, where this host can.
-    pub fn translating(self, translation: Translation) -> TranslatingSoft {
-        TranslatingSoft(translation)
+    pub fn translating(self, translation: Translation) -> TieredSoft {
+        TieredSoft(Some(translation))
+    }
+
+    /// Has vCPUs interpret all code.
+    pub fn interpreting(self) -> TieredSoft {
+        TieredSoft(None)
     }
 
     /// Has time-stamp counters count at `khz` kHz; `None` if no processor counts like that.
@@ -79,7 +84,7 @@ impl Hypervisor for PacedSoft {
     }
 }
 
-impl Hypervisor for TranslatingSoft {
+impl Hypervisor for TieredSoft {
     fn kind(&self) -> HypervisorKind {
         HypervisorKind::Soft
     }

@@ -61,6 +61,11 @@ pub trait Vm: Send + Sync {
     /// backend without such has nothing to do.
     fn translate(&self, _on: bool) {}
 
+    /// Whether a vCPU that was made translates hot code: it was to, it is software, and this host lets it.
+    fn translates(&self) -> bool {
+        false
+    }
+
     /// Has `profiler` look at each vCPU that is made from now on, every `period` instructions. False where nobody sees the
     /// instructions of a guest.
     fn profile(&self, _period: NonZeroU64, _profiler: Arc<dyn Profiler>) -> bool {

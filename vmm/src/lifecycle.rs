@@ -116,6 +116,7 @@ struct View {
     config: Arc<VmConfig>,
     state: VmState,
     devices: BTreeMap<String, DeviceNode>,
+    translating: bool,
 }
 
 /// What only one call at a time may touch.
@@ -172,13 +173,19 @@ impl Vmm {
     /// # Errors
     /// [`VmmError::NoVm`].
     pub fn info(&self) -> Result<VmInfo, VmmError> {
-        let View { config, state, devices } = self.inner.view()?;
+        let View {
+            config,
+            state,
+            devices,
+            translating,
+        } = self.inner.view()?;
         let config = VmConfig::clone(&config);
         Ok(VmInfo {
             memory_actual_size: config.memory.size,
             config,
             state,
             device_tree: devices,
+            translating,
         })
     }
 
@@ -199,6 +206,7 @@ impl Vmm {
             config: Arc::new(config),
             state: VmState::Created,
             devices: BTreeMap::new(),
+            translating: false,
         });
         self.inner.events.emit("vm", "created", &[]);
         Ok(())
@@ -478,6 +486,7 @@ impl Inner {
             config: Arc::new(snapshot.config().clone()),
             state,
             devices: BTreeMap::new(),
+            translating: false,
         });
         self.greet(&*machine, control.generation);
         control.triple_faults = 0;
@@ -511,6 +520,7 @@ impl Inner {
             if let Some(view) = &mut *lock(&self.view) {
                 view.state = VmState::Shutdown;
                 view.devices.clear();
+                view.translating = false;
             }
         }
     }

@@ -451,6 +451,13 @@ impl Machine {
         self.board.acpi.press_power_button();
     }
 
+    /// Whether hot code of the guest runs as code of the host: the configuration asks for it, the processor is software, and
+    /// the host lets it.
+    #[must_use]
+    pub fn translates(&self) -> bool {
+        self.vm.translates()
+    }
+
     /// Figures by device and name: those of the bus and the devices, and of each vCPU as `vcpu0`, `vcpu1`, …
     pub fn counters(&self) -> BTreeMap<String, BTreeMap<String, u64>> {
         let named = |figures: Vec<(&'static str, u64)>| -> BTreeMap<String, u64> {

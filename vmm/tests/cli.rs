@@ -267,14 +267,13 @@ fn a_host_that_forbids_executable_memory_interprets_and_says_so() {
         let program: BpfProgram = filter.try_into().unwrap();
         seccompiler::apply_filter(&program).unwrap();
     };
-    let more = ["--cpus", "2,translate=on"];
-    let outputs = [false, true].map(|forbids| {
+    let outputs = [(false, "2"), (true, "2"), (true, "2,translate=off")].map(|(forbids, cpus)| {
         thread::scope(|scope| {
             let thread = scope.spawn(|| {
                 if forbids {
                     forbid();
                 }
-                run_soft(folder.path(), &guest, &more)
+                run_soft(folder.path(), &guest, &["--cpus", cpus])
             });
             thread.join().unwrap()
         })
@@ -292,8 +291,62 @@ fn a_host_that_forbids_executable_memory_interprets_and_says_so() {
         told.contains("executable code") && told.contains("Permission denied"),
         "{told}"
     );
+    let told = "is not translated";
+    assert!(!stderr(&outputs[2]).contains(told), "nobody asked for it");
     if std::arch::is_x86_feature_detected!("bmi2") {
-        assert!(!stderr(&outputs[0]).contains("is not translated"));
+        assert!(!stderr(&outputs[0]).contains(told));
+    }
+}
+
+#[test]
+fn info_says_whether_hot_code_is_translated() {
+    let serve = Serve::start(&["--hypervisor", "soft"]);
+    let kernel = serve.folder.path().join("kernel");
+    let guest = code::assemble(|a| {
+        let mut again = a.create_label();
+        a.set_label(&mut again)?;
+        a.dec(ecx)?;
+        a.jmp(again)
+    });
+    fs::write(&kernel, code::image(&guest)).unwrap();
+    let info = || -> Value { serde_json::from_slice(&serve.ctl(&["info"]).stdout).unwrap() };
+    let translated = || {
+        let counters: Value = serde_json::from_slice(&serve.ctl(&["counters"]).stdout).unwrap();
+        counters["vcpu0"]["translated_instructions"].as_u64().unwrap()
+    };
+    let possible = std::arch::is_x86_feature_detected!("bmi2");
+    for (translate, expected) in [
+        ("", possible),
+        (r#", "translate": true"#, possible),
+        (r#", "translate": false"#, false),
+    ] {
+        let config = serve.config(&format!(
+            r#"{{"payload": {{"kernel": "{}"}}, "cpus": {{"boot_vcpus": 1, "max_vcpus": 1{translate}}}}}"#,
+            kernel.display()
+        ));
+        assert!(serve.ctl(&["create", &config]).status.success());
+        assert_eq!(info()["config"]["cpus"]["translate"], !translate.ends_with("false"));
+        assert_eq!(info()["translating"], false, "there is no machine yet");
+        assert!(serve.ctl(&["boot"]).status.success());
+        assert_eq!(info()["translating"], expected, "{translate}");
+        if expected {
+            eventually("translated code", || translated() > 1_000_000);
+        }
+        let snapshot = serve.folder.path().join("snapshot");
+        let snapshot = snapshot.to_str().unwrap();
+        assert!(serve.ctl(&["snapshot", snapshot]).status.success());
+        assert!(serve.ctl(&["shutdown"]).status.success());
+        assert_eq!(info()["translating"], false, "there is no machine any more");
+        assert!(serve.ctl(&["delete"]).status.success());
+        // As it was, in a new machine.
+        assert!(serve.ctl(&["restore", snapshot, "--resume"]).status.success());
+        assert_eq!(info()["translating"], expected, "{translate}, restored");
+        if expected {
+            eventually("translated code", || translated() > 1_000_000);
+        } else {
+            assert_eq!(translated(), 0);
+        }
+        assert!(serve.ctl(&["delete"]).status.success());
     }
 }
 

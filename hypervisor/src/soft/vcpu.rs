@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use reprise_emulator::cpu::Activity;
 use reprise_emulator::cpuid::CpuidTable;
-use reprise_emulator::translate::Translation;
+use reprise_emulator::translate::{Translation, TranslationError};
 use reprise_emulator::{
     Answer, Cpu, Direction, Emulator, Entry, Error, Event, Exit, Model, Ram, Reply, Request, Space,
 };
@@ -121,15 +121,12 @@ impl SoftVcpu {
         });
     }
 
-    /// Translates hot code, if this host can.
-    pub fn translate(&mut self, translation: Translation) {
-        if let Err(error) = self.emulator.set_translation(Some(translation)) {
-            // One note for all vCPUs.
-            if self.index == 0 {
-                let cause = std::error::Error::source(&error).map(ToString::to_string);
-                tracing::warn!(%error, cause, "the guest's code is not translated but interpreted");
-            }
-        }
+    /// Translates hot code from now on.
+    ///
+    /// # Errors
+    /// [`TranslationError`] if this host cannot; code is interpreted then.
+    pub fn translate(&mut self, translation: Translation) -> Result<(), TranslationError> {
+        self.emulator.set_translation(Some(translation))
     }
 
     fn chipset(&self) -> &Chipset {

@@ -65,16 +65,25 @@ impl Drop for Machine {
     }
 }
 
+/// What became of translating.
+#[derive(Default)]
+struct Tried {
+    works: AtomicBool,
+    fails: AtomicBool,
+}
+
 /// A virtual machine whose CPUs are software.
 pub struct SoftVm {
     machine: Arc<Machine>,
     ram: Arc<Ram>,
     model: Arc<Model>,
     cpu_model: CpuModel,
-    /// Hot code is translated.
+    /// Hot code is to be translated.
     translates: AtomicBool,
-    /// How, if it is whatever the configuration says.
-    always: Option<Translation>,
+    /// How, or that it is not, whatever the configuration says.
+    always: Option<Option<Translation>>,
+    /// A vCPU was made that does, or whose host does not let it.
+    tried: Tried,
     /// Who looks at the vCPUs.
     profiling: Mutex<Option<Profiling>>,
     /// Interrupts that events signal, once there is one.
@@ -125,6 +134,7 @@ impl SoftVm {
             cpu_model: model,
             translates: AtomicBool::new(false),
             always: None,
+            tried: Tried::default(),
             profiling: Mutex::new(None),
             signals: Mutex::new(None),
             last_signal: AtomicU64::new(0),
@@ -132,11 +142,24 @@ impl SoftVm {
         })
     }
 
-    /// The same, code being translated as `translation` says.
-    pub fn translating(self, translation: Translation) -> Self {
+    /// The same, code being translated as `translation` says, or interpreted only.
+    pub fn translating(self, translation: Option<Translation>) -> Self {
         Self {
             always: Some(translation),
             ..self
+        }
+    }
+
+    /// Has `vcpu` translate hot code, if this host can.
+    fn translate_on(&self, vcpu: &mut SoftVcpu, translation: Translation) {
+        match vcpu.translate(translation) {
+            Ok(()) => self.tried.works.store(true, Ordering::Relaxed),
+            // One note for all vCPUs.
+            Err(error) if !self.tried.fails.swap(true, Ordering::Relaxed) => {
+                let cause = std::error::Error::source(&error).map(ToString::to_string);
+                tracing::warn!(%error, cause, "the guest's code is not translated but interpreted");
+            }
+            Err(_) => {}
         }
     }
 }
@@ -160,8 +183,8 @@ impl Vm for SoftVm {
         let cpuid = CpuidTable::new(entries);
         let mut vcpu = SoftVcpu::new(place, machine, ram, model, cpuid);
         let wanted = self.translates.load(Ordering::Relaxed).then(Translation::default);
-        if let Some(translation) = self.always.or(wanted) {
-            vcpu.translate(translation);
+        if let Some(translation) = self.always.unwrap_or(wanted) {
+            self.translate_on(&mut vcpu, translation);
         }
         let profiling = self.profiling.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(profiling) = profiling {
@@ -172,6 +195,10 @@ impl Vm for SoftVm {
 
     fn translate(&self, on: bool) {
         self.translates.store(on, Ordering::Relaxed);
+    }
+
+    fn translates(&self) -> bool {
+        self.tried.works.load(Ordering::Relaxed)
     }
 
     fn profile(&self, period: NonZeroU64, profiler: Arc<dyn Profiler>) -> bool {

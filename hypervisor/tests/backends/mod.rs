@@ -14,8 +14,10 @@ pub const AT_ONCE: Translation = Translation {
 
 /// Runs `test` on every backend that there is here.
 pub fn on_each(mut test: impl FnMut(&dyn Hypervisor)) {
-    eprintln!("on the soft backend");
-    test(&SoftHypervisor);
+    eprintln!("on the soft backend, all code interpreted");
+    test(&SoftHypervisor.interpreting());
+    eprintln!("on the soft backend, hot code translated");
+    test(&SoftHypervisor.translating(Translation::default()));
     eprintln!("on the soft backend, all code translated");
     test(&SoftHypervisor.translating(AT_ONCE));
     if let Some(kvm) = kvm() {

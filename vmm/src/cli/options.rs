@@ -266,7 +266,8 @@ mod tests {
         assert_eq!(cpus("boot=1,max=4").unwrap().max_vcpus, 4);
         assert!(cpus("2,kvm_hyperv=on").unwrap().kvm_hyperv);
         assert_eq!(cpus("2,model=v3").unwrap().model, CpuModel::V3);
-        assert!(cpus("2,translate=on").unwrap().translate);
+        assert_eq!(cpus("2,translate=on").unwrap(), CpusConfig::of(2));
+        assert!(!cpus("2,translate=off").unwrap().translate);
         assert_eq!(cpus("boot=1,model=host").unwrap(), CpusConfig::of(1));
         for text in [
             "",

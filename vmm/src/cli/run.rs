@@ -35,7 +35,7 @@ pub(super) struct Run {
     #[arg(long, value_name = "TEXT", default_value = CMDLINE)]
     cmdline: String,
     /// The processors: N or boot=N, with model=host, v2, v3 or v4 for what the guest sees,
-    /// and translate=on to have a processor in software translate hot code.
+    /// and translate=off to have a processor in software interpret all code.
     #[arg(long, value_name = "CPUS", value_parser = options::cpus, default_value = "1")]
     cpus: CpusConfig,
     /// The memory: 512M or size=512M.

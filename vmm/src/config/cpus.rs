@@ -34,9 +34,11 @@ pub struct CpusConfig {
     /// Which processor the guest sees. A member of our own, which cloud-hypervisor's API does not have. Default: host.
     #[serde(default)]
     pub model: CpuModel,
-    /// Whether a processor in software translates the guest's hot code, which is faster than interpreting it. A member of our
-    /// own. It changes nothing where KVM is at hand. Default: false.
-    #[serde(default)]
+    /// Whether a processor in software runs the guest's hot code as code of the host, which is faster than interpreting it;
+    /// if the host does not let it, it interprets, and the log says so. A member of our own. It changes nothing on KVM.
+    /// Default: true.
+    #[serde(default = "super::yes")]
+    #[schema(default = true)]
     pub translate: bool,
 }
 
@@ -53,7 +55,7 @@ impl CpusConfig {
             affinity: Vec::new(),
             features: CpuFeatures::default(),
             model: CpuModel::default(),
-            translate: false,
+            translate: true,
         }
     }
 

@@ -46,6 +46,21 @@ fn a_kernel_is_all_that_is_needed() {
 }
 
 #[test]
+fn hot_code_is_translated_unless_the_configuration_says_otherwise() {
+    assert!(config("").unwrap().cpus.translate);
+    let cpus = |translate: &str| format!(r#""cpus":{{"boot_vcpus":1,"max_vcpus":1{translate}}}"#);
+    // As in configurations that are older than the member.
+    assert!(config(&cpus("")).unwrap().cpus.translate);
+    assert!(config(&cpus(r#","translate":true"#)).unwrap().cpus.translate);
+    let off = config(&cpus(r#","translate":false"#)).unwrap();
+    assert!(!off.cpus.translate);
+    // It is spelled out, so that it stays what it is.
+    let again = VmConfig::from_json(&serde_json::to_vec(&off).unwrap()).unwrap();
+    assert!(!again.cpus.translate);
+    assert!(config(&cpus(r#","translate":"fast""#)).is_err());
+}
+
+#[test]
 fn every_default_spelled_out_is_accepted() {
     let config = VmConfig::from_json(WHOLE.as_bytes()).unwrap();
     config.validate().unwrap();

@@ -191,7 +191,11 @@ impl Inner {
             (name, node)
         });
         let nodes = nodes.collect();
-        self.change(|view| view.devices = nodes);
+        let translating = machine.translates();
+        self.change(|view| {
+            view.devices = nodes;
+            view.translating = translating;
+        });
     }
 
     /// Brings the configuration in line with what the guest has let go of.

@@ -87,6 +87,10 @@ pub trait Guest: Send {
     fn take_ejected(&self) -> Vec<String>;
     /// The device numbers of the PCI devices by name.
     fn devices(&self) -> BTreeMap<String, u8>;
+    /// Whether hot code of the guest runs as code of the host.
+    fn translates(&self) -> bool {
+        false
+    }
     /// Presses the ACPI power button; the guest decides what comes of it.
     fn power_button(&self);
     /// Figures by device and name.
@@ -230,6 +234,10 @@ impl Guest for Machine {
 
     fn devices(&self) -> BTreeMap<String, u8> {
         Self::devices(self)
+    }
+
+    fn translates(&self) -> bool {
+        Self::translates(self)
     }
 
     fn power_button(&self) {

@@ -69,6 +69,10 @@ pub struct VmInfo {
     /// The PCI devices that the guest has now, by name; none of a VM that does not run.
     #[serde(default)]
     pub device_tree: BTreeMap<String, DeviceNode>,
+    /// Whether hot code of the guest runs as code of the host: `cpus.translate` asks for it, the processor is software, and the
+    /// host lets it. A member of our own; false of a VM that does not run.
+    #[serde(default)]
+    pub translating: bool,
 }
 
 /// A PCI device that the guest has.

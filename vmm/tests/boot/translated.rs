@@ -30,22 +30,20 @@ fn assert_printed(printed: &[u8], vcpus: &str) {
 }
 
 #[test]
-fn two_vcpus_whose_hot_code_is_translated_boot_and_work_and_are_profiled() {
+fn two_vcpus_boot_and_work_and_are_profiled_whether_hot_code_is_translated_or_not() {
     let Some(guest) = Guest::get() else { return };
+    for cpus in ["2", "2,translate=off"] {
+        boot_and_profile(&guest, cpus);
+    }
+}
+
+fn boot_and_profile(guest: &Guest, cpus: &str) {
     let folder = tempfile::tempdir().unwrap();
     let profile = folder.path().join("profile");
     let output = output(
         Command::new(env!("CARGO_BIN_EXE_reprise"))
             .args(["run", "--hypervisor", "soft", "--memory", "512M"])
-            .args([
-                "--seccomp",
-                "on",
-                "--landlock",
-                "on",
-                "--cpus",
-                "2,translate=on",
-                "--cmdline",
-            ])
+            .args(["--seccomp", "on", "--landlock", "on", "--cpus", cpus, "--cmdline"])
             .arg(CMDLINE)
             .arg("--kernel")
             .arg(&guest.kernel)

@@ -31,7 +31,7 @@ fn check_here(name: &str) -> (Image, Trace) {
     };
     let in_part = Translation { stress, ..at_once };
     let engines: [(&str, &dyn Hypervisor); 3] = [
-        ("interpreted", &SoftHypervisor),
+        ("interpreted", &SoftHypervisor.interpreting()),
         ("translated", &SoftHypervisor.translating(at_once)),
         ("translated in part", &SoftHypervisor.translating(in_part)),
     ];
