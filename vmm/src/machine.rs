@@ -12,6 +12,8 @@
 mod board;
 #[cfg(test)]
 pub(crate) mod double;
+mod end;
+mod error;
 pub(crate) mod gate;
 mod memory;
 mod parked;
@@ -20,27 +22,28 @@ mod saved;
 
 use std::collections::BTreeMap;
 use std::io;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use reprise_devices::MachineEvent;
 use reprise_emulator::Cpu;
-use reprise_hypervisor::{GuestMemory, Hypervisor, HypervisorError, Kick, Vcpu, VcpuError, Vm, VmSettings};
+use reprise_hypervisor::{GuestMemory, Hypervisor, HypervisorError, Vcpu, Vm, VmSettings};
 
-use crate::acpi::{self, AcpiError, Description};
-use crate::boot::{self, BootError, Payload};
+use crate::acpi::{self, Description};
+use crate::boot::{self, Payload};
 use crate::config::{ConsoleMode, DeviceSpec, VmConfig};
-use crate::console::{Console, ConsoleError, Consoles};
+use crate::console::{Console, Consoles};
 use crate::events::Events;
 use crate::profile::Profile;
 use crate::sandbox;
-use crate::snapshot::SnapshotError;
 use crate::vcpu_loop::{self, Ended, Outside};
 
 use board::{Board, Parts};
 pub use board::{BoardError, BoardStateError, OnEject};
-use gate::Gate;
+pub use end::MachineEnd;
+use end::{Fallen, OnEnd, Shared, explain};
+pub use error::MachineError;
 pub(crate) use gate::{Seat, Waited};
 pub use memory::MemoryError;
 pub(crate) use parked::Parked;
@@ -64,147 +67,6 @@ pub struct MachineOptions {
     pub events: Events,
     /// Who looks at what the guest executes.
     pub profile: Option<Arc<Profile>>,
-}
-
-/// Why a machine ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum MachineEnd {
-    /// The guest powered off.
-    PowerOff,
-    /// The guest asked for a reset.
-    Reset,
-    /// The guest wrote this byte to the debug-exit port.
-    DebugExit(u8),
-    /// A triple fault.
-    Shutdown,
-    /// The person at the terminal left (Ctrl-A x).
-    ConsoleLeft,
-    /// A vCPU cannot go on.
-    Failed(String),
-}
-
-/// A machine cannot be built or paused.
-#[derive(Debug, thiserror::Error)]
-pub enum MachineError {
-    /// Nobody sees what the guest executes.
-    #[error("a guest on KVM cannot be profiled; expected --hypervisor soft")]
-    Profile,
-    /// There is nothing to boot.
-    #[error("`payload.kernel` is missing; expected the path of a vmlinux, bzImage, vmlinuz or Multiboot kernel")]
-    NoKernel,
-    /// Memory cannot be had.
-    #[error("the machine cannot be given its memory")]
-    Memory {
-        /// Why.
-        #[from]
-        source: MemoryError,
-    },
-    /// The serial port's console cannot be opened.
-    #[error("the serial port cannot be connected")]
-    Console {
-        /// Why.
-        source: ConsoleError,
-    },
-    /// The virtio console's cannot.
-    #[error("the virtio console cannot be connected")]
-    VirtioConsole {
-        /// Why.
-        source: ConsoleError,
-    },
-    /// The kernel cannot be loaded.
-    #[error("the machine cannot boot its payload")]
-    Boot {
-        /// Why.
-        #[from]
-        source: BootError,
-    },
-    /// The tables cannot be made.
-    #[error("the ACPI tables cannot be written")]
-    Acpi {
-        /// Why.
-        #[from]
-        source: AcpiError,
-    },
-    /// The hypervisor refuses.
-    #[error("the hypervisor cannot make the machine")]
-    Hypervisor {
-        /// Why.
-        #[from]
-        source: HypervisorError,
-    },
-    /// The devices cannot be wired.
-    #[error("the devices cannot be wired")]
-    Board {
-        /// Why.
-        #[from]
-        source: BoardError,
-    },
-    /// A vCPU refuses its first state.
-    #[error("vCPU {vcpu} cannot be given its first state")]
-    FirstState {
-        /// Which.
-        vcpu: u32,
-        /// Why.
-        source: VcpuError,
-    },
-    /// What was saved is not whole, or not to be had.
-    #[error(transparent)]
-    Snapshot {
-        /// Why.
-        #[from]
-        source: SnapshotError,
-    },
-    /// The memory is not what the configuration says.
-    #[error("the snapshot has {found} bytes of memory; expected {expected}, as in its configuration")]
-    MemorySize {
-        /// What there is, in bytes.
-        found: u64,
-        /// What is expected, in bytes.
-        expected: u64,
-    },
-    /// Another number of vCPUs was saved.
-    #[error("the snapshot has the states of {saved} vCPUs; expected {own}, as in its configuration")]
-    VcpuStates {
-        /// How many were saved.
-        saved: usize,
-        /// How many there are.
-        own: usize,
-    },
-    /// The devices cannot go on from what was saved.
-    #[error("the devices cannot be restored")]
-    Devices {
-        /// Why.
-        #[from]
-        source: BoardStateError,
-    },
-    /// A vCPU is not there to tell its state.
-    #[error("vCPU {vcpu} does not tell its state: it has ended, or the machine is not paused")]
-    Mute {
-        /// Which.
-        vcpu: usize,
-    },
-    /// A vCPU's state cannot be told.
-    #[error("the state of vCPU {vcpu} cannot be read")]
-    State {
-        /// Which.
-        vcpu: u32,
-        /// Why.
-        source: VcpuError,
-    },
-    /// The host has no thread to give.
-    #[error("the thread of vCPU {vcpu} cannot be started")]
-    Thread {
-        /// Of which vCPU.
-        vcpu: u32,
-        /// What the system says.
-        source: io::Error,
-    },
-    /// A vCPU goes on although it was kicked.
-    #[error("vCPU {vcpu} did not stop within {} seconds", PATIENCE.as_secs())]
-    Unstoppable {
-        /// Which.
-        vcpu: usize,
-    },
 }
 
 /// What a machine begins with.
@@ -537,104 +399,6 @@ fn check_vcpus(wanted: u32, hypervisor: &dyn Hypervisor) -> Result<(), Hyperviso
         return Err(HypervisorError::VcpuCount { wanted, max });
     }
     Ok(())
-}
-
-/// What a vCPU's end means for the machine, and in the log.
-fn explain(ended: Ended, index: u32, vcpu: &dyn Vcpu, memory: &GuestMemory) -> Option<MachineEnd> {
-    let place = || match vcpu.cpu() {
-        Ok(cpu) => postmortem::describe(&cpu, memory),
-        Err(error) => format!("its state cannot be read: {error}"),
-    };
-    match ended {
-        Ended::Stopped => None,
-        Ended::Shutdown => {
-            tracing::warn!(vcpu = index, place = place(), "triple fault");
-            Some(MachineEnd::Shutdown)
-        }
-        Ended::Failed(error) => {
-            let reason = format!("vCPU {index}: {}; {}", chain(&error), place());
-            tracing::error!(vcpu = index, reason, "a vCPU cannot go on");
-            Some(MachineEnd::Failed(reason))
-        }
-    }
-}
-
-/// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
-}
-
-/// Who is told of a machine's end.
-type OnEnd = Box<dyn Fn(MachineEnd) + Send + Sync>;
-
-/// What the threads of a machine share.
-struct Shared {
-    gate: Arc<Gate>,
-    kicks: OnceLock<Vec<Arc<dyn Kick>>>,
-    /// Taken by the first who ends the machine.
-    on_end: Mutex<Option<OnEnd>>,
-}
-
-impl Shared {
-    fn new(vcpus: usize, on_end: OnEnd) -> Self {
-        Self {
-            gate: Gate::new(vcpus),
-            kicks: OnceLock::new(),
-            on_end: Mutex::new(Some(on_end)),
-        }
-    }
-
-    /// The machine ends by itself; only the first end counts.
-    fn end(&self, end: MachineEnd) {
-        let on_end = self.on_end.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(on_end) = on_end {
-            tracing::debug!(?end, "the machine ends");
-            self.gate.stop();
-            self.kick();
-            on_end(end);
-        }
-    }
-
-    /// The machine is stopped from outside: whatever its guest does meanwhile is no end any more.
-    fn stop(&self) {
-        drop(self.on_end.lock().unwrap_or_else(PoisonError::into_inner).take());
-        self.gate.stop();
-        self.kick();
-    }
-
-    fn kick(&self) {
-        for kick in self.kicks.get().into_iter().flatten() {
-            kick.kick();
-        }
-    }
-}
-
-impl From<MachineEvent> for MachineEnd {
-    fn from(event: MachineEvent) -> Self {
-        match event {
-            MachineEvent::PowerOff => Self::PowerOff,
-            MachineEvent::Reset => Self::Reset,
-            MachineEvent::DebugExit(code) => Self::DebugExit(code),
-        }
-    }
-}
-
-/// Ends the machine if its thread panics.
-struct Fallen<'a> {
-    shared: &'a Shared,
-    index: u32,
-}
-
-impl Drop for Fallen<'_> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            self.shared.end(MachineEnd::Failed(format!(
-                "the thread of vCPU {} panicked",
-                self.index
-            )));
-        }
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use iced_x86::code_asm::*;
 use reprise_hypervisor::SoftHypervisor;
 use vm_memory::{Bytes, GuestAddress};
 
+use super::end::chain;
 use super::real::assemble;
 use super::*;
 use crate::boot::layout;

@@ -1,5 +1,6 @@
 //! Machines whose CPUs are real, and that have a device whose answers are in a test's hands.
 
+use std::sync::Mutex;
 use std::sync::mpsc::Sender;
 
 use iced_x86::code_asm::*;
