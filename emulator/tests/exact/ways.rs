@@ -153,7 +153,9 @@ impl Ways {
         let mut page = [0; PAGE_SIZE];
         PAGING.map(|number| number * PAGE_SIZE).any(|at| {
             let memory = self.fast.ram.memory();
-            memory.read_slice(&mut page, GuestAddress(at as u64)).expect("all is RAM");
+            memory
+                .read_slice(&mut page, GuestAddress(at as u64))
+                .expect("all is RAM");
             let before = &before[at..at + PAGE_SIZE];
             page != before
                 && page.iter().zip(before).enumerate().any(|(byte, (new, old))| {
