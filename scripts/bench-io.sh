@@ -111,7 +111,7 @@ make_machines() {
     local common='what=$1; case $what in'
     local machine cpus
     for machine in reprise translated; do
-        case $machine in translated) cpus=2,translate=on ;; *) cpus=2 ;; esac
+        case $machine in translated) cpus=2,translate=on ;; *) cpus=2,translate=off ;; esac
         cat >"$work/$machine.sh" <<MACHINE
 #!/bin/sh
 $common

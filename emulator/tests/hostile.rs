@@ -4,6 +4,8 @@
 //! error to its owner, and it keeps listening to who calls for its attention. `HOSTILE_GUESTS=N` runs N of them, and
 //! `HOSTILE_SEED=N` begins at another place; a failure names the seed of the guest that caused it.
 
+mod tier;
+
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -170,13 +172,14 @@ impl Guest {
     fn new(mode: Mode, dice: &mut Dice) -> Guest {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM as usize)]).unwrap();
         let ram = Arc::new(Ram::new(memory).unwrap());
-        let emulator = Emulator::new(
+        let mut emulator = Emulator::new(
             Cpu::reset(),
             ram.clone(),
             Arc::new(Chance),
             Arc::new(Model::new()),
             Arc::new(cpuid()),
         );
+        tier::set(&mut emulator);
         let mut guest = Guest { emulator, ram };
         // Who runs away halts.
         guest.put(0, &vec![HLT; RAM as usize]);

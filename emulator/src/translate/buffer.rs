@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "code is written through a raw mapping")]
 
 use std::fs::File;
+use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::{FileOffset, MmapRegion};
@@ -36,11 +37,12 @@ impl Buffer {
         let size = size.next_multiple_of(4096);
         let memory = |source| TranslationError::Memory { source };
         let file = memfd_create("reprise-code", MemfdFlags::CLOEXEC).map_err(|error| memory(error.into()))?;
-        let file = File::from(file);
+        // Open once for both, as there may be many CPUs.
+        let file = Arc::new(File::from(file));
         file.set_len(size as u64).map_err(memory)?;
         let map = |protection| {
-            let again = file.try_clone().map_err(memory)?;
-            MmapRegion::build(Some(FileOffset::new(again, 0)), size, protection, MAP_SHARED).map_err(|error| {
+            let file = FileOffset::from_arc(Arc::clone(&file), 0);
+            MmapRegion::build(Some(file), size, protection, MAP_SHARED).map_err(|error| {
                 let vm_memory::mmap::MmapRegionError::Mmap(source) = error else {
                     return memory(std::io::Error::other(error));
                 };

@@ -2,6 +2,9 @@
 //!
 //! The machine runs 32-bit code without paging. Programs end with HLT.
 
+#[path = "../tier/mod.rs"]
+mod tier;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -63,13 +66,15 @@ impl Machine {
             cpu.segments[seg] = Segment::flat(16, Attributes(0xc093));
         }
         cpu.rip = ip;
-        Emulator::new(
+        let mut emulator = Emulator::new(
             cpu,
             self.ram.clone(),
             Arc::new(Still),
             self.model.clone(),
             Arc::new(CpuidTable::default()),
-        )
+        );
+        tier::set(&mut emulator);
+        emulator
     }
 }
 

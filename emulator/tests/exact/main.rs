@@ -28,6 +28,8 @@ mod layout;
 mod saved;
 mod scene;
 mod story;
+#[path = "../tier/mod.rs"]
+mod tier;
 mod ways;
 mod world;
 

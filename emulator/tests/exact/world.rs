@@ -12,6 +12,7 @@ use reprise_emulator::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::layout::{self, PAGE, PAGES, PAGING, SIZE};
+use crate::tier;
 
 /// Which pages belong to a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -171,7 +172,8 @@ impl World {
         let memory = GuestMemoryMmap::from_ranges(&ranges).unwrap();
         let ram = Arc::new(Ram::new(memory).unwrap());
         let clock = Arc::new(Clock::default());
-        let emulator = Emulator::new(Cpu::reset(), ram.clone(), clock.clone(), model(), Arc::new(cpuid()));
+        let mut emulator = Emulator::new(Cpu::reset(), ram.clone(), clock.clone(), model(), Arc::new(cpuid()));
+        tier::set(&mut emulator);
         World {
             emulator,
             ram,

@@ -9,6 +9,7 @@ use reprise_emulator::{
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::state::{DATA, Outcome, State};
+use crate::tier;
 
 const PML4: u64 = 0x1000;
 const PDPT: u64 = 0x2000;
@@ -60,13 +61,14 @@ impl Guest {
             memory.write_obj(entry, GuestAddress(address)).unwrap();
         }
         let ram = Arc::new(Ram::new(memory.clone()).unwrap());
-        let emulator = Emulator::new(
+        let mut emulator = Emulator::new(
             long_mode(),
             ram.clone(),
             Arc::new(Still),
             Arc::new(Model::new()),
             Arc::new(CpuidTable::default()),
         );
+        tier::set(&mut emulator);
         Guest {
             memory,
             ram,

@@ -11,6 +11,8 @@ mod guest;
 mod native;
 mod pointers;
 mod state;
+#[path = "../tier/mod.rs"]
+mod tier;
 mod xsave;
 
 use iced_x86::{Code, CpuidFeature, EncodingKind, Mnemonic};

@@ -24,5 +24,7 @@ mod opmask;
 mod shift;
 mod stack;
 mod string;
+#[path = "../tier/mod.rs"]
+mod tier;
 mod vector;
 mod wide;

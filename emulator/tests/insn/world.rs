@@ -11,6 +11,8 @@ use reprise_emulator::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::tier;
+
 /// Where the instruction is.
 pub const CODE: u64 = 0x1_0800;
 /// The page of `m`; rbx and rsi point here.
@@ -211,7 +213,8 @@ impl World {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), SIZE)]).unwrap();
         let ram = Arc::new(Ram::new(memory.clone()).unwrap());
         let cpuid = Arc::new(CpuidTable::default());
-        let emulator = Emulator::new(cpu.clone(), ram.clone(), Arc::new(Still), model(), cpuid);
+        let mut emulator = Emulator::new(cpu.clone(), ram.clone(), Arc::new(Still), model(), cpuid);
+        tier::set(&mut emulator);
         let mut world = World {
             memory,
             ram,

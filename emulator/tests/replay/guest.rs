@@ -10,6 +10,8 @@ use reprise_emulator::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::tier;
+
 /// Root of the paging structures, which fill the three pages from here on.
 pub const PML4: u64 = 0x1000;
 /// The page table: every linear page below 2 MiB, one to one but for what is said below.
@@ -98,7 +100,8 @@ impl Guest {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_SIZE as usize)]).unwrap();
         let ram = Arc::new(Ram::new(memory).unwrap());
         let cpuid = Arc::new(CpuidTable::default());
-        let emulator = Emulator::new(Cpu::reset(), ram.clone(), Arc::new(Still), model, cpuid);
+        let mut emulator = Emulator::new(Cpu::reset(), ram.clone(), Arc::new(Still), model, cpuid);
+        tier::set(&mut emulator);
         let mut guest = Guest {
             emulator,
             ram,

@@ -19,3 +19,5 @@ mod outside;
 mod random;
 mod seen;
 mod supplied;
+#[path = "../tier/mod.rs"]
+mod tier;

@@ -12,5 +12,7 @@ mod order;
 mod privileged;
 mod registers;
 mod tasks;
+#[path = "../tier/mod.rs"]
+mod tier;
 mod transfers;
 mod world;

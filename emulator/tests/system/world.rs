@@ -13,6 +13,8 @@ use reprise_emulator::{
 };
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
+use crate::tier;
+
 /// Kernel code.
 pub const CODE: u64 = 0x1_0000;
 /// User code.
@@ -125,13 +127,14 @@ impl World {
     pub fn with(tables: u64, cpuid: CpuidTable) -> World {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_SIZE)]).unwrap();
         let ram = Arc::new(Ram::new(memory).unwrap());
-        let emulator = Emulator::new(
+        let mut emulator = Emulator::new(
             Cpu::reset(),
             ram.clone(),
             Arc::new(Still),
             Arc::new(Model::new()),
             Arc::new(cpuid),
         );
+        tier::set(&mut emulator);
         let mut world = World {
             emulator,
             ram,

@@ -16,7 +16,11 @@ const FLAG: u64 = DATA + 0x100;
 
 /// A CPU that translates everything at once, about to execute a program.
 pub fn machine(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Machine {
-    let mut machine = Machine::new(Ring::Supervisor);
+    begin(Machine::new(Ring::Supervisor), write)
+}
+
+/// The same on this machine.
+pub fn begin(mut machine: Machine, write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Machine {
     let cpu = prepare(&machine, &assembled(CODE, write));
     machine.load(&Program::of(&assembled(CODE, |a| a.hlt())), &cpu.0);
     machine.let_write_tables();

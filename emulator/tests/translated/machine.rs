@@ -1,10 +1,11 @@
 //! A machine in 64-bit mode. Its first two megabytes are mapped where they are, and once more at the top of the address space.
 
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use reprise_emulator::cpu::{Activity, Attributes, Cr0, Cr4, Efer, Seg, Segment, gpr};
 use reprise_emulator::cpuid::{CpuidEntry, CpuidRegisters};
-use reprise_emulator::{Answer, Cpu, CpuidTable, Direction, Emulator, Entry, Exit, Host, Model, Ram, Reply};
+use reprise_emulator::{Answer, Attention, Cpu, CpuidTable, Direction, Emulator, Entry, Exit, Host, Model, Ram, Reply};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
 use crate::dice::Dice;
@@ -23,7 +24,7 @@ pub const HIGH: u64 = 0xffff_ffff_8000_0000;
 const RAM_SIZE: usize = 0x4_0000;
 pub const PML4: u64 = 0x1000;
 const LOW_PDPT: u64 = 0x2000;
-const HIGH_PDPT: u64 = 0x3000;
+pub const HIGH_PDPT: u64 = 0x3000;
 const DIRECTORY: u64 = 0x4000;
 pub const TABLE: u64 = 0x5000;
 /// Bases of FS and GS.
@@ -67,6 +68,26 @@ impl Host for Still {
     }
 }
 
+/// Calls its CPU when a program reads the time-stamp counter for the last time that it is asked to bear.
+#[derive(Default)]
+pub struct Caller {
+    pub attention: OnceLock<Arc<Attention>>,
+    pub reads_left: AtomicU32,
+}
+
+impl Host for Caller {
+    fn tsc(&self) -> u64 {
+        if self.reads_left.fetch_sub(1, Relaxed) == 1 {
+            self.attention.get().expect("connected").call();
+        }
+        7
+    }
+
+    fn random(&self) -> u64 {
+        4
+    }
+}
+
 pub struct Machine {
     pub emulator: Emulator,
     memory: GuestMemoryMmap<()>,
@@ -97,18 +118,28 @@ impl Machine {
     pub fn new(ring: Ring) -> Machine {
         let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_SIZE)]).unwrap();
         let ram = Arc::new(Ram::new(memory.clone()).unwrap());
-        Machine::with(ring, memory, ram)
+        Machine::with(ring, memory, ram, Arc::new(Still))
+    }
+
+    /// A machine that somebody calls in the middle of a program.
+    pub fn called(ring: Ring, caller: &Arc<Caller>) -> Machine {
+        let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), RAM_SIZE)]).unwrap();
+        let ram = Arc::new(Ram::new(memory.clone()).unwrap());
+        let machine = Machine::with(ring, memory, ram, caller.clone());
+        let attention = machine.emulator.attention().clone();
+        assert!(caller.attention.set(attention).is_ok(), "one machine each");
+        machine
     }
 
     /// Another CPU on the same memory.
     pub fn beside(&self) -> Machine {
-        Machine::with(self.ring, self.memory.clone(), self.ram.clone())
+        Machine::with(self.ring, self.memory.clone(), self.ram.clone(), Arc::new(Still))
     }
 
-    fn with(ring: Ring, memory: GuestMemoryMmap<()>, ram: Arc<Ram>) -> Machine {
+    fn with(ring: Ring, memory: GuestMemoryMmap<()>, ram: Arc<Ram>, host: Arc<dyn Host>) -> Machine {
         static MODEL: OnceLock<Arc<Model>> = OnceLock::new();
         let model = MODEL.get_or_init(|| Arc::new(Model::new())).clone();
-        let emulator = Emulator::new(Cpu::reset(), ram.clone(), Arc::new(Still), model, Arc::new(cpuid()));
+        let emulator = Emulator::new(Cpu::reset(), ram.clone(), host, model, Arc::new(cpuid()));
         Machine {
             emulator,
             memory,

@@ -3,6 +3,7 @@
 //! - `machine`: memory, page tables, and a CPU in ring 0 or 3.
 //! - `program`: random code that loops, calls, jumps, faults and overwrites itself.
 //! - `changing`: code that is overwritten, by itself or another CPU, or mapped elsewhere.
+//! - `prompt`: calls and interrupts that come in the middle of it. `spaces`: address spaces and rings that take turns.
 //! - `odd`: code where nobody expects it: in a device, in the middle of instructions, new for ever.
 //!
 //! `REPRISE_PLAYS=N` plays N programs of each kind, `REPRISE_SEED=N` begins at another one.
@@ -12,6 +13,8 @@ mod dice;
 mod machine;
 mod odd;
 mod program;
+mod prompt;
+mod spaces;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
