@@ -82,8 +82,8 @@ start() {
         exec "$qemu" -machine microvm,acpi=off -accel tcg -cpu max -smp 1 -m 512 -kernel "$guest/vmlinux" -initrd "$work/initramfs" \
             -append "$cmdline" -nodefaults -no-user-config -no-reboot -display none -serial stdio
         ;;
-    translated) cpus=1,translate=on ;;
-    reprise) cpus=1,translate=off ;;
+    translated) cpus=1,model=v3,translate=on ;;
+    reprise) cpus=1,model=v3,translate=off ;;
     esac
     exec "$reprise" run --hypervisor soft --cpus $cpus --memory 512M --serial tty --kernel "$guest/vmlinux" \
         --initramfs "$work/initramfs" --cmdline "$cmdline"

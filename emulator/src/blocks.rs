@@ -5,9 +5,10 @@
 //! address and code size; a jump cache in front finds the block for a linear address with one comparison.
 //!
 //! # Invariants
-//! * A block does not cross a page, and ends behind the first instruction that branches or may change the mode.
-//! * A block is executed only while its page's generation is the one under which it was decoded.
-//! * A hit in the jump cache holds for one epoch: whatever forgets translations begins a new one.
+//! * A block does not cross a page, and ends behind the first instruction that branches or may change the mode. But an instruction
+//!   that runs on into the next page is a block of its own, which lies in two.
+//! * A block is executed only while its pages' generations are those under which it was decoded.
+//! * A hit in the jump cache holds for one address space: whatever forgets translations begins a new one.
 //!
 //! # Bounds
 //! Storage is limited; when it is full, all blocks are dropped and decoding begins anew.
@@ -24,7 +25,7 @@ use crate::fast::Fast;
 use crate::op::Op;
 use crate::ram::{PAGE_SIZE, Ram};
 use crate::table::{Flow, Table};
-use crate::tlb::FetchPage;
+use crate::tlb::{FetchPage, Spaces, half};
 
 /// Most instructions in a block.
 pub(crate) const BLOCK_OPS: usize = 32;
@@ -33,9 +34,14 @@ const BLOCK_BYTES: usize = 224;
 /// Most decoded instructions of one CPU, 16 MiB of them; a Debian boot decodes 0.4 million.
 const OPS: usize = 1 << 19;
 /// Entries of the jump cache.
-const JUMPS: usize = 1 << 14;
+const JUMPS: usize = 1 << 16;
 /// Bits that remember, by page number, where the blocks of the jump cache may lie.
 const EXECUTED: usize = 1 << 14;
+
+/// In [`Block::page`]: the block lies in two pages, and the rest is its number in [`Blocks::across`].
+const ACROSS: u32 = 1 << 31;
+/// Most bytes of an instruction.
+const LONGEST: usize = 15;
 
 /// A decoded block.
 #[derive(Debug, Clone, Copy)]
@@ -50,9 +56,23 @@ pub struct Block {
     pub length: u8,
     /// How often it has been found, or what the second tier makes of it.
     pub heat: Heat,
-    /// Number of its page.
+    /// Number of its page, or [`ACROSS`].
     page: u32,
     generation: u32,
+}
+
+impl Block {
+    /// It is one instruction that runs on into the next page.
+    pub(crate) fn is_across(self) -> bool {
+        self.page & ACROSS != 0
+    }
+}
+
+/// The pages of a block that lies in two, and the second one's generation.
+#[derive(Debug, Clone, Copy)]
+struct Across {
+    pages: [u32; 2],
+    second_generation: u32,
 }
 
 /// How hot a block is: a count up to 200, or a verdict.
@@ -72,9 +92,25 @@ impl Heat {
 #[derive(Debug, Clone, Copy)]
 struct Jump {
     linear: u64,
-    /// Epoch and code context.
+    /// Address space and code context.
     context: u64,
     block: Block,
+}
+
+impl Jump {
+    const NONE: Jump = Jump {
+        linear: 0,
+        context: u64::MAX,
+        block: Block {
+            first: 0,
+            count: 0,
+            advance: 0,
+            length: 0,
+            heat: Heat::COLD,
+            page: 0,
+            generation: 0,
+        },
+    };
 }
 
 /// What decoding depends on besides the bytes.
@@ -95,12 +131,15 @@ pub(crate) struct Decoding<'a> {
 pub struct Blocks {
     ops: Vec<Op<Fast>>,
     by_place: HashMap<u64, Placed, BuildHasherDefault<PlaceHasher>>,
+    /// Blocks that lie in two pages.
+    across: Vec<Across>,
     /// The bytes of decoded blocks, if memory changes without anybody saying so.
     bytes: Option<Vec<u8>>,
     jumps: Box<[Jump]>,
-    epoch: u64,
-    /// Pages that the jump cache may have blocks of in this epoch; others share their bits.
-    executed: Box<[u64; EXECUTED / 64]>,
+    /// The present address spaces, for each half; see the module `tlb::spaces`.
+    spaces: [u64; 2],
+    /// Pages that the jump cache may have blocks of, for each half; others share their bits.
+    executed: [Box<[u64; EXECUTED / 64]>; 2],
     /// Blocks decoded, ever.
     pub(crate) decoded: u64,
 }
@@ -134,6 +173,11 @@ impl Hasher for PlaceHasher {
     }
 }
 
+/// An instruction at `linear` may run on into the next page.
+pub(crate) fn is_near_end(linear: u64) -> bool {
+    linear % PAGE_SIZE + LONGEST as u64 > PAGE_SIZE
+}
+
 /// What a block is kept by.
 fn place_of(gpa: u64, elsewhere: Option<Elsewhere>, code: CodeSize) -> u64 {
     gpa << 4 | Elsewhere::number(elsewhere) << 2 | code as u64
@@ -141,33 +185,20 @@ fn place_of(gpa: u64, elsewhere: Option<Elsewhere>, code: CodeSize) -> u64 {
 
 impl Blocks {
     pub(crate) fn new() -> Blocks {
-        let block = Block {
-            first: 0,
-            count: 0,
-            advance: 0,
-            length: 0,
-            heat: Heat::COLD,
-            page: 0,
-            generation: 0,
-        };
-        let empty = Jump {
-            linear: 0,
-            context: u64::MAX,
-            block,
-        };
         Blocks {
             ops: Vec::new(),
             by_place: HashMap::default(),
+            across: Vec::new(),
             bytes: None,
-            jumps: vec![empty; JUMPS].into_boxed_slice(),
-            epoch: 0,
-            executed: Box::new([0; EXECUTED / 64]),
+            jumps: vec![Jump::NONE; JUMPS].into_boxed_slice(),
+            spaces: [0; 2],
+            executed: [(); 2].map(|()| Box::new([0; EXECUTED / 64])),
             decoded: 0,
         }
     }
 
     /// From now on, memory changes without anybody saying so: blocks are compared with it when they are found first after
-    /// [`forget_linear`](Self::forget_linear).
+    /// their address space is another.
     pub(crate) fn distrust_memory(&mut self) {
         self.clear();
         self.bytes = Some(Vec::new());
@@ -177,7 +208,7 @@ impl Blocks {
     fn is_still_there(&self, placed: Placed, gpa: u64, ram: &Ram) -> bool {
         let Some(kept) = &self.bytes else { return true };
         let length = usize::from(placed.block.length);
-        let mut live = [0; BLOCK_BYTES + 15];
+        let mut live = [0; BLOCK_BYTES + LONGEST];
         if let Some(span) = ram.page(gpa).and_then(|page| page.span(gpa, length)) {
             span.load(&mut live[..length]);
         }
@@ -206,7 +237,16 @@ impl Blocks {
     /// Nobody has written over the block's page since it was decoded.
     #[inline(always)]
     pub(crate) fn is_valid(&self, block: Block, ram: &Ram) -> bool {
+        if block.is_across() {
+            return self.is_valid_across(block, ram);
+        }
         ram.code.generation(block.page as usize) == block.generation
+    }
+
+    fn is_valid_across(&self, block: Block, ram: &Ram) -> bool {
+        let across = self.across[(block.page & !ACROSS) as usize];
+        let generations = across.pages.map(|page| ram.code.generation(page as usize));
+        generations == [block.generation, across.second_generation]
     }
 
     #[inline(always)]
@@ -214,43 +254,45 @@ impl Blocks {
         (linear ^ linear >> 12) as usize % JUMPS
     }
 
-    /// The block at a linear address, if it has been executed in this epoch and is still valid.
+    /// The block at a linear address, if it has been executed in this address space and is still valid.
     #[inline(always)]
     pub(crate) fn jump(&self, linear: u64, code_context: u8, ram: &Ram) -> Option<Block> {
         let jump = &self.jumps[Blocks::slot(linear)];
         let hit = jump.linear == linear
-            && jump.context == self.epoch | u64::from(code_context)
+            && jump.context == self.spaces[half(linear)] | u64::from(code_context)
             && self.is_valid(jump.block, ram);
         hit.then_some(jump.block)
     }
 
-    /// Forgets which block is at which linear address.
-    pub(crate) fn forget_linear(&mut self) {
-        self.epoch += 0x100;
-        self.executed.fill(0);
+    /// From now on, these are the address spaces of the halves.
+    pub(crate) fn set_spaces(&mut self, spaces: &Spaces) {
+        self.spaces = spaces.numbers();
     }
 
-    /// Forgets which blocks are in one linear page. Most pages whose translation is invalidated hold data.
-    /// True if something was forgotten.
-    pub(crate) fn forget_page(&mut self, linear: u64) -> bool {
+    /// Nothing is executed in this half of the address space that `set_spaces` has told of.
+    pub(crate) fn forget_executed(&mut self, half: usize) {
+        self.executed[half].fill(0);
+    }
+
+    /// The jump cache may have blocks in this linear page. Most pages whose translation is invalidated hold data.
+    pub(crate) fn is_executed(&self, linear: u64) -> bool {
         let (word, bit) = Blocks::executed_bit(linear);
-        let is_executed = self.executed[word] & bit != 0;
-        if is_executed {
-            self.forget_linear();
-        }
-        is_executed
+        self.executed[half(linear)][word] & bit != 0
     }
 
-    /// Code at this linear address is executed in this epoch.
+    /// Code at this linear address is executed.
     pub(crate) fn note_executed(&mut self, linear: u64) {
         let (word, bit) = Blocks::executed_bit(linear);
-        self.executed[word] |= bit;
+        self.executed[half(linear)][word] |= bit;
     }
 
-    /// Counts that the block at `linear` was found.
+    /// Counts that the block at `linear` was found, if the jump cache has it.
     pub(crate) fn warm(&mut self, linear: u64) {
-        let heat = &mut self.jumps[Blocks::slot(linear)].block.heat;
-        heat.0 = (heat.0 + 1).min(200);
+        let jump = &mut self.jumps[Blocks::slot(linear)];
+        if jump.linear == linear {
+            let heat = &mut jump.block.heat;
+            heat.0 = heat.0.saturating_add(1).min(200);
+        }
     }
 
     /// Says what the second tier makes of the block at `linear`, and at this guest-physical address if that is known.
@@ -284,26 +326,136 @@ impl Blocks {
         let place = place_of(gpa, decoding.elsewhere, decoding.view.code);
         let ram = decoding.fast.tlb.ram().clone();
         let block = match self.by_place.get(&place).copied() {
-            Some(placed) if self.is_valid(placed.block, &ram) && self.is_still_there(placed, gpa, &ram) => placed.block,
+            Some(placed) if self.is_valid(placed.block, &ram) && self.is_still_there(placed, gpa, &ram) => {
+                if placed.block.is_across() {
+                    // Whether it is the one that is here, `find_across` knows.
+                    return Block {
+                        count: 0,
+                        ..placed.block
+                    };
+                }
+                placed.block
+            }
             _ => {
                 let placed = self.decode(page.number, gpa, &ram, decoding);
                 self.by_place.insert(place, placed);
                 placed.block
             }
         };
-        let context = self.epoch | u64::from(decoding.view.code_context);
+        if block.count == 0 && is_near_end(linear) {
+            // What the next page holds may be known next time.
+            return block;
+        }
+        let context = self.spaces[half(linear)] | u64::from(decoding.view.code_context);
         self.note_executed(linear);
         self.jumps[Blocks::slot(linear)] = Jump { linear, context, block };
         block
     }
 
-    fn decode(&mut self, page: usize, gpa: u64, ram: &Ram, decoding: &mut Decoding<'_>) -> Placed {
+    /// Finds or decodes the instruction at `linear` that runs on from `pages[0]` into `pages[1]`, where that is one.
+    #[cold]
+    pub(crate) fn find_across(
+        &mut self,
+        pages: [FetchPage; 2],
+        linear: u64,
+        decoding: &mut Decoding<'_>,
+    ) -> Option<Block> {
+        if self.distrusts() || pages.iter().any(|page| page.number >= ACROSS as usize) {
+            return None;
+        }
+        let gpa = pages[0].gpa | linear & (PAGE_SIZE - 1);
+        let place = place_of(gpa, decoding.elsewhere, decoding.view.code);
+        let ram = decoding.fast.tlb.ram().clone();
+        let numbers = pages.map(|page| page.number as u32);
+        let is_right = |placed: &Placed| {
+            let page = placed.block.page;
+            page & ACROSS != 0 && self.across[(page & !ACROSS) as usize].pages == numbers
+        };
+        let placed = self.by_place.get(&place).copied().filter(is_right);
+        let block = match placed.filter(|placed| self.is_valid(placed.block, &ram)) {
+            Some(placed) => placed.block,
+            None => {
+                let block = self.decode_across(pages, gpa, &ram, decoding)?;
+                self.by_place.insert(place, Placed { block, bytes: 0 });
+                block
+            }
+        };
+        let context = self.spaces[half(linear)] | u64::from(decoding.view.code_context);
+        self.note_executed(linear);
+        self.note_executed(linear.wrapping_add(PAGE_SIZE));
+        self.jumps[Blocks::slot(linear)] = Jump { linear, context, block };
+        Some(block)
+    }
+
+    fn decode_across(
+        &mut self,
+        pages: [FetchPage; 2],
+        gpa: u64,
+        ram: &Ram,
+        decoding: &mut Decoding<'_>,
+    ) -> Option<Block> {
+        self.make_room();
+        let here = (PAGE_SIZE - gpa % PAGE_SIZE) as usize;
+        if !is_near_end(gpa) {
+            return None;
+        }
+        let lines = [
+            line_mask(gpa % PAGE_SIZE, here as u64),
+            line_mask(0, (LONGEST - here) as u64),
+        ];
+        let numbers = pages.map(|page| page.number);
+        loop {
+            // The order is that of the module `code_pages`.
+            let fast = &mut *decoding.fast;
+            for (page, lines) in numbers.into_iter().zip(lines) {
+                ram.code
+                    .publish(page, lines, decoding.attention, || fast.tlb.flush_writes());
+            }
+            let generations = numbers.map(|page| ram.code.generation(page));
+            let mut bytes = [0; LONGEST];
+            let (first, second) = bytes.split_at_mut(here);
+            ram.page(gpa)?.span(gpa, here)?.load(first);
+            ram.page(pages[1].gpa)?.span(0, second.len())?.load(second);
+            let decoded = decode(decoding.elsewhere, decoding.table, decoding.view.code, &bytes, 0).ok();
+            let is_stable = numbers
+                .into_iter()
+                .zip(lines)
+                .all(|(page, lines)| ram.code.still_published(page, lines));
+            if !is_stable {
+                continue;
+            }
+            let decoded = decoded.filter(|decoded| usize::from(decoded.op.len) > here)?;
+            let number = self.across.len() as u32;
+            self.across.push(Across {
+                pages: numbers.map(|page| page as u32),
+                second_generation: generations[1],
+            });
+            self.ops.push(decoded.op);
+            self.decoded += 1;
+            let length = decoded.op.len;
+            return Some(Block {
+                first: self.ops.len() as u32 - 1,
+                count: 1,
+                advance: if decoded.flow == Flow::Branch { 0 } else { length },
+                length,
+                heat: Heat::COLD,
+                page: number | ACROSS,
+                generation: generations[0],
+            });
+        }
+    }
+
+    fn make_room(&mut self) {
         if self.ops.len() + BLOCK_OPS > OPS || self.by_place.len() >= OPS {
             self.clear();
         }
+    }
+
+    fn decode(&mut self, page: usize, gpa: u64, ram: &Ram, decoding: &mut Decoding<'_>) -> Placed {
+        self.make_room();
         self.decoded += 1;
         let offset = gpa & (PAGE_SIZE - 1);
-        let available = ((PAGE_SIZE - offset) as usize).min(BLOCK_BYTES + 15);
+        let available = ((PAGE_SIZE - offset) as usize).min(BLOCK_BYTES + LONGEST);
         let lines = line_mask(offset, available as u64);
         let first = self.ops.len();
         loop {
@@ -312,7 +464,7 @@ impl Blocks {
             ram.code
                 .publish(page, lines, decoding.attention, || fast.tlb.flush_writes());
             let generation = ram.code.generation(page);
-            let mut bytes = [0; BLOCK_BYTES + 15];
+            let mut bytes = [0; BLOCK_BYTES + LONGEST];
             let bytes = &mut bytes[..available];
             if let Some(span) = ram.page(gpa).and_then(|page| page.span(gpa, available)) {
                 span.load(bytes);
@@ -348,7 +500,7 @@ impl Blocks {
         let first = self.ops.len();
         let mut off = 0;
         while off < BLOCK_BYTES.min(bytes.len()) && self.ops.len() < first + BLOCK_OPS {
-            let rest = &bytes[off..(off + 15).min(bytes.len())];
+            let rest = &bytes[off..(off + LONGEST).min(bytes.len())];
             let Ok(decoded) = decode(decoding.elsewhere, table, code, rest, off as u8) else {
                 break;
             };
@@ -372,9 +524,10 @@ impl Blocks {
     pub(crate) fn clear(&mut self) {
         self.ops.clear();
         self.by_place.clear();
+        self.across.clear();
         if let Some(bytes) = &mut self.bytes {
             bytes.clear();
         }
-        self.forget_linear();
+        self.jumps.fill(Jump::NONE);
     }
 }

@@ -92,6 +92,12 @@ pub(crate) enum Flush {
     None,
     /// Those of one linear address.
     Page(u64),
+    /// CR3 was loaded: those that are not global, and all of the new PCID but if they are kept.
+    Switch { keep: bool },
+    /// Those of one PCID that are not global.
+    Pcid(u16),
+    /// Those that are not global, of all PCIDs.
+    Local,
     /// All.
     All,
 }

@@ -8,9 +8,9 @@ use std::sync::Arc;
 
 use crate::access::Stop;
 use crate::attention::Attention;
-use crate::blocks::{BLOCK_OPS, Block, Blocks, Decoding};
+use crate::blocks::{BLOCK_OPS, Block, Blocks, Decoding, is_near_end};
 use crate::careful::{Aside, Careful, Flush, InFlight, InFlightError};
-use crate::cpu::{Activity, Cpu, Shadow, flags, gpr};
+use crate::cpu::{Activity, Cpu, Cr4, Shadow, flags, gpr};
 use crate::cpuid::CpuidTable;
 use crate::debug;
 use crate::elsewhere::Elsewhere;
@@ -19,7 +19,7 @@ use crate::fast::Fast;
 use crate::host::Host;
 use crate::model::Model;
 use crate::op::Op;
-use crate::ram::Ram;
+use crate::ram::{PAGE_SIZE, Ram};
 use crate::replay::{self, ReplayError};
 use crate::request::{Answer, Request, RequestId, Space};
 use crate::translate::Translator;
@@ -147,11 +147,14 @@ impl Emulator {
         ram.code.register(attention.clone());
         let mut cpu = cpu;
         cpu.refresh();
+        let fast = Fast::new(ram.clone(), host.clone());
+        let mut blocks = Blocks::new();
+        blocks.set_spaces(fast.tlb.spaces());
         Emulator {
             cpu,
-            fast: Fast::new(ram.clone(), host.clone()),
+            fast,
             careful: Careful::new(ram, host, cpuid),
-            blocks: Blocks::new(),
+            blocks,
             translator: None,
             model,
             elsewhere: None,
@@ -597,7 +600,15 @@ impl Emulator {
             fast: &mut self.fast,
             attention: &self.attention,
         };
-        Some(self.blocks.find(page, linear, &mut decoding))
+        let block = self.blocks.find(page, linear, &mut decoding);
+        if block.count > 0 {
+            return Some(block);
+        }
+        // Perhaps the instruction runs on into the next page.
+        let across = next_page(&self.cpu, linear)
+            .and_then(|next| decoding.fast.fetch_page(&self.cpu, next))
+            .and_then(|next| self.blocks.find_across([page, next], linear, &mut decoding));
+        Some(across.unwrap_or(block))
     }
 
     /// An instruction of a block did not simply run on into the next.
@@ -643,26 +654,64 @@ impl Emulator {
     }
 
     fn forget(&mut self, flush: Flush) {
+        let tlb = &mut self.fast.tlb;
+        let cr4 = self.cpu.cr4;
+        let pcid = if cr4.any(Cr4::PCIDE) {
+            self.cpu.cr3 as u16 & 0xfff
+        } else {
+            0
+        };
+        let before = tlb.spaces().numbers();
         match flush {
             Flush::None => return,
             Flush::Page(linear) => {
-                if !self.fast.tlb.flush_page(linear) {
-                    if self.blocks.forget_page(linear) {
-                        self.forget_jumps();
+                if !tlb.flush_page(linear) {
+                    if !self.blocks.is_executed(linear) {
+                        return;
                     }
-                    return;
+                    tlb.renew_space(linear);
                 }
             }
-            Flush::All => self.fast.tlb.flush(),
+            Flush::Switch { keep } => tlb.switch(pcid, keep),
+            Flush::Pcid(pcid) => tlb.flush_pcid(pcid),
+            Flush::Local => tlb.flush_local(pcid),
+            Flush::All => {
+                tlb.flush();
+                tlb.switch(pcid, false);
+            }
         }
-        self.forget_linear();
+        self.follow_spaces(before);
     }
 
     /// Forgets which code is at which linear address.
     fn forget_linear(&mut self) {
-        self.blocks.forget_linear();
-        self.forget_jumps();
+        let before = self.fast.tlb.spaces().numbers();
+        self.fast.tlb.renew_spaces();
+        self.follow_spaces(before);
     }
+
+    /// Address spaces have changed, perhaps, since they were those `before`: code is no longer where it was.
+    fn follow_spaces(&mut self, before: [u64; 2]) {
+        let spaces = self.fast.tlb.spaces();
+        let (now, is_alone) = (spaces.numbers(), spaces.is_alone());
+        self.blocks.set_spaces(spaces);
+        for half in 0..2 {
+            if now[half] != before[half] {
+                // What others have executed is found when they are back.
+                if half == 1 || is_alone {
+                    self.blocks.forget_executed(half);
+                }
+                self.fast.tlb.state.forget_jumps_of(half);
+            }
+        }
+    }
+}
+
+/// The linear address of the page behind that of `linear`, if an instruction there may run on into it.
+fn next_page(cpu: &Cpu, linear: u64) -> Option<u64> {
+    let next = (linear | (PAGE_SIZE - 1)).checked_add(1)?;
+    let is_there = cpu.view.is_long() || u32::try_from(next).is_ok();
+    (is_there && is_near_end(linear)).then_some(next)
 }
 
 /// Tries an instruction again as long as the fast way learns translations for it. Two operands may compete for one

@@ -125,9 +125,9 @@ impl Fast {
             if !ram.code.admit_writer(page.number) {
                 return Err(Stop::Careful);
             }
-            self.tlb.insert_write(context, linear, page, translation.page_bits);
+            self.tlb.insert_write(context, linear, page, translation);
         } else {
-            self.tlb.insert_read(context, linear, page, translation.page_bits);
+            self.tlb.insert_read(context, linear, page, translation);
         }
         Ok(())
     }
@@ -148,10 +148,7 @@ impl Fast {
         };
         let translation = paging::translate(cpu, &mut tables, linear, Intent::Fetch, Privilege::of(cpu.cpl())).ok()?;
         let page = ram.page(translation.gpa)?;
-        Some(
-            self.tlb
-                .insert_fetch(user, linear, translation.gpa, page, translation.page_bits),
-        )
+        Some(self.tlb.insert_fetch(user, linear, page, translation))
     }
 }
 

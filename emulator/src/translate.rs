@@ -51,8 +51,8 @@ pub(crate) mod state;
 mod thunks;
 mod vector;
 
-pub(crate) use block::{Entry, Exit, NO_FUEL, Sort};
-pub(crate) use cache::{Made, Translator};
+pub(crate) use block::{Exit, NO_FUEL, Sort};
+pub(crate) use cache::{Known, Made, Translator};
 
 /// How hot code is translated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

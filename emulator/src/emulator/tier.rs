@@ -1,6 +1,6 @@
 //! Between the tiers: when a block is translated, entered, and what is done where translated code leaves.
 
-use super::{Counters, Emulator, Left, try_again};
+use super::{Counters, Emulator, Left, next_page, try_again};
 use crate::access::{Access, Linear, Stop};
 use crate::blocks::{Block, Heat};
 use crate::cpu::{CodeSize, Cr0, Cr4, Seg, Shadow, flags, fpu, gpr};
@@ -8,13 +8,16 @@ use crate::fast::Fast;
 use crate::op::Op;
 use crate::paging::{Intent, is_canonical};
 use crate::translate::state::{CODE_CONTEXTS, gpr_slot, jump_cache};
-use crate::translate::{Entry, Exit, Made, NO_FUEL, Sort, Translation, TranslationError, Translator};
+use crate::translate::{Exit, Known, Made, NO_FUEL, Sort, Translation, TranslationError, Translator};
 
 /// Most fuel for one stay in translated code.
 const MOST_FUEL: u64 = 1 << 40;
 
 /// MXCSR: all floating-point exceptions masked.
 const MASKS: u32 = 0x1f80;
+
+/// The context of data accesses, and whether code of SSE and of AVX may use vector registers.
+type Terms = (u8, [bool; 2]);
 
 /// What the interpreter does with the block under RIP.
 pub(super) enum Climb {
@@ -74,7 +77,7 @@ impl Emulator {
             }
             _ => None,
         };
-        let Some(host) = host.or_else(|| self.hot(linear)) else {
+        let Some(host) = host.or_else(|| self.hot(linear, block.is_across())) else {
             return Climb::One;
         };
         match self.run_translated(host) {
@@ -115,15 +118,20 @@ impl Emulator {
     /// The host's address of the block at `linear`, which is translated if need be; `None` if its first instruction is the
     /// interpreter's.
     #[cold]
-    fn hot(&mut self, linear: u64) -> Option<u64> {
+    fn hot(&mut self, linear: u64, is_across: bool) -> Option<u64> {
         if let Some(host) = self.translated(linear) {
             self.blocks.set_heat(linear, None, Heat::TRANSLATED);
             return Some(host);
         }
         let sort = self.sort();
         let page = self.fast.fetch_page(&self.cpu, linear)?;
+        let second = match next_page(&self.cpu, linear).filter(|_| is_across) {
+            Some(next) => Some(self.fast.fetch_page(&self.cpu, next)?),
+            None => None,
+        };
         let translator = self.translator.as_mut()?;
-        let made = translator.translate(page, linear, sort, &self.model.fast, &mut self.fast, &self.attention);
+        let table = &self.model.fast;
+        let made = translator.translate((page, second), linear, sort, table, &mut self.fast, &self.attention);
         let heat = match made {
             Made::Block(_) => Heat::TRANSLATED,
             Made::Nothing => Heat::SINGLE,
@@ -139,8 +147,16 @@ impl Emulator {
 
     /// The host's address of the block at `linear`, if it is translated; translated code finds it there from now on.
     fn translated(&mut self, linear: u64) -> Option<u64> {
-        let entry = self.known(linear)?;
-        let host = self.translator.as_ref()?.address(entry);
+        let known = self.known(linear)?;
+        if let Some((number, generation)) = known.second {
+            let next = next_page(&self.cpu, linear)?;
+            let page = self.fast.fetch_page(&self.cpu, next)?;
+            if page.number != number || self.fast.tlb.ram().code.generation(number) != generation {
+                return None;
+            }
+            self.blocks.note_executed(next);
+        }
+        let host = self.translator.as_ref()?.address(known.entry);
         let sort = self.sort();
         let cache = jump_cache(sort.context, sort.is_64);
         self.fast.tlb.state.insert_jump(cache, linear, host);
@@ -148,7 +164,7 @@ impl Emulator {
         Some(host)
     }
 
-    fn known(&mut self, linear: u64) -> Option<Entry> {
+    fn known(&mut self, linear: u64) -> Option<Known> {
         let page = self.fast.fetch_page(&self.cpu, linear)?;
         let ram = self.fast.tlb.ram();
         self.translator.as_ref()?.find(page, linear, self.sort(), ram)
@@ -185,19 +201,22 @@ impl Emulator {
     /// Executes translated code at `host`, which is what RIP leads to, and whatever it leads to.
     fn run_translated(&mut self, host: u64) -> Way {
         let fuel = (self.limit - self.counters.instructions).min(MOST_FUEL) + NO_FUEL;
-        self.fill_frame(fuel);
+        let terms = self.terms();
+        self.fill_frame(fuel, terms);
         let frame = self.fast.tlb.state.frame_mut();
         (frame.loaded, frame.pending) = (0, [1; 2]);
         self.attention.settle();
         let mut host = host;
         // The instruction that missed last.
         let mut missed = None;
+        let mut after_sti = false;
         let (rip, undone, left) = loop {
             let Some(translator) = self.translator.as_mut() else {
                 break (self.cpu.rip, 0, Way::Cold);
             };
             let site = translator.enter(&mut self.fast.tlb.state, host);
             *exits_of(&mut self.counters, site.exit) += 1;
+            after_sti = site.follows_sti;
             // An instruction may need two pages, or one in two ways.
             if translator.stress.starved && missed != Some(site.rip) {
                 self.fast.tlb.flush();
@@ -219,12 +238,12 @@ impl Emulator {
                     self.cpu.rip = site.rip;
                     self.empty_frame();
                     self.cpu.gpr.set(gpr::BLOCK_IP, site.rip);
-                    if let Err((done, stop, op)) = self.step(first, count) {
+                    if let Err((done, stop, op)) = self.step(first, count, terms) {
                         self.account(fuel, site.undone - done);
                         return Way::Stopped(self.stopped(stop, op.len, op.off));
                     }
                     let fuel = self.fast.tlb.state.frame().fuel;
-                    self.fill_frame(fuel);
+                    self.fill_frame(fuel, terms);
                     host = resume;
                 }
                 Exit::Clock { resume, aux } => {
@@ -247,13 +266,13 @@ impl Emulator {
                 Exit::Interpret => break (site.rip, site.undone, Way::Interpret),
                 Exit::LookAround => break (site.rip, site.undone, Way::Cold),
                 Exit::Jump { patch: Some(patch) } => {
-                    let Some(entry) = self.known(site.rip) else {
+                    let Some(Known { near, .. }) = self.known(site.rip) else {
                         break (site.rip, 0, Way::Cold);
                     };
                     let Some(translator) = self.translator.as_mut() else {
                         break (site.rip, 0, Way::Cold);
                     };
-                    host = translator.link(patch, entry);
+                    host = translator.link(patch, near);
                 }
                 Exit::Jump { patch: None } => match self.translated(site.rip) {
                     Some(to) => host = to,
@@ -280,6 +299,10 @@ impl Emulator {
         self.cpu.rip = rip;
         self.account(fuel, undone);
         self.empty_frame();
+        if after_sti && undone > 0 && self.fast.tlb.state.frame().was_enabled == 0 {
+            self.cpu.shadow = Shadow::Sti;
+            return Way::Stopped(Left::LookAround);
+        }
         left
     }
 
@@ -292,8 +315,7 @@ impl Emulator {
 
     /// Interprets operations in the middle of translated code. If one does not simply run on into the next: how many did, why,
     /// and which one it is.
-    fn step(&mut self, first: u32, count: u8) -> Result<(), (u8, Stop, Op<Fast>)> {
-        let terms = self.terms();
+    fn step(&mut self, first: u32, count: u8, terms: Terms) -> Result<(), (u8, Stop, Op<Fast>)> {
         for done in 0..count {
             let Some(translator) = &self.translator else {
                 return Ok(());
@@ -323,12 +345,17 @@ impl Emulator {
     /// What a block relies on after it has begun: the context of data accesses, and that code of SSE and AVX may use vector
     /// registers. It may if they are switched on, and no floating-point exception can arise; of AVX, if what it clears above 256
     /// bits is zero, too.
-    fn terms(&self) -> (u8, [bool; 2]) {
+    fn terms(&self) -> Terms {
         const AVX: u64 = fpu::SSE | fpu::AVX;
         let cpu = &self.cpu;
         let is_on = cpu.cr0.0 & (Cr0::EM | Cr0::TS) | !cpu.cr4.0 & Cr4::OSFXSR == 0;
         let sse = is_on && cpu.fpu.mxcsr & MASKS == MASKS;
-        let is_wide = || cpu.fpu.vectors[..16].iter().any(|vector| vector[4..] != [0; 4]);
+        let is_wide = || {
+            let vectors = cpu.fpu.vectors[..16].iter();
+            vectors.fold([0; 4], |all: [u64; 4], vector| {
+                core::array::from_fn(|i| all[i] | vector[4 + i])
+            }) != [0; 4]
+        };
         let avx = sse
             && cpu.cr4.any(Cr4::OSXSAVE)
             && cpu.xcr0 & AVX == AVX
@@ -337,8 +364,7 @@ impl Emulator {
         (cpu.view.context, [sse, avx])
     }
 
-    fn fill_frame(&mut self, fuel: u64) {
-        let (_, may_use) = self.terms();
+    fn fill_frame(&mut self, fuel: u64, (_, may_use): Terms) {
         // Translated code writes there, which nobody borrows meanwhile.
         let vectors = (&raw mut self.cpu.fpu.vectors).expose_provenance() as u64;
         let cpu = &self.cpu;
@@ -354,6 +380,7 @@ impl Emulator {
         frame.control = cpu.flags.bits() & !(flags::STATUS | flags::VM | flags::RF);
         let may_mask = cpu.cpl() <= cpu.flags.iopl();
         frame.unprivileged = u64::from(!may_mask);
+        frame.awaited = u64::from(self.window);
         // OF is bit 11.
         frame.flags = (status as u16 & 0xff) << 8 | (status >> 11 & 1) as u16;
     }

@@ -154,19 +154,15 @@ fn write_cr0(cpu: &mut Cpu, m: &mut Careful, value: u64) -> Result<(), Stop> {
 }
 
 fn write_cr3(cpu: &mut Cpu, m: &mut Careful, value: u64) -> Result<(), Stop> {
-    // Translations are not told apart by PCID, so those of the old one are always forgotten, which is allowed.
-    let value = if cpu.cr4.any(Cr4::PCIDE) {
-        value & !CR3_KEEP
-    } else {
-        value
-    };
+    let keep = cpu.cr4.any(Cr4::PCIDE) && value & CR3_KEEP != 0;
+    let value = if keep { value & !CR3_KEEP } else { value };
     if cpu.efer.any(Efer::LMA) && value >> PHYSICAL_BITS != 0 {
         return Err(Exception::gp(0).into());
     }
     if cpu.cr0.any(Cr0::PG) && !cpu.efer.any(Efer::LMA) {
         check_pointers(m, value, cpu.cr4)?;
     }
-    m.invalidate(Flush::All);
+    m.invalidate(Flush::Switch { keep });
     cpu.cr3 = value;
     Ok(())
 }
@@ -311,8 +307,13 @@ fn invpcid<T: Word>(cpu: &mut Cpu, m: &mut Careful, op: &Op<Careful>) -> Outcome
     if refused {
         return Err(Exception::gp(0).into());
     }
-    // Only the current PCID has translations, so those of any other are forgotten already; global ones may go too.
-    m.invalidate(if kind == 0 { Flush::Page(linear) } else { Flush::All });
+    let current = if cpu.cr4.any(Cr4::PCIDE) { cpu.cr3 & PCID } else { 0 };
+    m.invalidate(match kind {
+        0 if pcid == current => Flush::Page(linear),
+        0 | 1 => Flush::Pcid(pcid as u16),
+        2 => Flush::All,
+        _ => Flush::Local,
+    });
     Err(Stop::Next)
 }
 

@@ -1,7 +1,7 @@
 //! The second level of the TLB: more pages than the first one holds, asked where that one misses.
 //!
 //! # Invariants
-//! * An entry holds for one epoch: forgetting everything is beginning another one.
+//! * An entry holds for one epoch, forgetting everything is beginning another one; and for one address space (see `spaces`).
 //! * What the first level may have, this one may have: entries come and go under the same rules.
 
 use crate::ram::PAGE_SIZE;
@@ -15,6 +15,7 @@ struct Entry {
     key: u64,
     /// The epoch that it holds for; 0 is none.
     epoch: u64,
+    space: u64,
     /// Address of the host's page, exposed.
     host: usize,
 }
@@ -42,16 +43,17 @@ impl Second {
         linear & !(PAGE_SIZE - 1) | u64::from(context)
     }
 
-    pub(super) fn find(&self, context: u8, linear: u64) -> Option<*mut u8> {
+    pub(super) fn find(&self, context: u8, linear: u64, space: u64) -> Option<*mut u8> {
         let entry = &self.entries[Second::slot(linear)];
-        (entry.key == Second::key(context, linear) && entry.epoch == self.epoch)
+        (entry.key == Second::key(context, linear) && entry.epoch == self.epoch && entry.space == space)
             .then(|| core::ptr::with_exposed_provenance_mut(entry.host))
     }
 
-    pub(super) fn insert(&mut self, context: u8, linear: u64, host: *mut u8) {
+    pub(super) fn insert(&mut self, context: u8, linear: u64, space: u64, host: *mut u8) {
         self.entries[Second::slot(linear)] = Entry {
             key: Second::key(context, linear),
             epoch: self.epoch,
+            space,
             host: host.expose_provenance(),
         };
     }
@@ -71,17 +73,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_is_for_one_context_until_it_is_forgotten() {
+    fn an_entry_is_for_one_context_and_space_until_it_is_forgotten() {
         let mut second = Second::new();
         let host: *mut u8 = core::ptr::with_exposed_provenance_mut(0x7000);
-        assert!(second.find(0, 0).is_none());
-        second.insert(1, 0x5123, host);
-        assert_eq!(second.find(1, 0x5fff), Some(host));
-        assert!(second.find(2, 0x5fff).is_none() && second.find(1, 0x6000).is_none());
+        assert!(second.find(0, 0, 0).is_none());
+        second.insert(1, 0x5123, 9, host);
+        assert_eq!(second.find(1, 0x5fff, 9), Some(host));
+        assert!(second.find(2, 0x5fff, 9).is_none() && second.find(1, 0x6000, 9).is_none());
+        assert!(second.find(1, 0x5fff, 8).is_none());
         second.forget(0x5000);
-        assert!(second.find(1, 0x5123).is_none());
-        second.insert(1, 0x5123, host);
+        assert!(second.find(1, 0x5123, 9).is_none());
+        second.insert(1, 0x5123, 9, host);
         second.clear();
-        assert!(second.find(1, 0x5123).is_none());
+        assert!(second.find(1, 0x5123, 9).is_none());
     }
 }

@@ -12,13 +12,13 @@
 //! Every block looks at the signals: code that another CPU has overwritten before something that this one has seen is not
 //! executed any more.
 
-use iced_x86::{Decoder, Encoder, Instruction, InstructionInfoFactory};
+use iced_x86::{Decoder, DecoderError, Encoder, Instruction, InstructionInfoFactory, Mnemonic};
 
 use super::assembler::{ADDEND, ADDRESS, Assembler, COUNTER, Memory, STATE};
 use super::class::{Class, can_be_stepped, class, is_flat, is_wide};
 use super::state::{at, jump_cache};
 use super::thunks::Thunks;
-use crate::blocks::BLOCK_OPS;
+use crate::blocks::{BLOCK_OPS, is_near_end};
 use crate::cpu::CodeSize;
 use crate::decode::{decode, form};
 use crate::fast::Fast;
@@ -58,6 +58,8 @@ pub(crate) struct Site {
     /// Instructions that are paid for and not executed.
     pub(crate) undone: u8,
     pub(crate) exit: Exit,
+    /// STI comes before the instruction that is to be executed, which has not been.
+    pub(crate) follows_sti: bool,
 }
 
 /// Where a translated block is in the buffer.
@@ -79,27 +81,38 @@ pub(super) struct Listing {
     returns: Vec<u64>,
     /// What follows is the interpreter's.
     interpret: bool,
+    /// What follows runs on into the next page.
+    runs_over: bool,
+    /// Where the last turn of a loop that is written several times over begins.
+    turn: usize,
     /// Those that are stepped, by group; each is relative to where its group begins.
     pub(super) steps: Vec<Op<Fast>>,
 }
 
 impl Listing {
-    /// Reads instructions from the page with these bytes, beginning at `linear`.
+    /// Reads instructions from the page with these bytes, beginning at `linear`; from two pages, one that lies in both.
     pub(super) fn read(&mut self, table: &Table<Fast>, is_64: bool, bytes: &[u8], linear: u64) {
         let code = if is_64 { CodeSize::Bits64 } else { CodeSize::Bits32 };
         self.mask = if is_64 { u64::MAX } else { 0xffff_ffff };
+        let most = if bytes.len() > PAGE_SIZE as usize { 1 } else { BLOCK_OPS };
+        self.turn = 0;
         self.instructions.clear();
         self.steps.clear();
         self.returns.clear();
         // Where the present group begins.
         let mut group = None;
         self.interpret = false;
+        self.runs_over = false;
         self.end = linear;
         let mut decoder = Decoder::with_ip(code.bits(), bytes, linear, table.options);
         seek(&mut decoder, linear);
         let mut instruction = Instruction::default();
-        while self.instructions.len() < BLOCK_OPS && decoder.can_decode() {
+        while self.instructions.len() < most && decoder.can_decode() {
             decoder.decode_out(&mut instruction);
+            if most > 1 && decoder.last_error() == DecoderError::NoMoreBytes && is_near_end(instruction.ip()) {
+                self.runs_over = true;
+                return;
+            }
             let at = (instruction.ip() % PAGE_SIZE) as usize;
             let form = form(table, &instruction, code, &bytes[at..at + instruction.len()]);
             let class = form.and_then(
@@ -127,8 +140,11 @@ impl Listing {
             if !matches!(class, Class::Stepped { .. }) {
                 group = None;
             }
-            let (class, next) = self.goes_on(&instruction, class);
+            let (class, next) = self.goes_on(&instruction, class, linear);
             self.instructions.push((instruction, class));
+            if class == Class::LoopOn {
+                self.turn = self.instructions.len();
+            }
             self.end = next;
             if next != self.follower(&instruction) {
                 seek(&mut decoder, next);
@@ -141,13 +157,20 @@ impl Listing {
     }
 
     /// Whether the block goes on through a transfer, and where.
-    fn goes_on(&mut self, instruction: &Instruction, class: Class) -> (Class, u64) {
+    fn goes_on(&mut self, instruction: &Instruction, class: Class, start: u64) -> (Class, u64) {
         let next = self.follower(instruction);
         let is_new = |listing: &Listing, target: u64| {
             let is_near = target / PAGE_SIZE == instruction.ip() / PAGE_SIZE;
-            is_near && listing.instructions.iter().all(|(other, _)| other.ip() != target)
+            let mut turn = listing.instructions[listing.turn..].iter();
+            is_near && turn.all(|(other, _)| other.ip() != target)
+        };
+        // A short loop is written several times over, as long as a whole turn fits.
+        let is_loop = |listing: &Listing, target: u64| {
+            let length = listing.instructions.len() + 1;
+            target == start && length - listing.turn <= BLOCK_OPS - length
         };
         match class {
+            Class::JumpIf if is_loop(self, instruction.near_branch_target()) => (Class::LoopOn, start),
             Class::Jump if is_new(self, instruction.near_branch_target()) => {
                 (Class::JumpOn, instruction.near_branch_target())
             }
@@ -166,6 +189,11 @@ impl Listing {
     /// The address behind the instruction.
     fn follower(&self, instruction: &Instruction) -> u64 {
         instruction.next_ip() & self.mask
+    }
+
+    /// Where the first instruction ends, from the start of its page.
+    pub(super) fn first_end(&self) -> usize {
+        self.places().next().map_or(0, |place| place.end)
     }
 
     /// Where the instructions' bytes are in the page.
@@ -193,6 +221,7 @@ impl Listing {
         if let Some((first, _)) = self.instructions.get(length) {
             self.end = first.ip();
             self.interpret = true;
+            self.runs_over = false;
             self.instructions.truncate(length);
         }
     }
@@ -260,8 +289,10 @@ pub(super) struct Emitter<'a> {
     rip: u64,
     /// where it begins,
     resume: usize,
-    /// and how many have not been executed where it begins.
+    /// how many have not been executed where it begins,
     undone: u8,
+    /// and whether it comes after an STI that is not left to the interpreter.
+    follows_sti: bool,
 }
 
 impl<'a> Emitter<'a> {
@@ -288,7 +319,15 @@ impl<'a> Emitter<'a> {
             rip: 0,
             resume: 0,
             undone: 0,
+            follows_sti: false,
         }
+    }
+
+    /// Writes what goes to `target` through the jump cache; where that is.
+    pub(super) fn way_to(&mut self, target: u64) -> Entry {
+        let entry = Entry(self.assembler.here() as u32);
+        self.go_far(target);
+        entry
     }
 
     /// Writes the block; or the number of an instruction that is not translated after all.
@@ -305,11 +344,19 @@ impl<'a> Emitter<'a> {
         if has(true) || has(false) {
             self.check_vectors(has(true));
         }
+        let mut enables = false;
         for (number, (instruction, class)) in listing.instructions.iter().enumerate() {
             self.rip = instruction.ip();
             self.resume = self.assembler.here();
             self.undone = count - number as u8;
+            let next = listing.instructions.get(number + 1);
+            let may_enable = next.is_some_and(|(_, class)| class.may_follow_sti());
+            self.follows_sti = core::mem::take(&mut enables);
             match class {
+                Class::Flag if may_enable => {
+                    enables = instruction.mnemonic() == Mnemonic::Sti;
+                    self.change_flag(instruction, enables);
+                }
                 Class::Stepped { first: false } => {}
                 Class::Stepped { first: true } => {
                     let group = listing.instructions[number + 1..].iter();
@@ -321,9 +368,12 @@ impl<'a> Emitter<'a> {
         }
         let ended = listing.instructions.last().is_some_and(|(_, class)| class.ends_block());
         self.undone = 0;
+        self.follows_sti = false;
         self.rip = listing.end;
         if listing.interpret {
             self.exit(Exit::Interpret);
+        } else if listing.runs_over {
+            self.go_far(listing.end);
         } else if !ended {
             self.go(listing.end);
         }
@@ -383,7 +433,7 @@ impl<'a> Emitter<'a> {
             Class::Vector { .. } => self.vector(instruction),
             Class::Divide => self.divide(instruction),
             Class::Flag => {
-                self.change_flag(instruction);
+                self.change_flag(instruction, false);
                 Ok(())
             }
             Class::PushFlags => {
@@ -405,6 +455,7 @@ impl<'a> Emitter<'a> {
         self.sites.push(Site {
             rip: self.rip,
             undone: self.undone,
+            follows_sti: self.follows_sti && self.undone > 0,
             exit,
         });
     }

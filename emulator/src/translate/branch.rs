@@ -19,6 +19,12 @@ impl Emitter<'_> {
                 let condition = instruction.condition_code() as u8 - 1;
                 self.branch(condition, instruction.near_branch_target());
             }
+            Class::LoopOn => {
+                // The opposite.
+                let condition = (instruction.condition_code() as u8 - 1) ^ 1;
+                let behind = instruction.next_ip();
+                self.branch(condition, if self.sort.is_64 { behind } else { behind & 0xffff_ffff });
+            }
             Class::JumpIfZero => {
                 match instruction.code() {
                     Code::Jecxz_rel8_64 | Code::Jecxz_rel8_32 => self.assembler.copy_32(COUNTER, GUEST_COUNTER),

@@ -21,7 +21,8 @@ use crate::table::Table;
 use crate::tlb::FetchPage;
 
 /// More bytes than one block takes.
-const ROOM: usize = 16 << 10;
+const ROOM: usize = 32 << 10;
+const PAGE: usize = PAGE_SIZE as usize;
 /// Most bytes of an instruction.
 const LONGEST: usize = 15;
 /// How often a block is read whose page is being written.
@@ -46,9 +47,14 @@ impl Key {
 
 /// A translated block; it is right as long as its page has this generation.
 #[derive(Debug, Clone, Copy)]
-struct Known {
-    entry: Entry,
+pub(crate) struct Known {
+    /// Where it begins.
+    pub(crate) entry: Entry,
+    /// Where jumps within the page lead: there, or, for a block in two pages, to a way through the jump cache, which is always right.
+    pub(crate) near: Entry,
     generation: u32,
+    /// Number and generation of the page that it runs on into.
+    pub(crate) second: Option<(usize, u32)>,
 }
 
 /// What became of an attempt to translate.
@@ -71,8 +77,8 @@ pub(crate) struct Translator {
     assembler: Assembler,
     tools: Tools,
     listing: Listing,
-    /// The page that is being translated.
-    bytes: Box<[u8; PAGE_SIZE as usize]>,
+    /// The page that is being translated, and the next one.
+    bytes: Box<[u8; 2 * PAGE]>,
     /// Where code leaves, by the number behind the call.
     sites: Vec<Site>,
     /// What the interpreter executes in the middle of blocks.
@@ -106,7 +112,7 @@ impl Translator {
                 factory: InstructionInfoFactory::new(),
             },
             listing: Listing::default(),
-            bytes: Box::new([0; PAGE_SIZE as usize]),
+            bytes: Box::new([0; 2 * PAGE]),
             sites: Vec::new(),
             steps: Vec::new(),
             blocks: HashMap::default(),
@@ -126,8 +132,9 @@ impl Translator {
         self.buffer.truncate(self.first);
     }
 
-    /// The block at `linear`, in `page`, if there is a valid one.
-    pub(crate) fn find(&self, page: FetchPage, linear: u64, sort: Sort, ram: &Ram) -> Option<Entry> {
+    /// The block at `linear`, in `page`, if there is a valid one; whether the second page of one that lies in two is valid, the
+    /// caller must look.
+    pub(crate) fn find(&self, page: FetchPage, linear: u64, sort: Sort, ram: &Ram) -> Option<Known> {
         find(
             &self.blocks,
             ram.code.generation(page.number),
@@ -137,10 +144,10 @@ impl Translator {
         )
     }
 
-    /// Translates the block at `linear`, in `page`.
+    /// Translates the block at `linear`, in the first page; with a second one, what runs on into that.
     pub(crate) fn translate(
         &mut self,
-        page: FetchPage,
+        (page, second): (FetchPage, Option<FetchPage>),
         linear: u64,
         sort: Sort,
         table: &Table<Fast>,
@@ -151,18 +158,24 @@ impl Translator {
             self.evictions += 1;
             self.clear(&mut fast.tlb.state);
         }
-        let Some(generation) = self.read(page, linear, sort, table, fast, attention) else {
+        let read = match second {
+            None => self
+                .read(page, linear, sort, table, fast, attention)
+                .map(|first| (first, None)),
+            Some(next) => self.read_across([page, next], linear, sort, table, fast, attention),
+        };
+        let Some((generation, second)) = read else {
             return Made::Nothing;
         };
         if self.listing.is_better_interpreted() {
             return Made::Interpreted;
         }
-        let known = |target: u64| find(&self.blocks, generation, page.number, target, sort);
+        let known = |target: u64| find(&self.blocks, generation, page.number, target, sort).map(|known| known.near);
         let (base, first_site) = (self.buffer.used(), self.sites.len());
         while self.listing.len() > 0 {
             self.assembler.begin(base);
             self.sites.truncate(first_site);
-            let emitter = Emitter::new(
+            let mut emitter = Emitter::new(
                 &mut self.assembler,
                 &mut self.tools,
                 &mut self.sites,
@@ -171,11 +184,17 @@ impl Translator {
                 &known,
                 self.steps.len() as u32,
             );
+            let way = second.map(|_| emitter.way_to(linear));
             match emitter.block(&self.listing) {
                 Ok(entry) => {
                     self.buffer.append(self.assembler.bytes());
                     self.steps.extend_from_slice(&self.listing.steps);
-                    let known = Known { entry, generation };
+                    let known = Known {
+                        entry,
+                        near: way.unwrap_or(entry),
+                        generation,
+                        second,
+                    };
                     self.blocks.insert(Key::new(linear, page.number, sort), known);
                     self.made += 1;
                     return Made::Block(entry);
@@ -201,8 +220,8 @@ impl Translator {
         let ram = fast.tlb.ram().clone();
         let live = ram.page(page.gpa)?.span(0, PAGE_SIZE as usize)?;
         for _ in 0..TRIES {
-            live.load(&mut self.bytes[..]);
-            self.listing.read(table, sort.is_64, &self.bytes[..], linear);
+            live.load(&mut self.bytes[..PAGE]);
+            self.listing.read(table, sort.is_64, &self.bytes[..PAGE], linear);
             if self.listing.len() == 0 {
                 return None;
             }
@@ -226,6 +245,46 @@ impl Translator {
             });
             if is_same && ram.code.still_published(page.number, lines) {
                 return Some(generation);
+            }
+        }
+        None
+    }
+
+    /// As `read`, for one instruction that runs on into the second of `pages`; with that one's number and generation.
+    fn read_across(
+        &mut self,
+        pages: [FetchPage; 2],
+        linear: u64,
+        sort: Sort,
+        table: &Table<Fast>,
+        fast: &mut Fast,
+        attention: &Attention,
+    ) -> Option<(u32, Option<(usize, u32)>)> {
+        let ram = fast.tlb.ram().clone();
+        let at = (linear % PAGE_SIZE) as usize;
+        let here = PAGE - at;
+        if here >= LONGEST {
+            return None;
+        }
+        let lines = [line_mask(at as u64, here as u64), line_mask(0, (LONGEST - here) as u64)];
+        for _ in 0..TRIES {
+            // The order is that of the module `code_pages`.
+            for (page, lines) in pages.iter().zip(lines) {
+                ram.code
+                    .publish(page.number, lines, attention, || fast.tlb.flush_writes());
+            }
+            let [first, second] = pages.map(|page| ram.code.generation(page.number));
+            let (head, tail) = (pages[0].gpa + at as u64, pages[1].gpa);
+            ram.page(head)?.span(head, here)?.load(&mut self.bytes[at..PAGE]);
+            ram.page(tail)?
+                .span(tail, LONGEST)?
+                .load(&mut self.bytes[PAGE..PAGE + LONGEST]);
+            self.listing
+                .read(table, sort.is_64, &self.bytes[..PAGE + LONGEST], linear);
+            let mut both = pages.iter().zip(lines);
+            if both.all(|(page, lines)| ram.code.still_published(page.number, lines)) {
+                let is_across = self.listing.first_end() > PAGE;
+                return is_across.then_some((first, Some((pages[1].number, second))));
             }
         }
         None
@@ -274,7 +333,7 @@ fn find(
     page: usize,
     linear: u64,
     sort: Sort,
-) -> Option<Entry> {
+) -> Option<Known> {
     let known = blocks.get(&Key::new(linear, page, sort))?;
-    (known.generation == generation).then_some(known.entry)
+    (known.generation == generation).then_some(*known)
 }

@@ -37,6 +37,8 @@ pub(super) enum Class {
     /// JMP rel, CALL rel that the block goes on at the target of.
     JumpOn,
     CallOn,
+    /// Jcc back to where the block begins, where it goes on.
+    LoopOn,
     /// RET that the block goes on behind, if it leads `to` where a call in the same block says.
     ReturnOn {
         to: u64,
@@ -71,6 +73,20 @@ impl Class {
             self,
             Class::Jump | Class::Call | Class::Return | Class::JumpIndirect | Class::CallIndirect
         )
+    }
+
+    /// It is executed as translated code, or not at all: whoever leaves before it can tell that STI came before.
+    pub(super) fn may_follow_sti(self) -> bool {
+        let is_plain = matches!(
+            self,
+            Class::Copied | Class::Nothing | Class::Address | Class::Push | Class::Pop | Class::Leave
+        );
+        is_plain
+            || matches!(
+                self,
+                Class::Jump | Class::JumpIf | Class::Call | Class::Return | Class::JumpOn | Class::CallOn
+            )
+            || matches!(self, Class::ReturnOn { .. })
     }
 }
 

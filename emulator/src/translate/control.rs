@@ -1,7 +1,8 @@
 //! Flags that the host does not keep for the guest, PUSHF, and the time-stamp counter.
 //!
 //! Those flags are in the frame. CLI, CLD and STD change one there; none of them lets anything in that had to wait. STI that
-//! lets interrupts in is the interpreter's, which also knows that they wait for one more instruction.
+//! lets an interrupt in which somebody waits for is the interpreter's. If nobody does, interrupts still wait for one more
+//! instruction: should that one be left to the interpreter, it is told (see `Site::follows_sti`).
 
 use iced_x86::{Instruction, Mnemonic};
 
@@ -11,8 +12,8 @@ use super::state::at;
 use crate::cpu::flags;
 
 impl Emitter<'_> {
-    /// CLI, STI, CLD, STD.
-    pub(super) fn change_flag(&mut self, instruction: &Instruction) {
+    /// CLI, STI, CLD, STD. STI `enables` if whoever leaves before the next instruction can tell.
+    pub(super) fn change_flag(&mut self, instruction: &Instruction, enables: bool) {
         match instruction.mnemonic() {
             Mnemonic::Cli => {
                 self.check_privilege();
@@ -23,10 +24,21 @@ impl Emitter<'_> {
                 self.assembler.load(ADDRESS, Memory::frame(at::CONTROL));
                 self.assembler.constant(ADDEND, flags::IF);
                 self.assembler.extract(COUNTER, ADDRESS, ADDEND);
+                self.assembler.store(Memory::frame(at::WAS_ENABLED), COUNTER);
                 let off = self.assembler.if_zero();
                 let on = self.assembler.skip();
                 self.assembler.bind(off);
-                self.exit(Exit::Interpret);
+                if enables {
+                    self.assembler.load(COUNTER, Memory::frame(at::AWAITED));
+                    let unawaited = self.assembler.if_zero();
+                    self.exit(Exit::Interpret);
+                    self.assembler.bind(unawaited);
+                    self.assembler
+                        .lea(true, ADDRESS, Memory::based(ADDRESS, flags::IF as i32));
+                    self.assembler.store(Memory::frame(at::CONTROL), ADDRESS);
+                } else {
+                    self.exit(Exit::Interpret);
+                }
                 self.assembler.bind(on);
             }
             mnemonic => self.set_flag(flags::DF, mnemonic == Mnemonic::Std),

@@ -12,6 +12,8 @@ use super::state::at;
 
 /// Number of the guest's RCX.
 const RCX: u8 = 1;
+/// RSI, the guest's, which lends itself as a pointer where no REX prefix can be.
+const LENT: u8 = 6;
 
 /// The registers that an instruction names.
 #[derive(Default)]
@@ -60,6 +62,21 @@ pub(super) fn part(like: Register, host: u8) -> Register {
         _ if number < 4 => Register::AL + number,
         _ => Register::SPL + (number - 4),
     }
+}
+
+/// The instruction does not depend on what the register was.
+fn is_only_written(instruction: &Instruction, register: u8) -> bool {
+    let to = instruction.op0_register();
+    let is_move = matches!(
+        instruction.mnemonic(),
+        Mnemonic::Mov | Mnemonic::Movzx | Mnemonic::Movsx | Mnemonic::Movsxd
+    );
+    let is_from = instruction.op1_kind() == OpKind::Register && number(instruction.op1_register()) == register;
+    is_move
+        && instruction.op0_kind() == OpKind::Register
+        && (to.is_gpr32() || to.is_gpr64())
+        && number(to) == register
+        && !is_from
 }
 
 fn has_count_in_cl(instruction: &Instruction) -> bool {
@@ -112,6 +129,9 @@ pub(super) fn general(instruction: &Instruction) -> Instruction {
 
 impl Emitter<'_> {
     pub(super) fn copied(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {
+        if self.moved(instruction) {
+            return Ok(());
+        }
         let count_in_cl = has_count_in_cl(instruction);
         let named = Named::of(instruction, count_in_cl);
         let compares_pairs = matches!(instruction.mnemonic(), Mnemonic::Cmpxchg8b | Mnemonic::Cmpxchg16b);
@@ -121,7 +141,7 @@ impl Emitter<'_> {
         let has_memory = instruction.op_kinds().any(|kind| kind == OpKind::Memory);
 
         let mut free = vec![ADDEND, ADDRESS];
-        let mut memory = None;
+        let (mut memory, mut lends) = (None, false);
         if has_memory {
             let linear = self.linear(instruction)?;
             let size = u8::try_from(instruction.memory_size().size()).map_err(|_| Unencodable)?;
@@ -135,10 +155,13 @@ impl Emitter<'_> {
             self.check(linear, size, writes);
             let operand = Memory::sum(linear, ADDEND, 0);
             let needed = named.homeless().count();
-            (memory, free) = if named.high {
-                if counter_taken {
-                    return Err(Unencodable);
-                }
+            lends = named.high && counter_taken;
+            (memory, free) = if lends {
+                // No instruction that names such a byte names this register, but that may be in the address.
+                self.assembler.store(Memory::frame(at::SCRATCH), LENT);
+                self.assembler.lea(true, LENT, operand);
+                (Some(Memory::based(LENT, 0)), vec![])
+            } else if named.high {
                 self.assembler.lea(true, COUNTER, operand);
                 (Some(Memory::based(COUNTER, 0)), vec![])
             } else if needed > usize::from(!counter_taken) {
@@ -157,7 +180,9 @@ impl Emitter<'_> {
         for register in named.homeless() {
             let place = free.pop().ok_or(Unencodable)?;
             places[usize::from(register)] = Some(place);
-            self.assembler.load(place, Memory::frame(at::gpr(register)));
+            if !is_only_written(instruction, register) {
+                self.assembler.load(place, Memory::frame(at::gpr(register)));
+            }
         }
         if counter_taken {
             self.assembler.copy(COUNTER, GUEST_COUNTER);
@@ -178,6 +203,9 @@ impl Emitter<'_> {
             }
         }
         self.encode(&copy)?;
+        if lends {
+            self.assembler.load(LENT, Memory::frame(at::SCRATCH));
+        }
         let written = self.written(instruction);
         for register in named.homeless().filter(|register| written >> register & 1 != 0) {
             if let Some(place) = places[usize::from(register)] {
@@ -188,6 +216,27 @@ impl Emitter<'_> {
             self.assembler.copy(GUEST_COUNTER, COUNTER);
         }
         Ok(())
+    }
+
+    /// Moves a register to one that lives elsewhere, if the instruction is that.
+    fn moved(&mut self, instruction: &Instruction) -> bool {
+        let wide = match instruction.code() {
+            Code::Mov_r64_rm64 | Code::Mov_rm64_r64 => true,
+            Code::Mov_r32_rm32 | Code::Mov_rm32_r32 => false,
+            _ => return false,
+        };
+        if [instruction.op0_kind(), instruction.op1_kind()] != [OpKind::Register; 2] {
+            return false;
+        }
+        let [to, from] = [instruction.op0_register(), instruction.op1_register()].map(number);
+        match (home(to), home(from)) {
+            (Some(host), None) => self
+                .assembler
+                .with_memory(wide, 0x8b, host, Memory::frame(at::gpr(from))),
+            (None, Some(host)) if wide => self.assembler.store(Memory::frame(at::gpr(to)), host),
+            _ => return false,
+        }
+        true
     }
 
     pub(super) fn encode(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {

@@ -22,6 +22,7 @@ use vm_memory::MmapRegion;
 
 use crate::cpu::Fpu;
 use crate::cpu::fpu::MXCSR_INIT;
+use crate::tlb::half;
 
 /// Bytes of the private stack. Signal handlers of the host run on it.
 const STACK: usize = 256 << 10;
@@ -40,6 +41,10 @@ const JUMPS: usize = 1 << 16;
 pub(crate) const fn jump_cache(context: u8, is_64: bool) -> u8 {
     if is_64 { context } else { context + CODE_CONTEXTS as u8 }
 }
+
+/// Most slots of the jump caches that are listed as used by one half of the address space: as often as both halves take over the same
+/// slot from each other, it is listed again.
+const MOST_USED: usize = 4 * JUMPS;
 
 /// Bits of an address below its page number.
 const PAGE_BITS: u32 = 12;
@@ -95,6 +100,20 @@ impl Translations {
     pub(crate) fn clear(&mut self) {
         self.keys = NO_PAGE;
     }
+
+    /// Forgets the lower (0) or the upper (1) half of the address space.
+    pub(crate) fn clear_half(&mut self, half: usize) {
+        for (key, none) in self.keys.iter_mut().zip(NO_PAGE) {
+            if half_of_key(*key) == half {
+                *key = none;
+            }
+        }
+    }
+}
+
+/// The half of the address space that a negated linear address is in.
+fn half_of_key(key: u64) -> usize {
+    half(key.wrapping_neg())
 }
 
 /// Where translated code for a linear address is.
@@ -158,8 +177,12 @@ pub(crate) struct Frame {
     pub(crate) control: u64,
     /// 0 if the program may change IF.
     pub(crate) unprivileged: u64,
+    /// 0 if nobody waits for interrupts to be enabled.
+    pub(crate) awaited: u64,
+    /// 0 if the last STI enabled them.
+    pub(crate) was_enabled: u64,
     /// To a multiple of 64 bytes.
-    _padding: [u64; 4],
+    _padding: [u64; 2],
     /// By context.
     pub(crate) read: [Translations; CONTEXTS],
     /// By context.
@@ -195,6 +218,8 @@ pub(super) mod at {
 
     pub(in super::super) const CONTROL: i32 = from_rsp(offset_of!(Frame, control));
     pub(in super::super) const UNPRIVILEGED: i32 = from_rsp(offset_of!(Frame, unprivileged));
+    pub(in super::super) const AWAITED: i32 = from_rsp(offset_of!(Frame, awaited));
+    pub(in super::super) const WAS_ENABLED: i32 = from_rsp(offset_of!(Frame, was_enabled));
 
     /// What makes code wait that uses vector registers.
     pub(in super::super) const fn pending(avx: bool) -> i32 {
@@ -244,8 +269,8 @@ pub(crate) struct State {
     frame: NonNull<Frame>,
     /// Keeps the frame alive.
     _mapping: MmapRegion<()>,
-    /// Slots of the jump caches that are in use, each once.
-    used_jumps: Vec<(u8, u16)>,
+    /// Slots of the jump caches that may be in use, for each half of the address space.
+    used_jumps: [Vec<(u8, u16)>; 2],
 }
 
 // SAFETY: the frame belongs to the state alone; the pointer in it is not followed by Rust.
@@ -267,7 +292,7 @@ impl State {
         let mut state = State {
             frame,
             _mapping: mapping,
-            used_jumps: Vec::new(),
+            used_jumps: [Vec::new(), Vec::new()],
         };
         let frame = state.frame_mut();
         for table in frame.read.iter_mut().chain(&mut frame.write) {
@@ -308,23 +333,37 @@ impl State {
     pub(crate) fn insert_jump(&mut self, cache: u8, linear: u64, host: u64) {
         let key = linear.wrapping_neg();
         let slot = Jump::slot(linear);
+        let half = half(linear);
+        if self.used_jumps[half].len() >= MOST_USED {
+            self.forget_jumps();
+        }
         let jump = &mut self.frame_mut().jumps[usize::from(cache)][slot];
-        let was_free = *jump == Jump::none(slot);
+        let is_listed = *jump != Jump::none(slot) && half_of_key(jump.key) == half;
         *jump = Jump { key, host };
-        if was_free {
-            self.used_jumps.push((cache, slot as u16));
+        if !is_listed {
+            self.used_jumps[half].push((cache, slot as u16));
         }
     }
 
     /// Forgets which code is at which linear address.
     pub(crate) fn forget_jumps(&mut self) {
-        let mut used = core::mem::take(&mut self.used_jumps);
+        self.forget_jumps_of(0);
+        self.forget_jumps_of(1);
+    }
+
+    /// Forgets which code is at which linear address of the lower (0) or the upper (1) half.
+    pub(crate) fn forget_jumps_of(&mut self, half: usize) {
+        let mut used = core::mem::take(&mut self.used_jumps[half]);
         let frame = self.frame_mut();
         for (cache, slot) in used.drain(..) {
             let slot = usize::from(slot);
-            frame.jumps[usize::from(cache)][slot] = Jump::none(slot);
+            let jump = &mut frame.jumps[usize::from(cache)][slot];
+            // The other half may have taken it over.
+            if half_of_key(jump.key) == half {
+                *jump = Jump::none(slot);
+            }
         }
-        self.used_jumps = used;
+        self.used_jumps[half] = used;
     }
 }
 
@@ -382,5 +421,38 @@ mod tests {
         assert_eq!((state.jump(2, 0x1_0000), state.jump(1, 0x1_0000)), (Some(7), None));
         state.forget_jumps();
         assert_eq!((state.jump(2, 0x1_0000), state.jump(2, 0)), (None, None));
+    }
+
+    #[test]
+    fn one_half_of_the_address_space_is_forgotten_whichever_took_slots_over() {
+        const UPPER: u64 = 0xffff_8000_0000_0000;
+        let mut state = State::new();
+        let taken_over = [UPPER | 0x10, 0x10];
+        for (slot, host) in [(0, 0x10), (1, 0x20)] {
+            state.insert_jump(1, taken_over[slot], host);
+        }
+        for (slot, host) in [(1, 0x30), (0, 0x40)] {
+            state.insert_jump(1, taken_over[slot] + 0x10, host);
+        }
+        state.insert_jump(1, 0, 0x50);
+        state.forget_jumps_of(0);
+        let left = [0, 0x10, UPPER | 0x10, 0x20, UPPER | 0x20].map(|linear| state.jump(1, linear));
+        assert_eq!(left, [None, None, None, None, Some(0x40)]);
+        state.insert_jump(1, 0x20, 0x60);
+        state.forget_jumps_of(1);
+        assert_eq!(state.jump(1, 0x20), Some(0x60));
+        state.forget_jumps_of(0);
+        assert_eq!(state.jump(1, 0x20), None);
+        let mut table = Translations {
+            keys: NO_PAGE,
+            addends: [0; TLB_SIZE],
+        };
+        for (half, linear) in [(0, 0x7000), (1, UPPER | 0x8000)] {
+            table.insert(0x7000, core::ptr::null_mut());
+            table.insert(UPPER | 0x8000, core::ptr::null_mut());
+            table.clear_half(half);
+            assert!(table.find(linear, 1).is_none());
+            assert!(table.find([UPPER | 0x8000, 0x7000][half], 1).is_some());
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::program::Program;
 /// A function that the program calls.
 const FUNCTION: u64 = CODE + 0x1003;
 /// What another CPU tells.
-const FLAG: u64 = DATA + 0x100;
+pub const FLAG: u64 = DATA + 0x100;
 
 /// A CPU that translates everything at once, about to execute a program.
 pub fn machine(write: impl FnOnce(&mut CodeAssembler) -> Result<(), IcedError>) -> Machine {
@@ -240,4 +240,32 @@ fn a_limit_ends_an_endless_loop_at_exactly_that_instruction() {
     }
     assert_eq!(machine.emulator.cpu().gpr.get(0), 5201 / 2 + 5201 % 2);
     assert!(machine.emulator.counters().translated > 4000);
+}
+
+#[test]
+fn a_limit_ends_a_short_loop_in_any_of_its_turns_and_it_ends_itself_in_any() {
+    for turns in [1, 2, 20, 21, 22, 63, 64, 65, 500] {
+        let mut machine = machine(|a| {
+            let mut again = a.create_label();
+            a.mov(ecx, turns)?;
+            a.set_label(&mut again)?;
+            a.inc(rax)?;
+            a.dec(ecx)?;
+            a.jnz(again)?;
+            a.hlt()
+        });
+        let all = 1 + 3 * turns as u64;
+        let mut limit = 1;
+        while machine.retired() + limit <= all {
+            let before = machine.retired();
+            machine.run(limit);
+            assert_eq!(machine.retired() - before, limit);
+            // INC is the second instruction, and then every third.
+            assert_eq!(machine.emulator.cpu().gpr.get(0), (machine.retired() + 1) / 3);
+            limit = limit * 2 % 89;
+        }
+        run_to_halt(&mut machine);
+        assert_eq!(machine.emulator.cpu().gpr.get(0), turns as u64);
+        assert_eq!(machine.emulator.cpu().rip % 0x1000, 5 + 3 + 2 + 2 + 1);
+    }
 }

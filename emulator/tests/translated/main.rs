@@ -5,11 +5,15 @@
 //! - `changing`: code that is overwritten, by itself or another CPU, or mapped elsewhere.
 //! - `prompt`: calls and interrupts that come in the middle of it. `spaces`: address spaces and rings that take turns.
 //! - `odd`: code where nobody expects it: in a device, in the middle of instructions, new for ever.
+//! - `across`: an instruction in two pages.
+//! - `kept`: PCIDs and global pages.
 //!
 //! `REPRISE_PLAYS=N` plays N programs of each kind, `REPRISE_SEED=N` begins at another one.
 
+mod across;
 mod changing;
 mod dice;
+mod kept;
 mod machine;
 mod odd;
 mod program;
