@@ -34,21 +34,16 @@ fn string<M: Access, S: Step<M>, T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) 
         return S::step::<T>(cpu, m, op);
     }
     let mask = op.attr.address_mask();
-    for _ in 0..M::ITERATIONS {
+    for iteration in 0..M::ITERATIONS {
         let mut count = cpu.gpr.get(gpr::RCX) & mask;
         if count == 0 {
             return Ok(());
         }
-        let run = if cpu.flags.direction() {
-            0
-        } else {
-            S::run::<T>(cpu, m, op, count)?
-        };
-        if run > 0 {
-            count -= run;
-        } else {
-            S::step::<T>(cpu, m, op)?;
-            count -= 1;
+        match iterate::<M, S, T>(cpu, m, op, count) {
+            Ok(run) => count -= run,
+            // Those before are over, and RF shows it while this one waits or faults.
+            Err(_) if iteration > 0 => return Err(Stop::Stay),
+            Err(stop) => return Err(stop),
         }
         set_masked(cpu, gpr::RCX, mask, count);
         if S::COMPARES && cpu.flags.zero() != op.attr.any(Attr::REP) {
@@ -59,6 +54,19 @@ fn string<M: Access, S: Step<M>, T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>) 
         }
     }
     Err(Stop::Stay)
+}
+
+/// Executes as many of `count` iterations as go at once, at least one; how many.
+#[inline(always)]
+fn iterate<M: Access, S: Step<M>, T: Word>(cpu: &mut Cpu, m: &mut M, op: &Op<M>, count: u64) -> Result<u64, Stop> {
+    if !cpu.flags.direction() {
+        let run = S::run::<T>(cpu, m, op, count)?;
+        if run > 0 {
+            return Ok(run);
+        }
+    }
+    S::step::<T>(cpu, m, op)?;
+    Ok(1)
 }
 
 /// Counts `done` iterations of an instruction that repeats without comparing; the instruction stays while more are
