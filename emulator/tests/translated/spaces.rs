@@ -23,7 +23,7 @@ fn code_and_data_of_two_address_spaces_are_told_apart_however_cr3_is_loaded() {
             let mut again = a.create_label();
             a.mov(ecx, 200)?;
             a.mov(r12, PML4 | pcid | keep)?;
-            a.mov(r13, OTHER[0] | pcid * 2 | keep)?;
+            a.mov(r13, OTHER[0] | (pcid * 2) | keep)?;
             a.set_label(&mut again)?;
             a.mov(cr3, r12)?;
             a.mov(eax, PLACE as u32)?;
