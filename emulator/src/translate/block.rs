@@ -16,6 +16,7 @@ use iced_x86::{Decoder, DecoderError, Encoder, Instruction, InstructionInfoFacto
 
 use super::assembler::{ADDEND, ADDRESS, Assembler, COUNTER, Memory, STATE};
 use super::class::{Class, can_be_stepped, class, is_flat, is_wide};
+use super::stack::run_of;
 use super::state::{at, jump_cache};
 use super::thunks::Thunks;
 use crate::blocks::{BLOCK_OPS, is_near_end};
@@ -262,6 +263,17 @@ struct Taken {
     undone: u8,
 }
 
+/// Pushes or pops that are checked at once, for the case that they cannot be.
+struct Apart {
+    /// Of the jump that is taken then.
+    place: usize,
+    /// Where the block goes on.
+    back: usize,
+    instructions: Vec<(Instruction, Class)>,
+    undone: u8,
+    follows_sti: bool,
+}
+
 /// What a block is translated for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Sort {
@@ -285,6 +297,7 @@ pub(super) struct Emitter<'a> {
     start: u64,
     own: Entry,
     taken: Vec<Taken>,
+    apart: Vec<Apart>,
     /// The instruction that is being translated,
     rip: u64,
     /// where it begins,
@@ -293,6 +306,8 @@ pub(super) struct Emitter<'a> {
     undone: u8,
     /// and whether it comes after an STI that is not left to the interpreter.
     follows_sti: bool,
+    /// The top of the stack has been checked, and the addend is its.
+    pub(super) is_top_checked: bool,
 }
 
 impl<'a> Emitter<'a> {
@@ -316,10 +331,12 @@ impl<'a> Emitter<'a> {
             start: 0,
             own: Entry(0),
             taken: Vec::new(),
+            apart: Vec::new(),
             rip: 0,
             resume: 0,
             undone: 0,
             follows_sti: false,
+            is_top_checked: false,
         }
     }
 
@@ -345,7 +362,13 @@ impl<'a> Emitter<'a> {
             self.check_vectors(has(true));
         }
         let mut enables = false;
+        // Instructions that have been translated with the one before.
+        let mut joined = 0;
         for (number, (instruction, class)) in listing.instructions.iter().enumerate() {
+            if joined > 0 {
+                joined -= 1;
+                continue;
+            }
             self.rip = instruction.ip();
             self.resume = self.assembler.here();
             self.undone = count - number as u8;
@@ -357,6 +380,7 @@ impl<'a> Emitter<'a> {
                     enables = instruction.mnemonic() == Mnemonic::Sti;
                     self.change_flag(instruction, enables);
                 }
+                Class::Push | Class::Pop if self.joins(&listing.instructions[number..], *class, &mut joined) => {}
                 Class::Stepped { first: false } => {}
                 Class::Stepped { first: true } => {
                     let group = listing.instructions[number + 1..].iter();
@@ -377,6 +401,10 @@ impl<'a> Emitter<'a> {
         } else if !ended {
             self.go(listing.end);
         }
+        for apart in core::mem::take(&mut self.apart) {
+            self.take_apart(&apart).map_err(|_| 0_usize)?;
+        }
+        (self.undone, self.follows_sti) = (0, false);
         for taken in core::mem::take(&mut self.taken) {
             let here = self.assembler.here();
             self.assembler.bind_far(taken.place, here);
@@ -391,6 +419,53 @@ impl<'a> Emitter<'a> {
             self.go(taken.target);
         }
         Ok(self.own)
+    }
+
+    /// Translates pushes or pops that are checked at once, if the first of these instructions begins such; how many are `joined`
+    /// to that one.
+    fn joins(&mut self, instructions: &[(Instruction, Class)], class: Class, joined: &mut usize) -> bool {
+        let run = run_of(class, instructions);
+        let next = instructions.get(run).filter(|_| class == Class::Pop);
+        let returns = next.is_some_and(|(_, class)| matches!(class, Class::Return | Class::ReturnOn { .. }));
+        if run == 0 || run + usize::from(returns) < 2 {
+            return false;
+        }
+        let place = match class {
+            Class::Push => self.push_all(&instructions[..run]),
+            _ => self.pop_all(&instructions[..run], returns),
+        };
+        self.apart.push(Apart {
+            place,
+            back: self.assembler.here(),
+            instructions: instructions[..run + usize::from(returns)].to_vec(),
+            undone: self.undone,
+            follows_sti: self.follows_sti,
+        });
+        *joined = run - 1;
+        true
+    }
+
+    /// Does one by one what could not be done at once.
+    fn take_apart(&mut self, apart: &Apart) -> Result<(), Unencodable> {
+        let here = self.assembler.here();
+        self.assembler.bind_far(apart.place, here);
+        self.follows_sti = apart.follows_sti;
+        for (undone, (instruction, class)) in (0..=apart.undone).rev().zip(&apart.instructions) {
+            self.rip = instruction.ip();
+            self.resume = self.assembler.here();
+            self.undone = undone;
+            match class {
+                Class::Push => self.push(instruction)?,
+                Class::Pop => self.pop(instruction)?,
+                // The return itself is where it was.
+                _ => {
+                    self.top();
+                }
+            }
+            self.follows_sti = false;
+        }
+        self.assembler.jump(apart.back);
+        Ok(())
     }
 
     fn prologue(&mut self, count: u8) {

@@ -15,7 +15,7 @@
 
 use iced_x86::{Instruction, Register};
 
-use super::assembler::{ADDEND, ADDRESS, COUNTER, Memory, STATE, home};
+use super::assembler::{ADDEND, ADDRESS, COUNTER, Memory, STATE, Short, home};
 use super::block::{Emitter, Exit, Unencodable, is_canonical};
 use super::state::at;
 
@@ -131,6 +131,25 @@ impl Emitter<'_> {
 
     /// Leaves if the operand at `linear` is not in the TLB; what must be added to its address is in the addend then.
     pub(super) fn check(&mut self, linear: u8, size: u8, writes: bool) {
+        let hit = self.probe(linear, size, writes);
+        if linear != ADDRESS {
+            self.assembler.copy(ADDRESS, linear);
+        }
+        self.miss(size, writes);
+        self.assembler.bind(hit);
+        self.load_addend(writes);
+    }
+
+    /// As `check`, but jumps where it would leave; the place of that jump.
+    pub(super) fn check_or_jump(&mut self, linear: u8, size: u8, writes: bool) -> usize {
+        let hit = self.probe(linear, size, writes);
+        let place = self.assembler.jump(0);
+        self.assembler.bind(hit);
+        self.load_addend(writes);
+        place
+    }
+
+    fn probe(&mut self, linear: u8, size: u8, writes: bool) -> Short {
         let keys = at::keys(self.sort.context, writes);
         self.assembler.shift_right(ADDEND, linear, STATE);
         self.assembler.low_byte(ADDEND, ADDEND);
@@ -138,12 +157,11 @@ impl Emitter<'_> {
         self.assembler
             .lea(true, COUNTER, Memory::sum(COUNTER, linear, i32::from(size) - 1));
         self.assembler.shift_right(COUNTER, COUNTER, STATE);
-        let hit = self.assembler.if_zero();
-        if linear != ADDRESS {
-            self.assembler.copy(ADDRESS, linear);
-        }
-        self.miss(size, writes);
-        self.assembler.bind(hit);
+        self.assembler.if_zero()
+    }
+
+    fn load_addend(&mut self, writes: bool) {
+        let keys = at::keys(self.sort.context, writes);
         self.assembler.load(ADDEND, Memory::table(ADDEND, keys + at::ADDENDS));
     }
 

@@ -1,11 +1,29 @@
 //! PUSH, POP and LEAVE. RSP changes when the access has succeeded.
+//!
+//! Pushes that follow each other, as functions begin with them, and pops with the return behind them are checked at once. If that
+//! fails they are done one by one, behind the block.
 
-use iced_x86::{Instruction, OpKind};
+use iced_x86::{Instruction, OpKind, Register};
 
 use super::assembler::{ADDEND, ADDRESS, COUNTER, GUEST_FRAME, GUEST_STACK, Memory, home};
 use super::block::{Emitter, Unencodable};
+use super::class::Class;
 use super::memory::number;
 use super::state::at;
+
+/// Most that are checked at once.
+const MOST: usize = 16;
+
+/// How many of these push, or pop, 64-bit registers other than RSP.
+pub(super) fn run_of(class: Class, instructions: &[(Instruction, Class)]) -> usize {
+    let is_plain = |instruction: &Instruction| {
+        let register = instruction.op0_register();
+        instruction.op0_kind() == OpKind::Register && register.is_gpr64() && register != Register::RSP
+    };
+    let run = instructions.iter().take(MOST);
+    run.take_while(|(instruction, other)| *other == class && is_plain(instruction))
+        .count()
+}
 
 impl Emitter<'_> {
     /// Bytes that a push, a pop, a call and a return move.
@@ -51,6 +69,9 @@ impl Emitter<'_> {
 
     /// Checks the top of the stack.
     pub(super) fn top(&mut self) -> Memory {
+        if core::mem::take(&mut self.is_top_checked) {
+            return Memory::sum(GUEST_STACK, ADDEND, 0);
+        }
         self.pointed(GUEST_STACK)
     }
 
@@ -84,6 +105,42 @@ impl Emitter<'_> {
         }
         self.grow();
         Ok(())
+    }
+
+    /// Pushes that [`run_of`] has counted; the place of the jump that is taken if they cannot be done at once.
+    pub(super) fn push_all(&mut self, instructions: &[(Instruction, Class)]) -> usize {
+        let bytes = 8 * instructions.len() as i32;
+        self.assembler.lea(true, ADDRESS, Memory::based(GUEST_STACK, -bytes));
+        let place = self.check_or_jump(ADDRESS, bytes as u8, true);
+        let mut left = bytes;
+        for (instruction, _) in instructions {
+            left -= 8;
+            let value = self.value(number(instruction.op0_register()), COUNTER);
+            self.assembler.store(Memory::sum(ADDRESS, ADDEND, left), value);
+        }
+        self.grow();
+        place
+    }
+
+    /// The same of pops; and it checks the new top of the stack, too, if a return follows.
+    pub(super) fn pop_all(&mut self, instructions: &[(Instruction, Class)], returns: bool) -> usize {
+        let bytes = 8 * instructions.len() as i32;
+        let checked = bytes as u8 + if returns { 8 } else { 0 };
+        let jump = self.check_or_jump(GUEST_STACK, checked, false);
+        for (place, (instruction, _)) in (0..).step_by(8).zip(instructions) {
+            let guest = number(instruction.op0_register());
+            let from = Memory::sum(GUEST_STACK, ADDEND, place);
+            match home(guest) {
+                Some(home) => self.assembler.load(home, from),
+                None => {
+                    self.assembler.load(COUNTER, from);
+                    self.assembler.store(Memory::frame(at::gpr(guest)), COUNTER);
+                }
+            }
+        }
+        self.shrink(bytes);
+        self.is_top_checked = returns;
+        jump
     }
 
     pub(super) fn pop(&mut self, instruction: &Instruction) -> Result<(), Unencodable> {

@@ -535,6 +535,22 @@ fn transfer(dice: &mut Dice, bits: u32, targets: &[u64]) -> Instruction {
     Instruction::with_branch(code, target).unwrap()
 }
 
+/// How functions begin and end: registers are pushed, or popped before a return; behind STI sometimes.
+fn saved(dice: &mut Dice) -> Vec<Instruction> {
+    let code = dice.choose(&[Code::Push_r64, Code::Pop_r64]);
+    let mut instructions = Vec::new();
+    if dice.one_in(4) {
+        instructions.push(Instruction::with(Code::Sti));
+    }
+    for _ in 0..1 + dice.below(7) {
+        instructions.push(Instruction::with1(code, register(dice, 64, 8)).unwrap());
+    }
+    if code == Code::Pop_r64 && dice.one_in(2) {
+        instructions.push(Instruction::with(Code::Retnq));
+    }
+    instructions
+}
+
 impl Program {
     /// Of 64-bit or 32-bit code.
     pub fn random(dice: &mut Dice, bits: u32) -> Program {
@@ -557,25 +573,32 @@ impl Program {
                 if at + 16 > bytes.len() {
                     break;
                 }
-                let instruction = if dice.one_in(5) {
-                    transfer(dice, bits, &starts)
+                let instructions = if dice.one_in(5) {
+                    vec![transfer(dice, bits, &starts)]
+                } else if bits == 64 && dice.one_in(12) {
+                    saved(dice)
                 } else {
                     let family = match dice.below(4) {
                         0 => Family::Integers,
                         _ => family,
                     };
                     let code = dice.choose(forms(family, bits));
-                    random(dice, bits, code)
+                    vec![random(dice, bits, code)]
                 };
-                let length = encoder.encode(&instruction, base + at as u64);
-                let mut encoded = encoder.take_buffer();
-                if length.is_ok() {
-                    bytes[at..at + encoded.len()].copy_from_slice(&encoded);
-                    starts.push(base + at as u64);
-                    at += encoded.len();
+                for instruction in instructions {
+                    if at + 16 > bytes.len() {
+                        break;
+                    }
+                    let length = encoder.encode(&instruction, base + at as u64);
+                    let mut encoded = encoder.take_buffer();
+                    if length.is_ok() {
+                        bytes[at..at + encoded.len()].copy_from_slice(&encoded);
+                        starts.push(base + at as u64);
+                        at += encoded.len();
+                    }
+                    encoded.clear();
+                    encoder.set_buffer(encoded);
                 }
-                encoded.clear();
-                encoder.set_buffer(encoded);
             }
             let jump = if bits == 64 {
                 Code::Jmp_rel32_64
