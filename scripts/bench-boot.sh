@@ -1,12 +1,13 @@
 #!/bin/bash
-# Measures how long Debian's kernel takes to the initramfs' first line, in Reprise's soft CPU and in QEMU's TCG; and how
-# much faster two busy shells are on two vCPUs than on one.
+# Measures how long Debian's kernel takes to the initramfs' first line in QEMU's TCG and in Reprise's soft CPU, whose hot code is
+# translated or all of which is interpreted (translate=off); and how much faster two busy shells are on two vCPUs than on one.
 #
 # usage: scripts/bench-boot.sh [boot|smp]
 #
-# Both boot the same vmlinux and initramfs with 1 vCPU and 512 MiB, in turn, RUNS times each (5), and the medians are
-# compared. QEMU is Debian's qemu-system-x86, machine microvm; without ACPI, for with it QEMU's microvm has no timer that
-# this kernel calibrates its clocks with under TCG. QEMU=FILE takes another one.
+# All boot the same vmlinux and initramfs with 1 vCPU and 512 MiB, in turn, RUNS times each (5), and the medians are compared: of the
+# host's clock, and of the processor time of all threads of a machine, which a busy host blurs less. QEMU is Debian's qemu-system-x86,
+# machine microvm; without ACPI, for with it QEMU's microvm has no timer that this kernel calibrates its clocks with under TCG.
+# QEMU=FILE takes another one, and SKIP_BUILD=1 the binary of Reprise that is there.
 set -euo pipefail
 
 cd "$(dirname "$0")/.."
@@ -23,29 +24,36 @@ if ! command -v "$qemu" >/dev/null; then
     apt-get update -q >&2
     DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends qemu-system-x86 seabios >&2
 fi
-cargo build --release --locked --quiet --package reprise-vmm --bin reprise
+[ -n "${SKIP_BUILD:-}" ] || cargo build --release --locked --quiet --package reprise-vmm --bin reprise
 scripts/guest.sh >/dev/null
 guest=target/guest
 
-# Runs the command $2… and prints how many seconds pass until its output has line $1; then ends it.
+ticks=$(getconf CLK_TCK)
+
+# Runs the command $2… and prints how many seconds pass until its output has line $1, and how many of its processors' time; then
+# ends it.
 seconds_to_line() {
-    local line=$1 start=$EPOCHREALTIME end='' text
+    local line=$1 start=$EPOCHREALTIME end='' text used
     shift
     coproc machine { exec "$@" </dev/null 2>/dev/null; }
     local pid=$machine_PID
     while IFS= read -r -t 120 text <&"${machine[0]}"; do
         if [[ $text == *"$line"* ]]; then
             end=$EPOCHREALTIME
+            # utime and stime, behind a name that may have blanks.
+            used=$(sed 's/.*) //' "/proc/$pid/stat" | cut -d' ' -f12,13)
             break
         fi
     done
     kill "$pid" 2>/dev/null || true
     wait "$pid" 2>/dev/null || true
     [ -n "$end" ] || fail "no line \"$line\" from: $*"
-    awk -v start="$start" -v end="$end" 'BEGIN { printf "%.3f\n", end - start }'
+    awk -v start="$start" -v end="$end" -v used="$used" -v ticks="$ticks" \
+        'BEGIN { split(used, of); printf "%.3f %.3f\n", end - start, (of[1] + of[2]) / ticks }'
 }
 
-median() { sort -n | awk '{ all[NR] = $1 } END { print all[int((NR + 1) / 2)] }'; }
+# Of column $1.
+median() { awk -v column="$1" '{ print $column }' | sort -n | awk '{ all[NR] = $1 } END { print all[int((NR + 1) / 2)] }'; }
 
 in_reprise() {
     seconds_to_line "$1" "$reprise" run --hypervisor soft --cpus "$2" --memory 512M --serial tty \
@@ -59,16 +67,22 @@ in_qemu() {
 }
 
 bench_boot() {
-    local ours=() theirs=() run
+    local qemus=() translated=() interpreted=() run
     for ((run = 1; run <= runs; run++)); do
-        ours+=("$(in_reprise "$first_line" 1 "$cmdline")")
-        theirs+=("$(in_qemu "$first_line" 1 "$cmdline")")
-        echo "run $run: reprise-soft ${ours[-1]} s, qemu-tcg ${theirs[-1]} s" >&2
+        qemus+=("$(in_qemu "$first_line" 1 "$cmdline")")
+        translated+=("$(in_reprise "$first_line" 1,translate=on "$cmdline")")
+        interpreted+=("$(in_reprise "$first_line" 1,translate=off "$cmdline")")
+        echo "run $run: qemu-tcg ${qemus[-1]}, translated ${translated[-1]}, interpreted ${interpreted[-1]}" >&2
     done
-    local a b
-    a=$(printf '%s\n' "${ours[@]}" | median)
-    b=$(printf '%s\n' "${theirs[@]}" | median)
-    awk -v a="$a" -v b="$b" 'BEGIN { printf "boot reprise-soft %.2f s, qemu-tcg %.2f s, ratio %.2f\n", a, b, a / b }'
+    local column a b c
+    for column in 1 2; do
+        a=$(printf '%s\n' "${qemus[@]}" | median $column)
+        b=$(printf '%s\n' "${translated[@]}" | median $column)
+        c=$(printf '%s\n' "${interpreted[@]}" | median $column)
+        awk -v column=$column -v a="$a" -v b="$b" -v c="$c" 'BEGIN {
+            printf "boot, %s: qemu-tcg %.2f s, translated %.2f s (%.2f times as long), interpreted %.2f s (%.2f)\n",
+                column == 1 ? "clock" : "processor", a, b, b / a, c, c / a }'
+    done
 }
 
 # Two busy shells at once; the guest itself measures.
@@ -85,8 +99,8 @@ bench_smp() {
         echo "run $run: 1 vCPU ${one[-1]} s, 2 vCPUs ${two[-1]} s" >&2
     done
     local a b
-    a=$(printf '%s\n' "${one[@]}" | median)
-    b=$(printf '%s\n' "${two[@]}" | median)
+    a=$(printf '%s\n' "${one[@]}" | median 1)
+    b=$(printf '%s\n' "${two[@]}" | median 1)
     awk -v a="$a" -v b="$b" 'BEGIN { printf "two busy shells on 1 vCPU %.2f s, on 2 vCPUs %.2f s, ratio %.2f\n", a, b, b / a }'
 }
 

@@ -12,7 +12,8 @@ use crate::HypervisorError;
 /// Which processor a guest sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum CpuModel {
-    /// Everything that works here.
+    /// Everything that works here, but AVX-512 only if this host's processor has it: in software alone, a guest's libraries are
+    /// faster without.
     #[default]
     Host,
     /// x86-64-v2: SSE4.2, POPCNT, CMPXCHG16B; and AES, PCLMULQDQ, RDRAND.
@@ -51,6 +52,11 @@ impl CpuModel {
             _ => Self::V2,
         };
         self.rank() >= first.rank()
+    }
+
+    /// Whether it goes without these instructions on this host, although it includes them.
+    pub(crate) fn leaves_out(self, feature: CpuidFeature) -> bool {
+        self == Self::Host && V4.contains(&feature) && !is_x86_feature_detected!("avx512f")
     }
 
     /// Whether it has what is not part of any level, such as 57-bit addresses.
@@ -122,6 +128,16 @@ mod tests {
                 .all(|feature| *feature == XSAVE || !CpuModel::V2.includes(*feature))
         );
         assert!(V4.iter().all(|feature| !CpuModel::V3.includes(*feature)));
+    }
+
+    #[test]
+    fn only_the_host_model_goes_without_what_the_host_lacks() {
+        let is_there = is_x86_feature_detected!("avx512f");
+        for (feature, _) in INSTRUCTIONS {
+            assert!(!CpuModel::V4.leaves_out(*feature), "{feature:?}");
+            let expected = !is_there && V4.contains(feature);
+            assert_eq!(CpuModel::Host.leaves_out(*feature), expected, "{feature:?}");
+        }
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl Default for CpusConfig {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum CpuModel {
-    /// Everything that works here.
+    /// Everything that works here, but AVX-512 only if this host's processor has it.
     #[default]
     Host,
     /// x86-64-v2 (SSE4.2, POPCNT), with AES, PCLMULQDQ and RDRAND.

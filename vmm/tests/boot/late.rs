@@ -38,12 +38,12 @@ fn prompt_log(guest: &Guest, vcpus: u32) -> Log {
 }
 
 /// Every access to every device is answered late, and the guest sees nothing of it but time.
-fn boot_with_every_device_late(vcpus: u32) {
+fn boot_with_every_device_late(vcpus: u32, translates: bool) {
     let Some(guest) = Guest::get() else { return };
     let prompt = prompt_log(&guest, vcpus);
     let serve = Serve::start();
     let delays = json!([{"device": "*", "us": "0..300", "seed": vcpus}]);
-    let cpus = json!({"boot_vcpus": vcpus, "max_vcpus": vcpus});
+    let cpus = json!({"boot_vcpus": vcpus, "max_vcpus": vcpus, "translate": translates});
     let mut console = serve.boot_with(&guest, &guest.kernel, &cpus, "console=ttyS0", &delays);
     console.wait_for_shell();
     Log::of(console.boot_log()).assert_same(&prompt);
@@ -70,11 +70,11 @@ fn boot_with_every_device_late(vcpus: u32) {
 }
 
 #[test]
-fn with_every_device_late_a_guest_prints_the_same_but_for_times() {
-    boot_with_every_device_late(1);
+fn with_every_device_late_an_interpreted_guest_prints_the_same_as_a_translated_one_but_for_times() {
+    boot_with_every_device_late(1, false);
 }
 
 #[test]
 fn with_every_device_late_a_guest_on_two_vcpus_prints_the_same_but_for_times() {
-    boot_with_every_device_late(2);
+    boot_with_every_device_late(2, true);
 }

@@ -28,10 +28,11 @@ fn every_processor_model_boots_with_the_flags_of_its_level_and_without_those_of_
         console.wait_for_shell();
         let line = console.run("grep -m1 ^flags /proc/cpuinfo");
         let flags: Vec<&str> = line.split_whitespace().collect();
-        for (level, (_, expected)) in levels.iter().enumerate() {
+        for (level_number, (level, expected)) in levels.iter().enumerate() {
             for flag in *expected {
                 // XSAVE itself is there without what it is for.
-                let there = level <= own || *flag == "xsave";
+                let is_left_out = *model == "host" && *level == "v4" && !is_x86_feature_detected!("avx512f");
+                let there = level_number <= own && !is_left_out || *flag == "xsave";
                 assert_eq!(flags.contains(flag), there, "{flag} of {model}: {line}");
             }
         }

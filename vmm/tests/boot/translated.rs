@@ -1,17 +1,19 @@
 //! Guests whose hot code is translated, and what they executed.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
 use std::process::Command;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
-use reprise_hypervisor::{SoftHypervisor, Stress, Translation};
+use reprise_hypervisor::{Hypervisor, SoftHypervisor, Stress, Translation};
 use reprise_vmm::config::{CpusConfig, MemoryConfig, PayloadConfig, VmConfig};
 use reprise_vmm::console::Console;
 use reprise_vmm::machine::{Machine, MachineEnd, MachineOptions};
 
 use crate::guest::Guest;
+use crate::log::Log;
 use crate::wait::{EVENTUALLY, eventually, output};
 
 /// What the guest is asked to do.
@@ -89,24 +91,48 @@ impl Write for Printed {
     }
 }
 
-#[test]
-fn a_guest_with_a_tier_chosen_at_random_for_each_block_boots_and_works() {
-    if std::env::var_os("REPRISE_LONG").is_none() {
-        eprintln!("skipped: it takes long; REPRISE_LONG=1 runs it");
-        return;
-    }
-    let Some(guest) = Guest::get() else { return };
+/// Boots a guest on two vCPUs to its end: what it prints, and the counters of one of them.
+fn boot(guest: &Guest, hypervisor: &dyn Hypervisor, cmdline: &str) -> (Vec<u8>, BTreeMap<String, u64>) {
     let config = VmConfig {
         cpus: CpusConfig::of(2),
         memory: MemoryConfig::of(512 << 20),
         payload: PayloadConfig {
             kernel: Some(guest.kernel.clone()),
             initramfs: Some(guest.initramfs.clone()),
-            cmdline: Some(CMDLINE.to_owned()),
+            cmdline: Some(cmdline.to_owned()),
             ..PayloadConfig::default()
         },
         ..VmConfig::default()
     };
+    let printed = Printed::default();
+    let options = MachineOptions {
+        console: Some(Console::sink(Box::new(printed.clone())).unwrap()),
+        ..MachineOptions::default()
+    };
+    let (tell, ends) = channel();
+    let on_end = Box::new(move |end| tell.send(end).unwrap());
+    let machine = Machine::new(&config, hypervisor, options, on_end).unwrap();
+    machine.start();
+    let end = ends.recv_timeout(EVENTUALLY);
+    let own = eventually("the counters of a vCPU that has ended", || {
+        let own = machine.counters().remove("vcpu0")?;
+        own.contains_key("blocks_translated").then_some(own)
+    });
+    machine.stop();
+    let printed = printed.0.lock().unwrap().clone();
+    assert_printed(&printed, "2");
+    assert_eq!(end, Ok(MachineEnd::PowerOff));
+    (printed, own)
+}
+
+#[test]
+fn a_guest_with_a_tier_chosen_at_random_for_each_block_prints_the_same_as_an_interpreted_one_but_for_times() {
+    if std::env::var_os("REPRISE_LONG").is_none() {
+        eprintln!("skipped: it takes long; REPRISE_LONG=1 runs it");
+        return;
+    }
+    let Some(guest) = Guest::get() else { return };
+    let cmdline = CMDLINE.replace(" quiet", "");
     // In a buffer that is full again and again.
     let translation = Translation {
         threshold: 8,
@@ -116,24 +142,12 @@ fn a_guest_with_a_tier_chosen_at_random_for_each_block_boots_and_works() {
             starved: false,
         },
     };
-    let printed = Printed::default();
-    let options = MachineOptions {
-        console: Some(Console::sink(Box::new(printed.clone())).unwrap()),
-        ..MachineOptions::default()
-    };
-    let (tell, ends) = channel();
-    let on_end = Box::new(move |end| tell.send(end).unwrap());
-    let machine = Machine::new(&config, &SoftHypervisor.translating(translation), options, on_end).unwrap();
-    machine.start();
-    let end = ends.recv_timeout(EVENTUALLY);
-    let own = eventually("the counters of a vCPU that has ended", || {
-        let own = machine.counters().remove("vcpu0")?;
-        own.contains_key("blocks_translated").then_some(own)
-    });
-    machine.stop();
-    assert_printed(&printed.0.lock().unwrap(), "2");
-    assert_eq!(end, Ok(MachineEnd::PowerOff));
+    let (interpreted, own) = boot(&guest, &SoftHypervisor.interpreting(), &cmdline);
+    assert_eq!(own["blocks_translated"], 0);
+    let (mixed, own) = boot(&guest, &SoftHypervisor.translating(translation), &cmdline);
     println!("{own:?}");
+    let log = |printed: &[u8]| Log::of(&String::from_utf8_lossy(printed));
+    log(&mixed).assert_same(&log(&interpreted));
     if own["blocks_translated"] > 0 {
         assert!(own["translated_instructions"] * 10 > own["instructions"], "{own:?}");
         assert!(own["translated_instructions"] < own["instructions"], "{own:?}");

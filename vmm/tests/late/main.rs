@@ -8,5 +8,7 @@ mod gone;
 mod restarts;
 mod second;
 mod silent;
+#[path = "../tier/mod.rs"]
+mod tier;
 mod user_device;
 mod world;

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::code::image;
+use crate::tier;
 
 /// Long enough for anything that is going to happen.
 pub const EVENTUALLY: Duration = Duration::from_secs(120);
@@ -35,7 +36,7 @@ impl World {
         fs::write(&kernel, image(code)).unwrap();
         let world = Self::serve(folder);
         let config = json!({
-            "cpus": {"boot_vcpus": vcpus, "max_vcpus": vcpus},
+            "cpus": {"boot_vcpus": vcpus, "max_vcpus": vcpus, "translate": tier::translates()},
             "memory": {"size": 16 << 20},
             "payload": {"kernel": kernel},
             "serial": {"mode": "Socket", "socket": world.path("console")},

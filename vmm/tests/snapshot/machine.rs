@@ -17,7 +17,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::backends::{AT_ONCE, on_each};
-use crate::guest;
+use crate::{guest, tier};
 
 /// As long as it takes.
 const LONG: Duration = Duration::from_secs(120);
@@ -40,7 +40,10 @@ impl Place {
         let kernel = folder.path().join("kernel");
         guest::write(&kernel);
         let config = VmConfig {
-            cpus: CpusConfig::of(1),
+            cpus: CpusConfig {
+                translate: tier::translates(),
+                ..CpusConfig::of(1)
+            },
             memory: MemoryConfig::of(16 << 20),
             payload: PayloadConfig {
                 kernel: Some(kernel),

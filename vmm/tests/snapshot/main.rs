@@ -7,3 +7,5 @@ mod code;
 mod guest;
 mod machine;
 mod process;
+#[path = "../tier/mod.rs"]
+mod tier;

@@ -12,7 +12,7 @@ use reprise_vmm::snapshot::{Prefault, Snapshot};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::guest;
+use crate::{guest, tier};
 
 /// Long enough for anything that is going to happen.
 const EVENTUALLY: Duration = Duration::from_secs(120);
@@ -32,6 +32,7 @@ impl Place {
         guest::write(&place.path("kernel"));
         let config = json!({
             "payload": {"kernel": place.path("kernel")},
+            "cpus": {"boot_vcpus": 1, "max_vcpus": 1, "translate": tier::translates()},
             "memory": {"size": 16 << 20},
             "serial": {"mode": "Socket", "socket": place.path("console")},
         });

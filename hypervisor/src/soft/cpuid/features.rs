@@ -50,7 +50,8 @@ const SHARED_EDX: u32 = 1 << 1          // virtual-8086 mode extensions
 
 /// Whether the instructions are there for a guest of `model`.
 pub fn announces(model: CpuModel, feature: CpuidFeature) -> bool {
-    feature != CpuidFeature::MONITOR && model.includes(feature) && executes(feature)
+    let is_included = model.includes(feature) && !model.leaves_out(feature);
+    feature != CpuidFeature::MONITOR && is_included && executes(feature)
 }
 
 impl Word {
