@@ -1,6 +1,7 @@
 //! Between the tiers: when a block is translated, entered, and what is done where translated code leaves.
 
-use super::{Counters, Emulator, Left, next_page, try_again};
+use super::run::{Left, next_page, try_again};
+use super::{Counters, Emulator};
 use crate::access::{Access, Linear, Stop};
 use crate::blocks::{Block, Heat};
 use crate::cpu::{CodeSize, Cr0, Cr4, Seg, Shadow, flags, fpu, gpr};
