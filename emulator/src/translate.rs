@@ -33,8 +33,9 @@
 //!
 //! # Parts
 //! `state`: what translated code reaches. `buffer`, `assembler`: where and how code is written. `class`: what is translated.
-//! `block`: a block and its exits; `copied`, `memory`, `stack`, `branch`, `vector`, `control`, `divide`: its instructions. `thunks`: the way in and out.
-//! `cache`: all blocks of a CPU. The driver is `emulator::tier`.
+//! `listing`: which instructions a block has. `block`: their host code, and its exits; `copied`, `memory`, `stack`, `branch`, `vector`,
+//! `control`, `divide`: instructions by kind; `ways`: where it goes on. `thunks`: the way in and out. `cache`: all blocks of a CPU. The
+//! driver is `emulator::tier`.
 
 mod assembler;
 mod block;
@@ -45,11 +46,13 @@ mod class;
 mod control;
 mod copied;
 mod divide;
+mod listing;
 mod memory;
 mod stack;
 pub(crate) mod state;
 mod thunks;
 mod vector;
+mod ways;
 
 pub(crate) use block::{Exit, NO_FUEL, Sort};
 pub(crate) use cache::{Known, Made, Translator};

@@ -6,8 +6,9 @@ use std::hash::BuildHasherDefault;
 use iced_x86::{Encoder, InstructionInfoFactory};
 
 use super::assembler::{Assembler, distance};
-use super::block::{Emitter, Entry, Listing, Site, Sort, Tools};
+use super::block::{Emitter, Entry, Site, Sort, Tools};
 use super::buffer::Buffer;
+use super::listing::Listing;
 use super::state::State;
 use super::thunks::Thunks;
 use super::{Stress, Translation, TranslationError};

@@ -16,7 +16,8 @@
 use iced_x86::{Instruction, Register};
 
 use super::assembler::{ADDEND, ADDRESS, COUNTER, Memory, STATE, Short, home};
-use super::block::{Emitter, Exit, Unencodable, is_canonical};
+use super::block::{Emitter, Exit, Unencodable};
+use super::listing::is_canonical;
 use super::state::at;
 
 /// A 64-bit register by number.
