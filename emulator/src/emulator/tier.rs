@@ -231,6 +231,8 @@ impl Emulator {
                     let intent = if writes { Intent::Write } else { Intent::Read };
                     match self.fast.learn(&self.cpu, at, u64::from(size), intent) {
                         Ok(()) => host = resume,
+                        // A device: the fast way would learn no more.
+                        Err(Stop::Careful) => break (site.rip, site.undone, Way::Stopped(Left::Careful)),
                         Err(_) => break (site.rip, site.undone, Way::Interpret),
                     }
                 }
